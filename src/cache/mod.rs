@@ -1,0 +1,1 @@
+//! The proxy's own work in Redis: deletions, the marker, purges.

@@ -1,0 +1,1 @@
+//! The four divergences, side by side, on real servers.

@@ -1,0 +1,1 @@
+//! Follows Postgres's logical replication: commits become fences and deletions.

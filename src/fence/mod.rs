@@ -1,0 +1,1 @@
+//! The decision: what is remembered of recent writes, and whether a fill is newer.

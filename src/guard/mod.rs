@@ -1,0 +1,1 @@
+//! Guards: which rows feed which keys.

@@ -1,0 +1,1 @@
+//! Postgres's wire protocol, as far as a walsender needs it.

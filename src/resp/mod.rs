@@ -1,0 +1,1 @@
+//! Cuts RESP bytes into requests and replies without copying them.
