@@ -1,6 +1,5 @@
 //! Settings: what the TOML file and the environment can say, and what is refused before anything starts.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -258,4 +257,80 @@ pub enum LostFills {
 pub struct Admin {
     /// `host:port` of the HTTP port.
     pub listen: String,
+}
+
+impl Default for Proxy {
+    fn default() -> Self {
+        Self { listen: vec!["127.0.0.1:6380".into()], mode: Mode::Enforce, max_clients: 10_000, threads: 0 }
+    }
+}
+
+impl Default for Redis {
+    fn default() -> Self {
+        Self { url: "redis://127.0.0.1:6379/0".into(), upstream: Upstream::Shared }
+    }
+}
+
+impl Default for Fence {
+    fn default() -> Self {
+        Self {
+            history: Duration::from_secs(60),
+            lease_ttl: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(1),
+            max_keys: 10_000_000,
+            poll_interval: Duration::from_millis(5),
+        }
+    }
+}
+
+impl Default for WhenFeedLost {
+    fn default() -> Self {
+        Self { reads: LostReads::Serve, fills: LostFills::Cap, fills_ttl: Duration::from_secs(1) }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:9187".into() }
+    }
+}
+
+fn cachefence_name() -> String {
+    "cachefence".into()
+}
+
+fn five_seconds() -> Duration {
+    Duration::from_secs(5)
+}
+
+fn ten_seconds() -> Duration {
+    Duration::from_secs(10)
+}
+
+fn one_minute() -> Duration {
+    Duration::from_secs(60)
+}
+
+/// Durations as people write them: `5ms`, `10s`, `1h`.
+mod duration {
+    use super::*;
+
+    pub fn deserialize<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.split_at(digits);
+        let bad = || {
+            serde::de::Error::custom(format!("{text:?} is not a duration such as \"5ms\", \"10s\" or \"1h\""))
+        };
+        let millis = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(bad()),
+        };
+        let number: u64 = number.parse().map_err(|_| bad())?;
+        number.checked_mul(millis).map(Duration::from_millis).ok_or_else(bad)
+    }
 }
