@@ -16,9 +16,8 @@ use crate::config;
 pub use matcher::{GuardList, Matcher};
 pub use template::{ColumnKind, Template, TemplateError};
 
-/// A guard, by its place in the configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct GuardId(pub u16);
+pub use crate::fence::GuardId;
+use crate::fence::KeyHash;
 
 /// Why the configured guards cannot be used. Each names the setting.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -259,7 +258,7 @@ fn length_prefixed(text: &str) -> Vec<u8> {
 ///
 /// Seeded anew by every process from the operating system's entropy: clients choose keys, and must not be able to
 /// aim one at another's fence.
-pub fn key_hash(db: u32, key: &[u8]) -> u64 {
+pub fn key_hash(db: u32, key: &[u8]) -> KeyHash {
     static STATE: LazyLock<SeedableRandomState> = LazyLock::new(|| {
         let entropy = || std::hash::RandomState::new().hash_one("cachefence");
         SeedableRandomState::with_seed(entropy(), SharedSeed::global_random())
@@ -267,7 +266,7 @@ pub fn key_hash(db: u32, key: &[u8]) -> u64 {
     let mut hasher = STATE.build_hasher();
     hasher.write_u32(db);
     hasher.write(key);
-    hasher.finish()
+    KeyHash(hasher.finish())
 }
 
 #[cfg(test)]

@@ -1,0 +1,177 @@
+//! The proxy's own connection to Redis: a few commands at a time, each with its reply.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use redis_protocol::resp2::decode::decode_bytes_mut;
+use redis_protocol::resp2::types::BytesFrame;
+use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::Address;
+use crate::resp::put_request;
+use crate::transport::Transport;
+
+/// A reply of Redis.
+pub type Reply = BytesFrame;
+
+/// Why the proxy's own work in Redis failed. None of these ends the proxy: it is tried again.
+#[derive(Debug, Error)]
+pub enum CacheError {
+    /// The socket failed.
+    #[error("Redis at {address}: {source}")]
+    Io {
+        /// Which Redis.
+        address: String,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// No answer in time.
+    #[error("Redis at {address} has not answered {command} for {seconds} s")]
+    Silent {
+        /// Which Redis.
+        address: String,
+        /// The command.
+        command: String,
+        /// How long.
+        seconds: u64,
+    },
+    /// Redis refused a command.
+    #[error("Redis at {address} refused {command}: {error}")]
+    Refused {
+        /// Which Redis.
+        address: String,
+        /// The command.
+        command: String,
+        /// In Redis's words.
+        error: String,
+    },
+    /// Redis answered something that the command cannot answer.
+    #[error("Redis at {address} gave a reply to {command} that cannot be read")]
+    Unreadable {
+        /// Which Redis.
+        address: String,
+        /// The command.
+        command: String,
+    },
+}
+
+/// How long Redis may take to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long Redis may take to answer. It may be busy for long (a KEYS on millions of keys), and a connection
+/// given up too early only adds to its work.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A connection of the proxy's own.
+#[derive(Debug)]
+pub struct Connection {
+    stream: Transport,
+    address: String,
+    incoming: BytesMut,
+    outgoing: BytesMut,
+    /// `run_id` of `INFO server`: another one means that Redis was restarted or replaced.
+    pub run_id: String,
+}
+
+impl Connection {
+    /// Connects, logs in, names the connection and selects the guards' db.
+    ///
+    /// # Errors
+    /// When any of it fails.
+    pub async fn open(address: &Address, name: &str) -> Result<Self, CacheError> {
+        let io = |source| CacheError::Io { address: address.to_string(), source };
+        let connected = timeout(CONNECT_TIMEOUT, address.connect()).await;
+        let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(io)?;
+        let mut connection = Self {
+            stream,
+            address: address.to_string(),
+            incoming: BytesMut::with_capacity(4096),
+            outgoing: BytesMut::with_capacity(4096),
+            run_id: String::new(),
+        };
+        if let Some(auth) = address.auth() {
+            connection.call(&auth).await?;
+        }
+        connection.call(&[b"CLIENT", b"SETNAME", name.as_bytes()]).await?;
+        connection.call(&[b"SELECT", address.db.to_string().as_bytes()]).await?;
+        let info = connection.call(&[b"INFO", b"server"]).await?;
+        let info = info.as_str().unwrap_or_default();
+        let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
+        connection.run_id = run_id.trim().to_owned();
+        Ok(connection)
+    }
+
+    /// Runs one command. An error reply is an error.
+    ///
+    /// # Errors
+    /// When the command could not be sent, was not answered, or was refused.
+    pub async fn call(&mut self, command: &[&[u8]]) -> Result<Reply, CacheError> {
+        self.queue(command);
+        self.send().await?;
+        self.reply(&name(command)).await
+    }
+
+    /// Adds a command to those that [`Connection::send`] sends.
+    pub fn queue(&mut self, command: &[&[u8]]) {
+        put_request(&mut self.outgoing, command);
+    }
+
+    /// Bytes that wait to be sent.
+    pub fn queued(&self) -> usize {
+        self.outgoing.len()
+    }
+
+    /// Sends what is queued, in one write where the socket takes it.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub async fn send(&mut self) -> Result<(), CacheError> {
+        let sent = timeout(REPLY_TIMEOUT, self.stream.write_all(&self.outgoing)).await;
+        self.outgoing.clear();
+        sent.map_err(|_| self.silent("a write"))?.map_err(|source| self.io(source))
+    }
+
+    /// Reads the next reply, which is that of `command`.
+    ///
+    /// # Errors
+    /// When it does not come, cannot be read, or is an error.
+    pub async fn reply(&mut self, command: &str) -> Result<Reply, CacheError> {
+        loop {
+            match decode_bytes_mut(&mut self.incoming) {
+                Ok(Some((BytesFrame::Error(error), _, _))) => {
+                    return Err(CacheError::Refused {
+                        address: self.address.clone(),
+                        command: command.to_owned(),
+                        error: error.to_string(),
+                    });
+                }
+                Ok(Some((reply, _, _))) => return Ok(reply),
+                Ok(None) => {}
+                Err(_) => {
+                    return Err(CacheError::Unreadable { address: self.address.clone(), command: command.to_owned() });
+                }
+            }
+            let read = timeout(REPLY_TIMEOUT, self.stream.read_buf(&mut self.incoming)).await;
+            let read = read.map_err(|_| self.silent(command))?.map_err(|source| self.io(source))?;
+            if read == 0 {
+                return Err(self.io(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+    }
+
+    fn io(&self, source: io::Error) -> CacheError {
+        CacheError::Io { address: self.address.clone(), source }
+    }
+
+    fn silent(&self, command: &str) -> CacheError {
+        let seconds = REPLY_TIMEOUT.as_secs();
+        CacheError::Silent { address: self.address.clone(), command: command.to_owned(), seconds }
+    }
+}
+
+/// The command's name, without its arguments, which may be keys or a password.
+fn name(command: &[&[u8]]) -> String {
+    command.first().map(|name| String::from_utf8_lossy(name).into_owned()).unwrap_or_default()
+}

@@ -1,0 +1,121 @@
+//! The marker: a key in Redis that tells where this Redis's data stands in Postgres's history.
+//!
+//! It is written together with the deletions, before the feed confirms them. Whatever happens to either
+//! side (a lost slot, a Redis that restarted empty or went back to an old dump, another database, other
+//! guards), comparing the marker with the feed tells whether the cache's content can still be trusted.
+
+use crate::position::Lsn;
+
+/// Which history of which database positions belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// `IDENTIFY_SYSTEM`'s system identifier.
+    pub system_id: u64,
+    /// Its timeline.
+    pub timeline: u32,
+}
+
+/// What the marker's key holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marker {
+    /// The history that `applied` belongs to.
+    pub identity: Identity,
+    /// The slot that the feed reads.
+    pub slot: String,
+    /// Every key that a commit up to here changed has been deleted.
+    pub applied: Lsn,
+    /// The process that wrote it.
+    pub incarnation: String,
+    /// Of the guards (see `Guards::digest`).
+    pub guards: u64,
+}
+
+/// What the marker says of Redis's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Everything up to here was deleted.
+    At(Lsn),
+    /// There is no marker: a new or emptied Redis, or one that never belonged to this slot.
+    Missing,
+    /// It was written for another system, timeline or slot, or cannot be read.
+    Foreign,
+    /// It was written for other guards: keys that are guarded now were not then.
+    OtherGuards,
+}
+
+impl Marker {
+    /// The key that holds the marker of a slot.
+    pub fn key(slot: &str) -> String {
+        format!("cachefence:{slot}")
+    }
+
+    /// What Redis's answer to a GET of [`Marker::key`] says, compared with what would be written now.
+    pub fn judge(&self, found: Option<&str>) -> Standing {
+        let Some(found) = found else { return Standing::Missing };
+        let Some(found) = Self::parse(found) else { return Standing::Foreign };
+        if found.identity != self.identity || found.slot != self.slot {
+            Standing::Foreign
+        } else if found.guards != self.guards {
+            Standing::OtherGuards
+        } else {
+            Standing::At(found.applied)
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let mut field = |name: &str| words.next()?.strip_prefix(name)?.strip_prefix('=');
+        Some(Self {
+            identity: Identity { system_id: field("system")?.parse().ok()?, timeline: field("timeline")?.parse().ok()? },
+            slot: field("slot")?.to_owned(),
+            applied: field("applied")?.parse().ok()?,
+            incarnation: field("incarnation")?.to_owned(),
+            guards: u64::from_str_radix(field("guards")?, 16).ok()?,
+        })
+    }
+}
+
+impl std::fmt::Display for Marker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { identity: Identity { system_id, timeline }, slot, applied, incarnation, guards } = self;
+        write!(f, "system={system_id} timeline={timeline} slot={slot} applied={applied} ")?;
+        write!(f, "incarnation={incarnation} guards={guards:016x}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marker() -> Marker {
+        Marker {
+            identity: Identity { system_id: 7_300_000_000_000_000_001, timeline: 1 },
+            slot: "cachefence".into(),
+            applied: Lsn(0x16B_3748),
+            incarnation: "0f3a".into(),
+            guards: 0xfeed,
+        }
+    }
+
+    #[test]
+    fn it_reads_what_it_writes() {
+        assert_eq!(Marker::parse(&marker().to_string()), Some(marker()));
+        assert_eq!(marker().judge(Some(&marker().to_string())), Standing::At(Lsn(0x16B_3748)));
+    }
+
+    #[test]
+    fn another_history_is_not_trusted() {
+        let written = |change: &dyn Fn(&mut Marker)| {
+            let mut other = marker();
+            change(&mut other);
+            marker().judge(Some(&other.to_string()))
+        };
+        assert_eq!(marker().judge(None), Standing::Missing);
+        assert_eq!(marker().judge(Some("rubbish")), Standing::Foreign);
+        assert_eq!(written(&|m| m.identity.system_id += 1), Standing::Foreign);
+        assert_eq!(written(&|m| m.identity.timeline += 1), Standing::Foreign);
+        assert_eq!(written(&|m| m.slot.push('2')), Standing::Foreign);
+        assert_eq!(written(&|m| m.guards += 1), Standing::OtherGuards);
+        assert_eq!(written(&|m| m.incarnation.push('x')), Standing::At(Lsn(0x16B_3748)), "a predecessor's");
+    }
+}

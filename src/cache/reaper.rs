@@ -1,0 +1,132 @@
+//! The reaper: ends fills whose connection broke, and upstream connections of dead predecessors.
+//!
+//! A closed socket does not take its bytes with it. What our side wrote may still sit in Redis's socket
+//! buffer, and be executed after the key's deletion (fact F13; seen 20 times of 20 with a busy Redis). Redis
+//! forgets them only when the connection is gone on its side: so it is killed there, seen gone, and the key
+//! is deleted after that.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::{Abandoned, Address, CacheError, Connection, Upstreams};
+use crate::fence::Fence;
+
+/// Ends abandoned fills, one connection's after another's.
+#[derive(Debug)]
+pub struct Reaper {
+    /// Where Redis is.
+    pub address: Address,
+    /// The name of this incarnation.
+    pub name: String,
+    /// Where the fills are in flight.
+    pub fence: Arc<Fence>,
+    /// Who waits for their end.
+    pub upstreams: Arc<Upstreams>,
+    /// What was abandoned.
+    pub abandoned: mpsc::UnboundedReceiver<Abandoned>,
+}
+
+const RETRY: Duration = Duration::from_millis(200);
+
+impl Reaper {
+    /// Works until the process ends.
+    pub async fn run(mut self) {
+        let mut connection = None;
+        while let Some(abandoned) = self.abandoned.recv().await {
+            while let Err(error) = self.reap(&mut connection, &abandoned).await {
+                warn!(%error, fills = abandoned.fills.len(), "cannot end abandoned fills yet; trying again");
+                connection = None;
+                sleep(RETRY).await;
+            }
+            for fill in &abandoned.fills {
+                self.fence.finish(fill.hash, fill.id);
+            }
+            self.upstreams.ended.notify_waiters();
+        }
+    }
+
+    async fn reap(&self, connection: &mut Option<Connection>, abandoned: &Abandoned) -> Result<(), CacheError> {
+        // Nothing was sent on a connection that never learnt its id.
+        let Some(id) = abandoned.redis_id else { return Ok(()) };
+        let connection = match connection {
+            Some(connection) => connection,
+            none => none.insert(Connection::open(&self.address, &self.name).await?),
+        };
+        kill(connection, id, &abandoned.name).await?;
+        for keys in abandoned.fills.chunks(512) {
+            let mut unlink: Vec<&[u8]> = vec![b"UNLINK"];
+            unlink.extend(keys.iter().map(|fill| &*fill.key));
+            connection.call(&unlink).await?;
+        }
+        info!(connection = abandoned.name, fills = abandoned.fills.len(), "abandoned fills ended, keys deleted");
+        Ok(())
+    }
+}
+
+/// Kills a connection on Redis's side, and returns when it is seen gone.
+///
+/// By id *and* name: ids begin at 1 again when Redis restarts, and another client's must not be hit.
+async fn kill(connection: &mut Connection, id: u64, name: &str) -> Result<(), CacheError> {
+    let id = id.to_string();
+    loop {
+        let listed = connection.call(&[b"CLIENT", b"LIST", b"ID", id.as_bytes()]).await?;
+        let listed = listed.as_str().unwrap_or_default().lines().any(|line| field(line, "name") == Some(name));
+        if !listed {
+            return Ok(());
+        }
+        kill_id(connection, &id).await?;
+    }
+}
+
+/// Kills the connections of earlier incarnations that share our slot, and returns when they are seen gone.
+///
+/// # Errors
+/// When Redis fails or refuses.
+pub(super) async fn kill_predecessors(connection: &mut Connection, slot_name: &str, own: &str) -> Result<(), CacheError> {
+    loop {
+        let reply = connection.call(&[b"CLIENT", b"LIST"]).await?;
+        let list = reply.as_str().unwrap_or_default();
+        let predecessor = |line: &&str| {
+            let name = field(line, "name").unwrap_or_default();
+            let of_slot = name.strip_prefix(slot_name).is_some_and(|rest| rest.starts_with(':'));
+            of_slot && name.strip_prefix(own).is_none_or(|rest| !rest.is_empty() && !rest.starts_with(':'))
+        };
+        let ids: Vec<String> =
+            list.lines().filter(predecessor).filter_map(|line| field(line, "id").map(str::to_owned)).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        info!(connections = ids.len(), "closing the connections of an earlier cachefence with this slot");
+        for id in ids {
+            kill_id(connection, &id).await?;
+        }
+    }
+}
+
+async fn kill_id(connection: &mut Connection, id: &str) -> Result<(), CacheError> {
+    // How many were killed: 0 if it went by itself, which the next look will tell.
+    connection.call(&[b"CLIENT", b"KILL", b"ID", id.as_bytes()]).await.map(drop)
+}
+
+/// A field of a line of `CLIENT LIST`: `id=3 addr=... name=...`.
+fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    line.split(' ').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_client_list_is_read() {
+        let line = "id=3 addr=127.0.0.1:5 laddr=127.0.0.1:6 fd=8 name=cachefence:s:01:7 age=0";
+        assert_eq!(field(line, "name"), Some("cachefence:s:01:7"));
+        assert_eq!(field(line, "id"), Some("3"));
+        assert_eq!(field(line, "addr"), Some("127.0.0.1:5"));
+        assert_eq!(field(line, "none"), None);
+    }
+}

@@ -1,0 +1,150 @@
+//! The proxy's connections on which fills travel, known to the deleting side so that it can end one.
+//!
+//! A fill that Redis has not answered stands in the way of the deletion of its key, and a fill whose
+//! connection broke may still sit in Redis's socket buffer, to be executed *after* that deletion (fact F13).
+//! Both end the same way: the connection is killed on Redis's side too, and the key is deleted again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use dashmap::DashMap;
+use tokio::sync::{Notify, mpsc};
+
+use crate::fence::{FillId, KeyHash};
+
+/// A connection to Redis that can carry fills.
+#[derive(Debug)]
+pub struct Upstream {
+    number: u32,
+    /// `CLIENT ID`; 0 until Redis has said it.
+    redis_id: AtomicU64,
+    doomed: AtomicBool,
+    doom: Notify,
+}
+
+impl Upstream {
+    /// Its number: the high half of its fills' [`FillId`]s, and the last part of its name in `CLIENT LIST`.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Remembers what Redis calls it.
+    pub fn set_redis_id(&self, id: u64) {
+        self.redis_id.store(id, Ordering::Release);
+    }
+
+    /// What Redis calls it, if it has said so.
+    pub fn redis_id(&self) -> Option<u64> {
+        Some(self.redis_id.load(Ordering::Acquire)).filter(|id| *id != 0)
+    }
+
+    /// Asks the connection's owner to abandon it.
+    pub fn doom(&self) {
+        self.doomed.store(true, Ordering::Release);
+        self.doom.notify_one();
+    }
+
+    /// Waits until somebody asks for the end of this connection.
+    pub async fn doomed(&self) {
+        while !self.doomed.load(Ordering::Acquire) {
+            self.doom.notified().await;
+        }
+    }
+}
+
+/// Fills whose connection is gone on this side and may live on in Redis.
+#[derive(Debug)]
+pub struct Abandoned {
+    /// What Redis called the connection; none if nothing was sent on it.
+    pub redis_id: Option<u64>,
+    /// Its name in `CLIENT LIST`.
+    pub name: String,
+    /// The fills.
+    pub fills: Vec<AbandonedFill>,
+}
+
+/// A fill that nobody knows the fate of.
+#[derive(Debug)]
+pub struct AbandonedFill {
+    /// Its key's hash.
+    pub hash: KeyHash,
+    /// Its number.
+    pub id: FillId,
+    /// Its key.
+    pub key: Box<[u8]>,
+}
+
+/// All connections that can carry fills.
+#[derive(Debug)]
+pub struct Upstreams {
+    /// The beginning of their names in `CLIENT LIST`.
+    name: String,
+    next: AtomicU32,
+    open: DashMap<u32, Arc<Upstream>>,
+    /// Woken when a fill ends that somebody waits for.
+    pub ended: Notify,
+    abandoned: mpsc::UnboundedSender<Abandoned>,
+}
+
+impl Upstreams {
+    /// None yet. `name` is that of this incarnation. Abandoned fills go to the receiver: not bounded by the channel,
+    /// but by the fills that clients have in flight.
+    pub fn new(name: String) -> (Self, mpsc::UnboundedReceiver<Abandoned>) {
+        let (abandoned, receiver) = mpsc::unbounded_channel();
+        (Self { name, next: AtomicU32::new(1), open: DashMap::new(), ended: Notify::new(), abandoned }, receiver)
+    }
+
+    /// Registers a new connection.
+    pub fn register(&self) -> Arc<Upstream> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let upstream = Arc::new(Upstream {
+            number,
+            redis_id: AtomicU64::new(0),
+            doomed: AtomicBool::new(false),
+            doom: Notify::new(),
+        });
+        self.open.insert(number, upstream.clone());
+        upstream
+    }
+
+    /// The name that the connection must have in `CLIENT LIST` before a fill is sent on it: a successor
+    /// finds its predecessors by it.
+    pub fn name(&self, upstream: &Upstream) -> String {
+        format!("{}:{}", self.name, upstream.number)
+    }
+
+    /// Forgets a connection that is closed on this side, and hands over its fills that were not answered.
+    pub fn close(&self, upstream: &Upstream, fills: Vec<AbandonedFill>) {
+        self.open.remove(&upstream.number);
+        if !fills.is_empty() {
+            let abandoned = Abandoned { redis_id: upstream.redis_id(), name: self.name(upstream), fills };
+            // Nobody receives only while the process ends: nothing will be confirmed then.
+            let _ = self.abandoned.send(abandoned);
+        }
+    }
+
+    /// Asks for the end of the connection that carries a fill.
+    pub fn doom(&self, fill: FillId) {
+        let upstream = self.open.get(&((fill.0 >> 32) as u32)).map(|entry| entry.value().clone());
+        if let Some(upstream) = upstream {
+            upstream.doom();
+        }
+    }
+
+    /// Asks for the end of every connection: the Redis they lead to has been replaced.
+    pub fn doom_all(&self) {
+        for entry in &self.open {
+            entry.value().doom();
+        }
+    }
+
+    /// How many are open.
+    pub fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Whether none is open.
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+}

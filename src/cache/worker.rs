@@ -1,0 +1,394 @@
+//! The worker: drain, delete, and only then let the feed confirm.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout_at};
+use tracing::{info, warn};
+
+use super::deleted::Deleted;
+use super::reaper::kill_predecessors;
+use super::{
+    Address, CacheError, CacheJob, Connection, GapReason, Identity, Invalidation, Marker, Reply, Standing, Upstreams,
+    purge_guards,
+};
+use crate::fence::{Fence, FillId, GuardId, KeyHash};
+use crate::guard::Guards;
+use crate::metrics::Metrics;
+use crate::position::Lsn;
+use crate::proxy::CommandTable;
+
+/// What the worker is made of.
+#[derive(Clone, Debug)]
+pub struct WorkerSettings {
+    /// Where Redis is.
+    pub address: Address,
+    /// The beginning of the names of all connections of this slot.
+    pub slot_name: String,
+    /// The name of this incarnation: `slot_name`, a colon, and the incarnation.
+    pub name: String,
+    /// The slot.
+    pub slot: String,
+    /// This process.
+    pub incarnation: String,
+    /// How long a deletion waits for a fill that Redis has not answered.
+    pub drain_timeout: Duration,
+    /// Delete nothing, write nothing; acknowledge.
+    pub observe: bool,
+}
+
+/// What others may know of the worker.
+#[derive(Debug, Default)]
+pub struct CacheState {
+    /// The worker's connection stands, and Redis does what it is asked.
+    pub connected: AtomicBool,
+    /// A purge is under way.
+    pub purging: AtomicBool,
+    /// Keys that wait to be deleted.
+    pub backlog: AtomicU64,
+    /// What went wrong last.
+    pub error: Mutex<Option<String>>,
+}
+
+/// Deletes what commits changed. Owns the proxy's own connection to Redis.
+pub struct Worker {
+    settings: WorkerSettings,
+    fence: Arc<Fence>,
+    guards: Arc<ArcSwap<Guards>>,
+    upstreams: Arc<Upstreams>,
+    commands: Arc<ArcSwap<CommandTable>>,
+    metrics: Arc<Metrics>,
+    state: Arc<CacheState>,
+    applied: watch::Sender<Lsn>,
+    connection: Option<Connection>,
+    /// Of the Redis that was last connected.
+    run_id: String,
+    /// Known once the feed has begun.
+    identity: Option<Identity>,
+    deleted: Deleted,
+    marker_written: Instant,
+}
+
+const RETRY: Duration = Duration::from_millis(200);
+/// Commits that one round trip to Redis takes, at most.
+const MAX_BATCH: usize = 4096;
+/// Keys of one UNLINK: Redis does nothing else while it executes one.
+const UNLINK_KEYS: usize = 512;
+/// Bytes of commands that are sent before their replies are read.
+const WINDOW: usize = 256 * 1024;
+/// An idle feed still moves; its marker follows at this pace.
+const MARKER_PACE: Duration = Duration::from_secs(1);
+
+/// What the worker shares with the rest of the proxy.
+pub struct Shared {
+    /// Where fills are in flight.
+    pub fence: Arc<Fence>,
+    /// Whose keys are purged.
+    pub guards: Arc<ArcSwap<Guards>>,
+    /// Who carries fills.
+    pub upstreams: Arc<Upstreams>,
+    /// Where the upstream's command table goes.
+    pub commands: Arc<ArcSwap<CommandTable>>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Worker {
+    /// A worker that has not connected yet. Where everything is deleted up to goes to `applied`.
+    pub fn new(settings: WorkerSettings, shared: Shared, state: Arc<CacheState>, applied: watch::Sender<Lsn>) -> Self {
+        let Shared { fence, guards, upstreams, commands, metrics } = shared;
+        Self {
+            settings,
+            fence,
+            guards,
+            upstreams,
+            commands,
+            metrics,
+            state,
+            applied,
+            connection: None,
+            run_id: String::new(),
+            identity: None,
+            deleted: Deleted::default(),
+            marker_written: Instant::now(),
+        }
+    }
+
+    /// Works until the feed is gone.
+    pub async fn run(mut self, mut jobs: mpsc::Receiver<CacheJob>) {
+        // Clients can be served before the feed has begun, with the command table of the Redis they talk to.
+        self.retrying(async |worker| worker.connected().await.map(drop)).await;
+        let mut batch = Vec::new();
+        while jobs.recv_many(&mut batch, MAX_BATCH).await > 0 {
+            let mut changes = Vec::new();
+            let mut advanced = Lsn(0);
+            for job in batch.drain(..) {
+                match job {
+                    CacheJob::Invalidate(change) => {
+                        advanced = change.end_lsn;
+                        changes.push(change);
+                    }
+                    CacheJob::Advance(lsn) => advanced = lsn,
+                    CacheJob::Start { identity, position, gap, done } => {
+                        self.apply(std::mem::take(&mut changes), advanced).await;
+                        self.start(identity, position, gap).await;
+                        advanced = position;
+                        // Nobody waits if the feed was lost again meanwhile; it will start once more.
+                        let _ = done.send(());
+                    }
+                }
+            }
+            self.apply(changes, advanced).await;
+        }
+    }
+
+    /// Deletes what the changes name, and moves the applied position.
+    async fn apply(&mut self, changes: Vec<Invalidation>, advanced: Lsn) {
+        if changes.is_empty() && advanced <= *self.applied.borrow() {
+            return;
+        }
+        if !self.settings.observe {
+            self.drain(changes.iter().flat_map(|change| change.draining.iter().copied()).collect()).await;
+            let keys: usize = changes.iter().map(|change| change.keys.len()).sum();
+            self.state.backlog.store(keys as u64, Ordering::Relaxed);
+            if !changes.is_empty() || self.marker_written.elapsed() >= MARKER_PACE {
+                self.retrying(async |worker| worker.delete(&changes, advanced).await).await;
+            }
+            self.state.backlog.store(0, Ordering::Relaxed);
+        }
+        self.count(&changes);
+        for change in changes {
+            if !change.truncated.is_empty() {
+                self.deleted.lost(change.end_lsn);
+            }
+            for (_, key) in change.keys {
+                self.deleted.push(change.end_lsn, key);
+            }
+        }
+        // Not moved in the marker, perhaps, but nothing was deleted either: a marker that is behind is true.
+        self.applied.send_if_modified(|applied| {
+            let moved = advanced > *applied;
+            *applied = advanced.max(*applied);
+            moved
+        });
+    }
+
+    /// Waits until the fills have ended. No client can hold that up: after `drain_timeout` the connections
+    /// that carry them are ended.
+    async fn drain(&self, mut fills: Vec<(KeyHash, FillId)>) {
+        let deadline = tokio::time::Instant::now() + self.settings.drain_timeout;
+        let mut doomed = false;
+        loop {
+            let ended = self.upstreams.ended.notified();
+            tokio::pin!(ended);
+            // Listening before looking: an end in between is not missed.
+            ended.as_mut().enable();
+            fills.retain(|(key, fill)| self.fence.is_in_flight(*key, *fill));
+            if fills.is_empty() {
+                return;
+            }
+            if doomed {
+                ended.await;
+            } else if timeout_at(deadline, ended).await.is_err() {
+                warn!(fills = fills.len(), "fills not answered within drain_timeout: ending their connections");
+                fills.iter().for_each(|(_, fill)| self.upstreams.doom(*fill));
+                doomed = true;
+            }
+        }
+    }
+
+    async fn delete(&mut self, changes: &[Invalidation], advanced: Lsn) -> Result<(), CacheError> {
+        self.connected().await?;
+        for change in changes.iter().filter(|change| !change.truncated.is_empty()) {
+            self.purge("truncate", |guard| change.truncated.contains(&guard)).await?;
+        }
+        let keys: Vec<&[u8]> =
+            changes.iter().flat_map(|change| change.keys.iter().map(|(_, key)| key.as_slice())).collect();
+        let marker = self.marker(advanced);
+        let connection = self.connected().await?;
+        unlink(connection, &keys, marker.as_ref()).await?;
+        self.marker_written = Instant::now();
+        Ok(())
+    }
+
+    fn marker(&self, applied: Lsn) -> Option<Marker> {
+        Some(Marker {
+            identity: self.identity?,
+            slot: self.settings.slot.clone(),
+            applied,
+            incarnation: self.settings.incarnation.clone(),
+            guards: self.guards.load().digest(),
+        })
+    }
+
+    /// The feed begins: what Redis holds is brought level with its position.
+    async fn start(&mut self, identity: Identity, position: Lsn, gap: Option<GapReason>) {
+        self.identity = Some(identity);
+        if gap.is_some() || *self.applied.borrow() == Lsn(0) {
+            self.deleted.restart(position);
+            self.applied.send_replace(position);
+        }
+        if self.settings.observe {
+            return;
+        }
+        // Whoever held the slot before may have fills under way.
+        self.retrying(async |worker| {
+            let (slot_name, own) = (worker.settings.slot_name.clone(), worker.settings.name.clone());
+            kill_predecessors(worker.connected().await?, &slot_name, &own).await?;
+            match gap {
+                Some(gap) => worker.purge(gap.label(), |_| true).await?,
+                None => worker.reassert().await?,
+            }
+            let marker = worker.marker(*worker.applied.borrow());
+            unlink(worker.connected().await?, &[], marker.as_ref()).await
+        })
+        .await;
+    }
+
+    /// Compares the marker with what was applied, and deletes again what this Redis has not seen deleted.
+    async fn reassert(&mut self) -> Result<(), CacheError> {
+        let applied = *self.applied.borrow();
+        let Some(expected) = self.marker(applied) else { return Ok(()) };
+        let key = Marker::key(&self.settings.slot);
+        let Some(connection) = &mut self.connection else { return Err(not_connected(&self.settings.address)) };
+        let found = connection.call(&[b"GET", key.as_bytes()]).await?;
+        match expected.judge(found.as_str()) {
+            Standing::At(lsn) if lsn >= applied => Ok(()),
+            Standing::At(lsn) => match self.deleted.after(lsn) {
+                Some(keys) => {
+                    let keys: Vec<&[u8]> = keys.collect();
+                    info!(marker = %lsn, %applied, keys = keys.len(), "this Redis is behind: deleting again");
+                    unlink(connection, &keys, Some(&expected)).await
+                }
+                None => self.purge("marker_behind", |_| true).await,
+            },
+            Standing::Missing => self.purge("marker_missing", |_| true).await,
+            Standing::Foreign => self.purge("marker_foreign", |_| true).await,
+            Standing::OtherGuards => self.purge("guards_changed", |_| true).await,
+        }
+    }
+
+    /// Deletes every key of the guards.
+    async fn purge(&mut self, reason: &'static str, wanted: impl Fn(GuardId) -> bool) -> Result<(), CacheError> {
+        // Fills that were let in before the fence was raised must not come after the SCAN has passed.
+        let mut draining = Vec::new();
+        self.fence.in_flight(&mut draining);
+        self.drain(draining).await;
+        self.metrics.purges(reason).inc();
+        self.state.purging.store(true, Ordering::Relaxed);
+        info!(reason, "purging the guarded keys");
+        let guards = self.guards.load_full();
+        let purged = match &mut self.connection {
+            Some(connection) => purge_guards(connection, &guards, wanted).await,
+            None => Err(not_connected(&self.settings.address)),
+        };
+        self.state.purging.store(false, Ordering::Relaxed);
+        info!(reason, keys = *purged.as_ref().unwrap_or(&0), "purge done");
+        purged.map(drop)
+    }
+
+    /// The connection, opened if there is none. A new one tells whether Redis is still the same.
+    async fn connected(&mut self) -> Result<&mut Connection, CacheError> {
+        if self.connection.is_none() {
+            let mut connection = Connection::open(&self.settings.address, &self.settings.name).await?;
+            let commands = connection.call(&[b"COMMAND"]).await?;
+            self.commands.store(Arc::new(CommandTable::of_server(&commands)));
+            let replaced = !self.run_id.is_empty() && self.run_id != connection.run_id;
+            self.run_id = connection.run_id.clone();
+            self.connection = Some(connection);
+            if replaced {
+                info!("Redis was restarted or replaced: closing every connection to the old one");
+                self.upstreams.doom_all();
+            }
+            if self.identity.is_some() && !self.settings.observe {
+                self.reassert().await?;
+            }
+            self.state.connected.store(true, Ordering::Relaxed);
+        }
+        // Just made, if it was not there.
+        match &mut self.connection {
+            Some(connection) => Ok(connection),
+            None => Err(not_connected(&self.settings.address)),
+        }
+    }
+
+    /// Tries until it succeeds: Redis away is a reason to hold the feed back, never to give up or to go on.
+    async fn retrying(&mut self, work: impl AsyncFn(&mut Self) -> Result<(), CacheError>) {
+        loop {
+            let outcome = work(self).await;
+            match outcome {
+                Ok(()) => {
+                    *self.state.error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                    return;
+                }
+                Err(error) => self.failed(error).await,
+            }
+        }
+    }
+
+    async fn failed(&mut self, error: CacheError) {
+        self.connection = None;
+        self.state.connected.store(false, Ordering::Relaxed);
+        self.state.purging.store(false, Ordering::Relaxed);
+        let text = error.to_string();
+        let mut last = self.state.error.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.as_deref() != Some(&text) {
+            warn!(error = text, "deletions wait, and the feed with them, until Redis does them");
+            *last = Some(text);
+        }
+        drop(last);
+        sleep(RETRY).await;
+    }
+
+    fn count(&self, changes: &[Invalidation]) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        for change in changes {
+            for (guard, _) in &change.keys {
+                self.metrics.guard(*guard).invalidated.inc();
+            }
+            if !change.keys.is_empty() || !change.truncated.is_empty() {
+                // The two clocks may differ; a commit from the future counts as just now.
+                let seconds = now - change.commit_time_us as f64 / 1e6;
+                self.metrics.invalidation_seconds().observe(seconds.max(0.0));
+            }
+        }
+    }
+}
+
+fn not_connected(address: &Address) -> CacheError {
+    CacheError::Io { address: address.to_string(), source: std::io::ErrorKind::NotConnected.into() }
+}
+
+/// Deletes keys and writes the marker after them, in as few round trips as their size allows.
+async fn unlink(connection: &mut Connection, keys: &[&[u8]], marker: Option<&Marker>) -> Result<(), CacheError> {
+    let mut sent = 0;
+    let mut command: Vec<&[u8]> = Vec::with_capacity(UNLINK_KEYS + 1);
+    for keys in keys.chunks(UNLINK_KEYS) {
+        command.clear();
+        command.push(b"UNLINK");
+        command.extend(keys);
+        connection.queue(&command);
+        sent += 1;
+        if connection.queued() > WINDOW {
+            settle(connection, &mut sent).await?;
+        }
+    }
+    if let Some(marker) = marker {
+        connection.queue(&[b"SET", Marker::key(&marker.slot).as_bytes(), marker.to_string().as_bytes()]);
+        sent += 1;
+    }
+    settle(connection, &mut sent).await
+}
+
+async fn settle(connection: &mut Connection, sent: &mut usize) -> Result<(), CacheError> {
+    connection.send().await?;
+    while *sent > 0 {
+        let reply = connection.reply("UNLINK and the marker").await?;
+        debug_assert!(matches!(reply, Reply::Integer(_) | Reply::SimpleString(_)));
+        *sent -= 1;
+    }
+    Ok(())
+}

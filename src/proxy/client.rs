@@ -1,0 +1,159 @@
+//! A client as its upstream connections see it: where its replies go, in their order.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::task::Waker;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::fence::ConnId;
+
+/// What a session shares with the links that carry its commands. All of them live on one thread.
+#[derive(Debug)]
+pub struct Client {
+    /// Its number, never used twice.
+    pub id: ConnId,
+    /// The db that its commands go to.
+    pub db: Cell<u32>,
+    out: RefCell<BytesMut>,
+    /// Commands sent upstream, and those of them that were answered.
+    sent: Cell<u64>,
+    answered: Cell<u64>,
+    /// The proxy's own replies that wait for the upstream's before them.
+    own: RefCell<VecDeque<(u64, Bytes)>>,
+    waker: RefCell<Option<Waker>>,
+    /// The session is gone; replies that still come are dropped.
+    gone: Cell<bool>,
+    /// Its upstream is gone in the middle of a reply: nothing that follows would make sense.
+    broken: Cell<bool>,
+}
+
+impl Client {
+    /// A client that has sent nothing yet.
+    pub fn new(id: ConnId) -> Self {
+        Self {
+            id,
+            db: Cell::new(0),
+            out: RefCell::default(),
+            sent: Cell::new(0),
+            answered: Cell::new(0),
+            own: RefCell::default(),
+            waker: RefCell::default(),
+            gone: Cell::new(false),
+            broken: Cell::new(false),
+        }
+    }
+
+    /// A command of this client goes upstream.
+    pub fn sent(&self) {
+        self.sent.set(self.sent.get() + 1);
+    }
+
+    /// Commands that the upstream has not answered.
+    pub fn outstanding(&self) -> u64 {
+        self.sent.get() - self.answered.get()
+    }
+
+    /// A reply of the proxy's own, in place: after the replies of everything that was sent before.
+    pub fn reply(&self, bytes: impl Into<Bytes>) {
+        let bytes = bytes.into();
+        if self.outstanding() == 0 {
+            self.out.borrow_mut().extend_from_slice(&bytes);
+        } else {
+            self.own.borrow_mut().push_back((self.sent.get(), bytes));
+        }
+        self.wake();
+    }
+
+    /// Bytes of the reply that is due.
+    pub fn deliver(&self, bytes: &[u8]) {
+        if !self.gone.get() {
+            self.out.borrow_mut().extend_from_slice(bytes);
+        }
+    }
+
+    /// The reply that is due is complete (or nobody wants it).
+    pub fn answered(&self) {
+        let answered = self.answered.get() + 1;
+        self.answered.set(answered);
+        let mut own = self.own.borrow_mut();
+        while let Some((after, bytes)) = own.front()
+            && *after <= answered
+        {
+            self.deliver(bytes);
+            own.pop_front();
+        }
+    }
+
+    /// Wakes the session. A link does so once a batch.
+    pub fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Who is woken when replies have come.
+    pub fn set_waker(&self, waker: &Waker) {
+        let mut current = self.waker.borrow_mut();
+        if !current.as_ref().is_some_and(|current| current.will_wake(waker)) {
+            *current = Some(waker.clone());
+        }
+    }
+
+    /// The replies that wait to be written to the socket.
+    pub fn out(&self) -> std::cell::RefMut<'_, BytesMut> {
+        self.out.borrow_mut()
+    }
+
+    /// How many bytes wait to be written.
+    pub fn waiting(&self) -> usize {
+        self.out.borrow().len()
+    }
+
+    /// The session is gone.
+    pub fn leave(&self) {
+        self.gone.set(true);
+        *self.out.borrow_mut() = BytesMut::new();
+        self.own.borrow_mut().clear();
+    }
+
+    /// Whether the session is gone.
+    pub fn is_gone(&self) -> bool {
+        self.gone.get()
+    }
+
+    /// A reply ended in the middle.
+    pub fn break_off(&self) {
+        self.broken.set(true);
+        self.wake();
+    }
+
+    /// Whether a reply ended in the middle.
+    pub fn is_broken(&self) -> bool {
+        self.broken.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_replies_wait_for_those_before_them() {
+        let client = Client::new(ConnId(1));
+        client.reply("+A\r\n");
+        client.sent();
+        client.sent();
+        client.reply("+C\r\n");
+        client.sent();
+        client.reply("+E\r\n");
+        client.deliver(b"+B1\r\n");
+        client.answered();
+        client.deliver(b"+B2\r\n");
+        client.answered();
+        client.deliver(b"+D\r\n");
+        client.answered();
+        assert_eq!(&client.out()[..], b"+A\r\n+B1\r\n+B2\r\n+C\r\n+D\r\n+E\r\n");
+        assert_eq!(client.outstanding(), 0);
+    }
+}

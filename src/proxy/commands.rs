@@ -1,0 +1,231 @@
+//! What a command is to the proxy: which way it goes, and whether it reads or fills a key.
+//!
+//! Whether a command can travel on a lane comes from the upstream's own `COMMAND` table; what the proxy has
+//! to understand itself is listed here. A command that neither knows gets a pin, for good: it may change the
+//! connection's state.
+
+use std::collections::HashMap;
+
+use crate::cache::Reply;
+
+/// A command, by what the proxy does with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Goes on a lane, untouched.
+    Plain,
+    /// Reads a key, and can miss.
+    Read(Read),
+    /// Puts data into a key.
+    Fill(FillForm),
+    /// `ASOF evidence command ...`.
+    Asof,
+    /// `MULTI`.
+    Multi,
+    /// `EXEC`.
+    Exec,
+    /// `DISCARD`.
+    Discard,
+    /// `WATCH`.
+    Watch,
+    /// `UNWATCH`.
+    Unwatch,
+    /// `SELECT`.
+    Select,
+    /// `AUTH`.
+    Auth,
+    /// `HELLO`.
+    Hello,
+    /// `CLIENT ...`.
+    Client,
+    /// `RESET`.
+    Reset,
+    /// `QUIT`.
+    Quit,
+    /// Waits for something, on a pin of its own.
+    Blocking,
+    /// From here on the replies do not answer the requests one by one (SUBSCRIBE, MONITOR).
+    Stream,
+    /// Changes the state of its connection, or nobody knows what it does: a pin, for good.
+    Unknown,
+    /// Not through this proxy (replication, SWAPDB).
+    Forbidden,
+}
+
+/// A read, by the shape of its miss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// One key; a nil (GET, HGET).
+    Nil,
+    /// One key; an empty array (HGETALL).
+    EmptyArray,
+    /// Every argument is a key; a nil for each (MGET).
+    NilPerKey,
+    /// One key; a nil for any field (HMGET).
+    NilPerField,
+    /// Every argument is a key; zero (EXISTS).
+    Zero,
+}
+
+/// A fill, by the form of its arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FillForm {
+    /// `SET key value [NX | XX] [GET] [EX s | PX ms | EXAT s | PXAT ms | KEEPTTL]`
+    Set,
+    /// `SETEX key seconds value`
+    SetEx,
+    /// `PSETEX key milliseconds value`
+    PSetEx,
+    /// `SETNX key value`
+    SetNx,
+    /// `GETSET key value`
+    GetSet,
+    /// `MSET key value ...`: the pairs stand alone.
+    MSet,
+    /// `MSETNX key value ...`: all or nothing.
+    MSetNx,
+    /// `HSET key field value ...`
+    HSet,
+    /// `HMSET key field value ...`
+    HMSet,
+}
+
+impl FillForm {
+    /// Whether it adds to the value instead of replacing it.
+    pub fn is_part(self) -> bool {
+        matches!(self, Self::HSet | Self::HMSet)
+    }
+
+    /// Whether every second argument is a key.
+    pub fn has_pairs(self) -> bool {
+        matches!(self, Self::MSet | Self::MSetNx)
+    }
+}
+
+/// The commands that the proxy knows by name.
+const KNOWN: &[(&str, Command)] = &[
+    ("GET", Command::Read(Read::Nil)),
+    ("HGET", Command::Read(Read::Nil)),
+    ("MGET", Command::Read(Read::NilPerKey)),
+    ("HMGET", Command::Read(Read::NilPerField)),
+    ("HGETALL", Command::Read(Read::EmptyArray)),
+    ("EXISTS", Command::Read(Read::Zero)),
+    ("SET", Command::Fill(FillForm::Set)),
+    ("SETEX", Command::Fill(FillForm::SetEx)),
+    ("PSETEX", Command::Fill(FillForm::PSetEx)),
+    ("SETNX", Command::Fill(FillForm::SetNx)),
+    ("GETSET", Command::Fill(FillForm::GetSet)),
+    ("MSET", Command::Fill(FillForm::MSet)),
+    ("MSETNX", Command::Fill(FillForm::MSetNx)),
+    ("HSET", Command::Fill(FillForm::HSet)),
+    ("HMSET", Command::Fill(FillForm::HMSet)),
+    ("ASOF", Command::Asof),
+    ("MULTI", Command::Multi),
+    ("EXEC", Command::Exec),
+    ("DISCARD", Command::Discard),
+    ("WATCH", Command::Watch),
+    ("UNWATCH", Command::Unwatch),
+    ("SELECT", Command::Select),
+    ("AUTH", Command::Auth),
+    ("HELLO", Command::Hello),
+    ("CLIENT", Command::Client),
+    ("RESET", Command::Reset),
+    ("QUIT", Command::Quit),
+    // Not flagged as blocking by every server, and about the connection's own writes.
+    ("WAIT", Command::Blocking),
+    ("WAITAOF", Command::Blocking),
+    ("SUBSCRIBE", Command::Stream),
+    ("PSUBSCRIBE", Command::Stream),
+    ("SSUBSCRIBE", Command::Stream),
+    ("MONITOR", Command::Stream),
+    ("SYNC", Command::Forbidden),
+    ("PSYNC", Command::Forbidden),
+    ("REPLCONF", Command::Forbidden),
+    // Would move guarded keys to another db under the fence's feet.
+    ("SWAPDB", Command::Forbidden),
+    // State of the connection.
+    ("READONLY", Command::Unknown),
+    ("READWRITE", Command::Unknown),
+    ("ASKING", Command::Unknown),
+    ("SCRIPT", Command::Unknown),
+    ("DEBUG", Command::Unknown),
+];
+
+/// All commands of the upstream.
+#[derive(Debug, Default)]
+pub struct CommandTable {
+    commands: HashMap<Box<[u8]>, Command, foldhash::fast::RandomState>,
+}
+
+/// The longest name that is looked up; Redis's own longest has 20 letters.
+const MAX_NAME: usize = 32;
+
+impl CommandTable {
+    /// The commands that the proxy knows itself; all others are unknown until the upstream has told.
+    pub fn known() -> Self {
+        let commands = KNOWN.iter().map(|(name, command)| (name.as_bytes().into(), *command)).collect();
+        Self { commands }
+    }
+
+    /// The table of a server, from its reply to `COMMAND`.
+    pub fn of_server(reply: &Reply) -> Self {
+        let mut table = Self::known();
+        let Reply::Array(entries) = reply else { return table };
+        for entry in entries {
+            // name, arity, flags, ...
+            let Reply::Array(parts) = entry else { continue };
+            let [Reply::BulkString(name), _, Reply::Array(flags), ..] = parts.as_slice() else { continue };
+            let has = |flag: &str| flags.iter().any(|f| f.as_str() == Some(flag));
+            let command = if has("blocking") {
+                Command::Blocking
+            } else if has("pubsub") && !has("fast") {
+                // PUBLISH is fast and plain; what is left subscribes, or tells of subscriptions.
+                Command::Unknown
+            } else if has("admin") {
+                // Slow or about connections (CONFIG is neither, but rare): not on a shared one.
+                Command::Unknown
+            } else {
+                Command::Plain
+            };
+            table.commands.entry(name.to_ascii_uppercase().into()).or_insert(command);
+        }
+        table
+    }
+
+    /// What a command is, by its name in any case.
+    pub fn get(&self, name: &[u8]) -> Command {
+        let mut upper = [0; MAX_NAME];
+        let Some(upper) = upper.get_mut(..name.len()) else { return Command::Unknown };
+        for (to, from) in upper.iter_mut().zip(name) {
+            *to = from.to_ascii_uppercase();
+        }
+        self.commands.get(&*upper).copied().unwrap_or(Command::Unknown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str, flags: &[&str]) -> Reply {
+        let flags = flags.iter().map(|f| Reply::SimpleString((*f).to_owned().into())).collect();
+        Reply::Array(vec![Reply::BulkString(name.to_owned().into()), Reply::Integer(1), Reply::Array(flags)])
+    }
+
+    #[test]
+    fn the_server_decides_what_can_share_a_lane() {
+        let table = CommandTable::of_server(&Reply::Array(vec![
+            entry("incr", &["write", "fast"]),
+            entry("blpop", &["write", "blocking"]),
+            entry("config", &["admin"]),
+            entry("publish", &["pubsub", "fast"]),
+            entry("get", &["readonly", "fast"]),
+        ]));
+        assert_eq!(table.get(b"Incr"), Command::Plain);
+        assert_eq!(table.get(b"PUBLISH"), Command::Plain);
+        assert_eq!(table.get(b"BLPOP"), Command::Blocking);
+        assert_eq!(table.get(b"config"), Command::Unknown);
+        assert_eq!(table.get(b"get"), Command::Read(Read::Nil), "what the proxy understands stays its own");
+        assert_eq!(table.get(b"my.module"), Command::Unknown);
+        assert_eq!(table.get(&[b'x'; 100]), Command::Unknown);
+    }
+}

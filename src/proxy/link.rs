@@ -1,0 +1,374 @@
+//! A link: one connection to Redis. Shared by many clients it is a lane, owned by one it is a pin.
+//!
+//! Commands are appended to one buffer, and what was expected of each to one queue; the link's task writes
+//! the buffer once all clients that had something to say have said it, so that commands of many clients
+//! leave in one write. Replies come in that order, and go to the clients in one wake-up each.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use tokio_util::io::poll_read_buf;
+
+use super::client::Client;
+use super::expect::{Delivery, Expected, Meaning, misses};
+use super::gate::Gate;
+use crate::cache::{AbandonedFill, Upstream};
+use crate::fence::FillId;
+use crate::resp::{ReplyScanner, integer, put_request};
+use crate::transport::Transport;
+
+/// How long Redis may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Requests that wait for Redis, in bytes, beyond which clients of this link are no longer read.
+pub const HIGH_WATER: usize = 4 * 1024 * 1024;
+/// Replies that wait for a pin's owner, in bytes, beyond which Redis is no longer read.
+const OWNER_HIGH_WATER: usize = 1024 * 1024;
+const READ_CHUNK: usize = 64 * 1024;
+/// An emptied buffer above this size is given back.
+const KEEP_CAPACITY: usize = 256 * 1024;
+
+/// One connection to Redis.
+pub struct Link {
+    gate: Arc<Gate>,
+    upstream: Arc<Upstream>,
+    /// Whose pin this is; none for a lane.
+    owner: RefCell<Option<Rc<Client>>>,
+    out: RefCell<BytesMut>,
+    expected: RefCell<VecDeque<Expected>>,
+    /// Replies do not answer requests one by one any more: all bytes go to the owner.
+    streaming: Cell<bool>,
+    named: Cell<bool>,
+    closing: Cell<bool>,
+    closed: Cell<bool>,
+    next_fill: Cell<u32>,
+    waker: RefCell<Option<Waker>>,
+    /// Sessions that wait for room in `out`.
+    crowd: RefCell<Vec<Rc<Client>>>,
+}
+
+impl Link {
+    /// A link that begins to connect once its task ([`Link::run`]) runs.
+    pub fn new(gate: Arc<Gate>, owner: Option<Rc<Client>>) -> Rc<Self> {
+        let upstream = gate.upstreams.register();
+        Rc::new(Self {
+            gate,
+            upstream,
+            owner: RefCell::new(owner),
+            out: RefCell::default(),
+            expected: RefCell::default(),
+            streaming: Cell::new(false),
+            named: Cell::new(false),
+            closing: Cell::new(false),
+            closed: Cell::new(false),
+            next_fill: Cell::new(0),
+            waker: RefCell::default(),
+            crowd: RefCell::default(),
+        })
+    }
+
+    /// Sends a command. `write` appends its bytes.
+    pub fn send(&self, write: impl FnOnce(&mut BytesMut), expected: Expected) {
+        if self.closed.get() {
+            // Nobody reads the queue any more.
+            return self.refuse(&expected);
+        }
+        if !matches!(expected.delivery, Delivery::Hidden) {
+            expected.client.sent();
+        }
+        write(&mut self.out.borrow_mut());
+        self.expected.borrow_mut().push_back(expected);
+        self.wake();
+    }
+
+    /// Sends bytes whose replies are not told apart.
+    pub fn send_raw(&self, bytes: &[u8]) {
+        self.out.borrow_mut().extend_from_slice(bytes);
+        self.wake();
+    }
+
+    /// A number for a fill that will be sent here.
+    pub fn fill_id(&self) -> FillId {
+        let next = self.next_fill.get();
+        self.next_fill.set(next.wrapping_add(1));
+        FillId(u64::from(self.upstream.number()) << 32 | u64::from(next))
+    }
+
+    /// Whether Redis knows this connection by its name and we know it by its id, so that a fill on it can be ended.
+    pub fn is_known(&self) -> bool {
+        self.named.get() && self.upstream.redis_id().is_some()
+    }
+
+    /// Asks Redis to name the connection, and for its id: first of all, and once more after a login.
+    pub fn introduce(&self, client: &Rc<Client>) {
+        let name = self.gate.upstreams.name(&self.upstream);
+        let expected = |meaning| Expected { client: client.clone(), delivery: Delivery::Hidden, meaning };
+        self.send(|out| put_request(out, &[b"CLIENT", b"SETNAME", name.as_bytes()]), expected(Meaning::Named));
+        self.send(|out| put_request(out, &[b"CLIENT", b"ID"]), expected(Meaning::RedisId));
+    }
+
+    /// From the next byte on, everything goes to the owner as it comes.
+    pub fn stream(&self) {
+        self.streaming.set(true);
+    }
+
+    /// Whether the session has to wait before it sends more.
+    pub fn is_crowded(&self, client: &Rc<Client>) -> bool {
+        let crowded = self.out.borrow().len() > HIGH_WATER;
+        if crowded {
+            self.crowd.borrow_mut().push(client.clone());
+        }
+        crowded
+    }
+
+    /// Whether it can be used.
+    pub fn is_open(&self) -> bool {
+        !self.closed.get() && !self.closing.get()
+    }
+
+    /// Ends it. Fills that were not answered are ended on Redis's side too.
+    pub fn close(&self) {
+        self.closing.set(true);
+        self.wake();
+    }
+
+    /// Gives a pin to another owner, or to none while it waits for one.
+    pub fn own(&self, owner: Option<Rc<Client>>) {
+        *self.owner.borrow_mut() = owner;
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// The link's task: connects, then carries commands and replies until the end.
+    pub async fn run(self: Rc<Self>) {
+        let why = match timeout(CONNECT_TIMEOUT, self.gate.address.connect()).await {
+            Ok(Ok(stream)) => self.serve(stream).await,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no answer to the connection request".to_owned(),
+        };
+        self.end(&why);
+    }
+
+    async fn serve(&self, mut stream: Transport) -> String {
+        // Before anything else is said on this connection, Redis has to know whose it is. What clients have
+        // sent meanwhile follows.
+        let introducer = Rc::new(Client::new(crate::fence::ConnId(0)));
+        let waiting = (self.out.take(), self.expected.take());
+        self.introduce(&introducer);
+        self.out.borrow_mut().unsplit(waiting.0);
+        self.expected.borrow_mut().extend(waiting.1);
+
+        let mut doomed = pin!(self.upstream.doomed());
+        let mut reading = Reading { incoming: BytesMut::with_capacity(READ_CHUNK), scanner: ReplyScanner::default() };
+        let served = std::future::poll_fn(|cx| {
+            if doomed.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(io::Error::other("a fill was not answered in time")));
+            }
+            self.poll(&mut stream, &mut reading, cx)
+        });
+        match served.await {
+            Ok(()) => "the connection was closed".to_owned(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    fn poll(&self, stream: &mut Transport, reading: &mut Reading, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        *self.waker.borrow_mut() = Some(cx.waker().clone());
+        if self.closing.get() {
+            return Poll::Ready(Ok(()));
+        }
+        let written = self.poll_write(stream, cx)?;
+        while !self.owner_is_slow() {
+            reading.incoming.reserve(READ_CHUNK / 4);
+            match poll_read_buf(Pin::new(&mut *stream), cx, &mut reading.incoming) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                Poll::Ready(Ok(_)) => self.take_replies(reading)?,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => break,
+            }
+        }
+        let _ = written;
+        Poll::Pending
+    }
+
+    fn poll_write(&self, stream: &mut Transport, cx: &mut Context<'_>) -> io::Result<bool> {
+        let mut out = self.out.borrow_mut();
+        while !out.is_empty() {
+            match Pin::new(&mut *stream).poll_write(cx, &out) {
+                Poll::Ready(written) => out.advance(written?),
+                Poll::Pending => break,
+            }
+        }
+        if out.is_empty() && out.capacity() > KEEP_CAPACITY {
+            *out = BytesMut::new();
+        }
+        if out.len() <= HIGH_WATER {
+            self.crowd.borrow_mut().drain(..).for_each(|client| client.wake());
+        }
+        Ok(out.is_empty())
+    }
+
+    /// A pin is read only as fast as its owner reads. A lane is always read: one client must not hold up
+    /// the others, and is cut off instead.
+    fn owner_is_slow(&self) -> bool {
+        self.owner.borrow().as_ref().is_some_and(|owner| owner.waiting() > OWNER_HIGH_WATER)
+    }
+
+    fn take_replies(&self, reading: &mut Reading) -> io::Result<()> {
+        let mut woken: Option<Rc<Client>> = None;
+        while !reading.incoming.is_empty() {
+            if self.streaming.get() && self.expected.borrow().is_empty() {
+                if let Some(owner) = &*self.owner.borrow() {
+                    owner.deliver(&reading.incoming);
+                    owner.wake();
+                }
+                reading.incoming.clear();
+                break;
+            }
+            let progress = reading.scanner.scan(&reading.incoming).map_err(io::Error::other)?;
+            let mut expected = self.expected.borrow_mut();
+            let Some(next) = expected.front() else {
+                return Err(io::Error::other("Redis sent a reply that nothing had asked for"));
+            };
+            let client = next.client.clone();
+            if progress.done {
+                let reply = reading.incoming.split_to(progress.bytes);
+                reading.scanner.reset();
+                let next = expected.pop_front();
+                drop(expected);
+                if let Some(next) = next {
+                    self.replied(next, &reply);
+                }
+            } else if next.streams() && progress.bytes > 0 {
+                // A large reply need not be held whole.
+                if matches!(next.delivery, Delivery::Forward) {
+                    client.deliver(&reading.incoming[..progress.bytes]);
+                }
+                reading.incoming.advance(progress.bytes);
+                reading.scanner.take(progress.bytes);
+                client.wake();
+                break;
+            } else {
+                break;
+            }
+            // Replies come in runs of one client: one wake-up a run.
+            if !woken.as_ref().is_some_and(|last| Rc::ptr_eq(last, &client))
+                && let Some(last) = woken.replace(client)
+            {
+                last.wake();
+            }
+        }
+        if let Some(last) = woken {
+            last.wake();
+        }
+        if reading.incoming.is_empty() && reading.incoming.capacity() > KEEP_CAPACITY {
+            reading.incoming = BytesMut::with_capacity(READ_CHUNK);
+        }
+        Ok(())
+    }
+
+    fn replied(&self, expected: Expected, reply: &[u8]) {
+        let Expected { client, delivery, meaning } = expected;
+        let error = reply.first() == Some(&b'-');
+        match meaning {
+            Meaning::None => {}
+            // Before the reply goes out: whoever reads the database after it sees what is settled now.
+            Meaning::Read(read, key) => {
+                if let Some(missed) = misses(read, reply, 0) {
+                    self.gate.read(&key, client.id, missed);
+                }
+            }
+            Meaning::Reads(read, keys) => {
+                for (place, key) in &keys {
+                    if let Some(missed) = misses(read, reply, *place) {
+                        self.gate.read(key, client.id, missed);
+                    }
+                }
+            }
+            Meaning::Fills(fills) => self.gate.finish(&fills),
+            Meaning::Named => self.named.set(!error),
+            Meaning::RedisId => {
+                let id = reply.get(1..reply.len().saturating_sub(2)).and_then(integer).filter(|_| !error);
+                if let Some(id) = id {
+                    self.upstream.set_redis_id(id as u64);
+                }
+            }
+            Meaning::Selected(db) => {
+                if !error {
+                    client.db.set(db);
+                }
+            }
+        }
+        match delivery {
+            Delivery::Hidden => return,
+            Delivery::Drop => {}
+            Delivery::SetNx if reply.starts_with(b"+") => client.deliver(b":1\r\n"),
+            Delivery::SetNx if reply.starts_with(b"$-1") => client.deliver(b":0\r\n"),
+            Delivery::Replace(bytes) if !error => client.deliver(&bytes),
+            Delivery::Forward | Delivery::SetNx | Delivery::Replace(_) => client.deliver(reply),
+        }
+        client.answered();
+    }
+
+    /// The end: what was not answered is answered with an error, and fills whose fate is unknown are handed
+    /// over to be ended on Redis's side.
+    fn end(&self, why: &str) {
+        self.closed.set(true);
+        let mut fills: Vec<AbandonedFill> = Vec::new();
+        let error = format!("-ERR cachefence: upstream {}: {why}\r\n", self.gate.address);
+        // Whether the first of them was answered in part already cannot be told from here, but a streamed
+        // reply that broke off has been delivered in part only where it was long.
+        for expected in self.expected.take() {
+            if let Meaning::Fills(unanswered) = expected.meaning {
+                fills.extend(unanswered);
+            }
+            if !matches!(expected.delivery, Delivery::Hidden) {
+                if !matches!(expected.delivery, Delivery::Drop) {
+                    expected.client.deliver(error.as_bytes());
+                }
+                expected.client.answered();
+                expected.client.wake();
+            }
+        }
+        if let Some(owner) = self.owner.take() {
+            if self.streaming.get() {
+                owner.break_off();
+            }
+            owner.wake();
+        }
+        self.crowd.borrow_mut().drain(..).for_each(|client| client.wake());
+        if !self.closing.get() {
+            self.gate.metrics.upstream_reconnects().inc();
+        }
+        self.gate.upstreams.close(&self.upstream, fills);
+    }
+
+    fn refuse(&self, expected: &Expected) {
+        if let Meaning::Fills(fills) = &expected.meaning {
+            // Never sent: nothing to end on Redis's side.
+            self.gate.finish(fills);
+        }
+        if matches!(expected.delivery, Delivery::Hidden | Delivery::Drop) {
+            return;
+        }
+        expected.client.reply(format!("-ERR cachefence: upstream {}: not connected\r\n", self.gate.address));
+    }
+}
+
+struct Reading {
+    incoming: BytesMut,
+    scanner: ReplyScanner,
+}
