@@ -1,1 +1,122 @@
 //! Cuts RESP bytes into requests and replies without copying them.
+//!
+//! Both scanners are resumable (a frame that arrives byte by byte costs linear work), iterative (nesting
+//! costs a counter, not stack) and keep their place as an offset into the caller's buffer. A request is cut
+//! into the ranges of its arguments; of a reply only the end is looked for.
+
+mod reply;
+mod request;
+
+use bytes::BufMut;
+use thiserror::Error;
+
+pub use reply::{Progress, ReplyScanner};
+pub use request::{Arguments, RequestScanner, Scanned};
+
+/// Bytes that are not the protocol, in the words that Redis uses for them.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("Protocol error: {0}")]
+pub struct ProtocolError(pub String);
+
+impl ProtocolError {
+    fn new(what: impl Into<String>) -> Self {
+        Self(what.into())
+    }
+}
+
+/// The longest bulk string, as Redis's default `proto-max-bulk-len`.
+pub const MAX_BULK: usize = 512 * 1024 * 1024;
+/// The most arguments of a request, as in Redis.
+pub const MAX_ARGUMENTS: usize = 1024 * 1024;
+/// The longest inline request, and the longest length line, as Redis's `PROTO_INLINE_MAX_SIZE`.
+pub const MAX_LINE: usize = 64 * 1024;
+
+/// Reads a line that begins at `from`: the place of its `\r`, once its `\n` is there too.
+fn line_end(bytes: &[u8], from: usize) -> Option<usize> {
+    let line = bytes.get(from..)?;
+    // Length lines are a few bytes long: a plain loop beats a vectorised search.
+    let end = line.iter().take(32).position(|b| *b == b'\r').or_else(|| {
+        line.get(32..).and_then(|rest| rest.iter().position(|b| *b == b'\r')).map(|at| at + 32)
+    })?;
+    (line.len() > end + 1).then_some(from + end)
+}
+
+/// A decimal number as Redis's `string2ll` takes it: a minus is allowed, a plus, a blank or nothing is not.
+pub fn integer(text: &[u8]) -> Option<i64> {
+    let (negative, digits) = match text {
+        [b'-', digits @ ..] => (true, digits),
+        digits => (false, digits),
+    };
+    if digits.is_empty() || digits.len() > 19 || (digits[0] == b'0' && (digits.len() > 1 || negative)) {
+        return None;
+    }
+    let mut value: i64 = 0;
+    for digit in digits {
+        if !digit.is_ascii_digit() {
+            return None;
+        }
+        // Built downwards, so that the lowest number fits.
+        value = value.checked_mul(10)?.checked_sub(i64::from(digit - b'0'))?;
+    }
+    if negative { Some(value) } else { value.checked_neg() }
+}
+
+/// Appends a bulk string.
+pub fn put_bulk(out: &mut impl BufMut, bytes: &[u8]) {
+    put_header(out, b'$', bytes.len());
+    out.put_slice(bytes);
+    out.put_slice(b"\r\n");
+}
+
+/// Appends a type byte and a length: `*3\r\n`.
+pub fn put_header(out: &mut impl BufMut, kind: u8, length: usize) {
+    out.put_u8(kind);
+    put_decimal(out, length as u64);
+    out.put_slice(b"\r\n");
+}
+
+/// Appends a number in decimal digits.
+pub fn put_decimal(out: &mut impl BufMut, number: u64) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    let mut rest = number;
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    out.put_slice(&digits[at..]);
+}
+
+/// Appends a request.
+pub fn put_request(out: &mut impl BufMut, arguments: &[&[u8]]) {
+    put_header(out, b'*', arguments.len());
+    for argument in arguments {
+        put_bulk(out, argument);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_are_those_of_redis() {
+        assert_eq!(integer(b"-9223372036854775808"), Some(i64::MIN));
+        assert_eq!(integer(b"9223372036854775807"), Some(i64::MAX));
+        assert_eq!(integer(b"0"), Some(0));
+        for bad in [&b""[..], b"-", b"+1", b" 1", b"01", b"-0", b"1x", b"9223372036854775808"] {
+            assert_eq!(integer(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn requests_are_put_as_clients_send_them() {
+        let mut out = Vec::new();
+        put_request(&mut out, &[b"SET", b"k", b""]);
+        assert_eq!(out, b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$0\r\n\r\n");
+    }
+}

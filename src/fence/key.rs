@@ -1,0 +1,141 @@
+//! What is remembered of one key.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::lease::Leases;
+use super::{FillId, Stale, Write};
+use crate::position::{Lsn, Snapshot, Xid};
+
+/// How many writes of a key are remembered by xid, the last one included.
+///
+/// Unrelated rows can become visible in another order than their commits' LSNs (fact F5), so a key that
+/// depends on many rows must remember each xid, not only the last.
+pub(super) const MAX_XIDS: usize = 8;
+
+/// One key's state: 24 bytes when nothing but its last write is known, which is what most keys of a large table are.
+#[derive(Debug, Default)]
+pub(super) struct KeyState {
+    /// The last write; its LSN is 0 when there is none.
+    last: Lsn,
+    xid: Xid,
+    extra: Option<Box<Extra>>,
+}
+
+/// What only some keys have.
+#[derive(Debug, Default)]
+pub(super) struct Extra {
+    /// The writes before the last, oldest first.
+    older: SmallVec<[Write; 1]>,
+    /// Writes up to here are remembered by LSN only: a snapshot must contain the first polled one that saw them all.
+    covered: Lsn,
+    pub leases: Leases,
+    pub in_flight: SmallVec<[FillId; 2]>,
+    /// Somebody waits for a fill of this key to end.
+    pub draining: bool,
+}
+
+impl KeyState {
+    /// The end of the last write of this key, unless the floor has passed it.
+    pub fn last(&self, floor: Lsn) -> Option<Lsn> {
+        (self.last > floor).then_some(self.last)
+    }
+
+    pub fn extra(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+
+    pub fn leases(&self) -> usize {
+        self.extra.as_ref().map_or(0, |extra| extra.leases.len())
+    }
+
+    pub fn is_in_flight(&self, fill: FillId) -> bool {
+        self.extra.as_ref().is_some_and(|extra| extra.in_flight.contains(&fill))
+    }
+
+    pub fn existing_extra(&mut self) -> Option<&mut Extra> {
+        self.extra.as_deref_mut()
+    }
+
+    /// Remembers a write. Writes come in the order of their LSNs; one that was seen before (the feed re-sends
+    /// what it has not confirmed) changes nothing.
+    pub fn write(&mut self, write: Write, floor: Lsn) {
+        if write.lsn <= self.last {
+            return;
+        }
+        let before = Write { xid: self.xid, lsn: self.last };
+        (self.last, self.xid) = (write.lsn, write.xid);
+        // A write that the floor has passed is forgotten: every evidence has to be past the floor anyway.
+        if before.lsn <= floor {
+            return;
+        }
+        let extra = self.extra();
+        extra.older.retain(|w| w.lsn > floor);
+        if extra.older.len() == MAX_XIDS - 1 {
+            let dropped = extra.older.remove(0);
+            extra.covered = dropped.lsn;
+        }
+        extra.older.push(before);
+    }
+
+    /// Judges an LSN (a replica's, or a lease's).
+    pub fn judge_lsn(&self, evidence: Lsn, floor: Lsn) -> Result<(), Stale> {
+        match self.last(floor) {
+            Some(last) if evidence < last => Err(Stale::Superseded(last)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Judges a snapshot. `cover` finds the first polled snapshot that saw every write up to an LSN.
+    pub fn judge_snapshot(
+        &self,
+        evidence: &Snapshot,
+        floor: Lsn,
+        cover: impl Fn(Lsn) -> Option<Arc<Snapshot>>,
+    ) -> Result<(), Stale> {
+        let Some(last) = self.last(floor) else { return Ok(()) };
+        if !evidence.sees(self.xid) {
+            return Err(Stale::Superseded(last));
+        }
+        let Some(extra) = &self.extra else { return Ok(()) };
+        if let Some(unseen) = extra.older.iter().find(|w| w.lsn > floor && !evidence.sees(w.xid)) {
+            return Err(Stale::Superseded(unseen.lsn));
+        }
+        let covered = extra.covered <= floor || cover(extra.covered).is_some_and(|c| evidence.includes(&c));
+        if covered { Ok(()) } else { Err(Stale::Superseded(extra.covered)) }
+    }
+
+    /// Whether a write is remembered, be it below the floor already.
+    pub fn has_write(&self) -> bool {
+        self.last > Lsn(0)
+    }
+
+    /// Nothing is left, and the key can go.
+    pub fn is_empty(&self) -> bool {
+        !self.has_write() && self.extra.is_none()
+    }
+
+    /// Drops what the floor has passed.
+    pub fn forget(&mut self, floor: Lsn) {
+        if self.last <= floor {
+            (self.last, self.xid) = (Lsn(0), Xid(0));
+        }
+        let Some(extra) = self.extra.as_deref_mut() else { return };
+        extra.older.retain(|w| w.lsn > floor);
+        let covered = extra.older.is_empty() && extra.covered <= floor;
+        if covered && extra.leases.is_empty() && extra.in_flight.is_empty() {
+            self.extra = None;
+        }
+    }
+
+    /// Drops every write and lease, because they are of another history; fills in flight stay.
+    pub fn forget_history(&mut self) {
+        (self.last, self.xid) = (Lsn(0), Xid(0));
+        if let Some(extra) = self.extra.as_deref_mut() {
+            extra.older.clear();
+            extra.covered = Lsn(0);
+            extra.leases.clear();
+        }
+    }
+}

@@ -1,0 +1,539 @@
+//! The table: one state per key, one lock per shard.
+//!
+//! The proof rests on two orders, both kept by the shard's lock:
+//!
+//! * A fill is judged and registered as in flight in one step. A write that comes after it finds it in flight
+//!   and waits for it before deleting; a write that came before it was there to judge it.
+//! * The floor is raised *before* the history that it stands for is dropped, and read *after* the key is
+//!   locked. Whoever finds the history gone finds the floor raised.
+
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+
+use super::key::{Extra, KeyState};
+use super::lease::{Lease, Use, Vouched};
+use super::past::Past;
+use super::{
+    ConnId, Evidence, FillId, GuardId, KeyHash, LeaseRule, Millis, Ruling, Settled, Stale, Unproven, Verdict,
+    Write,
+};
+use crate::position::{Lsn, Snapshot};
+
+/// What the table may hold, and for how long.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// How long a settled write is remembered.
+    pub history: Millis,
+    /// How long a miss vouches. Not above `history`, so that a lease never falls below the floor by time alone.
+    pub lease_ttl: Millis,
+    /// Keys, at most (overshot by a sixteenth before the oldest are dropped).
+    pub max_keys: usize,
+    /// Outstanding misses, at most.
+    pub max_leases: usize,
+    /// Guards in the configuration.
+    pub guards: usize,
+    /// Locks; a power of two above 1. Many, so that a shard that grows or is swept stalls nobody for long.
+    pub shards: usize,
+}
+
+/// A fill that asks to be let in.
+#[derive(Clone, Debug)]
+pub struct Fill<'a> {
+    /// Names it while it is in flight.
+    pub id: FillId,
+    /// The client's connection.
+    pub conn: ConnId,
+    /// The guards whose templates match the key.
+    pub guards: &'a [GuardId],
+    /// What the client itself said.
+    pub evidence: Option<&'a Evidence>,
+    /// Whose miss can vouch for it, where the client said nothing.
+    pub lease: LeaseRule,
+    /// It adds to the value instead of replacing it (HSET), so that it shares the lease of the part before it.
+    pub part: bool,
+}
+
+/// How full the table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Keys with a write in their history.
+    pub keys: usize,
+    /// Outstanding misses.
+    pub leases: usize,
+    /// Bytes, estimated.
+    pub bytes: usize,
+}
+
+/// The keys come hashed already.
+#[derive(Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
+/// A guard that was written as a whole (TRUNCATE). It counts as a write of each of its keys.
+#[derive(Default)]
+struct WholeGuard {
+    /// The last such write, readable without the lock: it is in the past nearly always.
+    last: AtomicU64,
+    state: Mutex<KeyState>,
+}
+
+/// What is remembered of every key.
+pub struct Fence {
+    limits: Limits,
+    keys: DashMap<KeyHash, KeyState, BuildHasherDefault<AsItIs>>,
+    guards: Vec<WholeGuard>,
+    /// Below this LSN per-key history is gone; `u64::MAX` while the table is being restarted.
+    floor: AtomicU64,
+    /// What a lease granted now is worth.
+    settled: AtomicU64,
+    /// `Settled::sources`, with [`SOURCE_LOST`] for none.
+    sources: AtomicU64,
+    past: RwLock<Past>,
+    entry_count: AtomicUsize,
+    written_keys: AtomicUsize,
+    lease_count: AtomicUsize,
+    /// Until when no lease of a key in this slot counts, because one could not be granted for lack of room.
+    ungranted: Box<[AtomicU64]>,
+    /// The last write's position, and positions at which a share of `max_keys` had been added: where to cut for room.
+    written: AtomicU64,
+    cuts: Mutex<Cuts>,
+}
+
+/// What of a key is counted.
+#[derive(Clone, Copy, Default)]
+struct Counted {
+    entries: usize,
+    writes: bool,
+    leases: usize,
+}
+
+impl Counted {
+    fn of(state: &KeyState) -> Self {
+        Self { entries: usize::from(!state.is_empty()), writes: state.has_write(), leases: state.leases() }
+    }
+}
+
+#[derive(Default)]
+struct Cuts {
+    added: usize,
+    at: std::collections::VecDeque<Lsn>,
+}
+
+const SOURCE_LOST: u64 = u64::MAX;
+const UNGRANTED_SLOTS: usize = 1 << 16;
+/// The table is cut for room in steps of this share of `max_keys`.
+const CUT: usize = 16;
+/// Bytes per entry: key, state, control byte, and the free places that a hash table needs.
+const ENTRY_BYTES: usize = 57;
+
+/// A thread that panicked while it held one of these locks left a state that is valid, if perhaps one write
+/// short of bookkeeping; the proxy goes on.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Fence {
+    /// An empty table whose floor is above everything: nothing is fresh until [`Fence::restart`].
+    pub fn new(limits: Limits) -> Self {
+        let shards = limits.shards.next_power_of_two().max(2);
+        Self {
+            keys: DashMap::with_capacity_and_hasher_and_shard_amount(
+                0,
+                BuildHasherDefault::default(),
+                shards,
+            ),
+            guards: (0..limits.guards).map(|_| WholeGuard::default()).collect(),
+            floor: AtomicU64::new(u64::MAX),
+            settled: AtomicU64::new(0),
+            sources: AtomicU64::new(SOURCE_LOST),
+            past: RwLock::default(),
+            entry_count: AtomicUsize::new(0),
+            written_keys: AtomicUsize::new(0),
+            lease_count: AtomicUsize::new(0),
+            ungranted: (0..UNGRANTED_SLOTS).map(|_| AtomicU64::new(0)).collect(),
+            written: AtomicU64::new(0),
+            cuts: Mutex::default(),
+            limits,
+        }
+    }
+
+    /// Begins another history: at the start, and after a gap. Nothing below `floor` is known, and what was
+    /// known and promised before belongs to a past that may not be comparable (another system, another timeline).
+    /// Fills in flight stay registered. Call it under the same lock as [`Fence::settle`].
+    pub fn restart(&self, floor: Lsn) {
+        // Nothing is fresh while the old history goes.
+        self.floor.store(u64::MAX, Ordering::SeqCst);
+        self.settled.store(0, Ordering::SeqCst);
+        self.sources.store(SOURCE_LOST, Ordering::SeqCst);
+        self.past.write().unwrap_or_else(PoisonError::into_inner).clear();
+        for guard in &self.guards {
+            guard.last.store(0, Ordering::SeqCst);
+            lock(&guard.state).forget_history();
+        }
+        *lock(&self.cuts) = Cuts::default();
+        self.written.store(floor.0, Ordering::SeqCst);
+        self.retain(|state| {
+            state.forget_history();
+            state.forget(Lsn(0));
+        });
+        self.floor.store(floor.0, Ordering::SeqCst);
+    }
+
+    /// Fences a key: from now on its fills are judged against this write. Adds to `draining` the fills
+    /// that were let in before, which must end before the key is deleted.
+    pub fn write(&self, key: KeyHash, write: Write, draining: &mut Vec<(KeyHash, FillId)>) {
+        self.written.fetch_max(write.lsn.0, Ordering::Relaxed);
+        self.change(key, |state| {
+            state.write(write, self.floor());
+            if let Some(extra) = state.existing_extra() {
+                extra.draining = !extra.in_flight.is_empty();
+                draining.extend(extra.in_flight.iter().map(|fill| (key, *fill)));
+            }
+        });
+    }
+
+    /// Fences every key of a guard (TRUNCATE). All fills in flight are added to `draining`: which of them
+    /// are the guard's is not known here, and a TRUNCATE is rare.
+    pub fn write_guard(&self, guard: GuardId, write: Write, draining: &mut Vec<(KeyHash, FillId)>) {
+        self.written.fetch_max(write.lsn.0, Ordering::Relaxed);
+        if let Some(whole) = self.guards.get(usize::from(guard.0)) {
+            lock(&whole.state).write(write, self.floor());
+            // A fill reads this while it holds its key's lock; the walk below takes every lock after this
+            // store. So each fill either is judged against the write or is found by the walk.
+            whole.last.fetch_max(write.lsn.0, Ordering::SeqCst);
+        }
+        self.in_flight(draining);
+    }
+
+    /// Every fill in flight, marked as waited for.
+    pub fn in_flight(&self, draining: &mut Vec<(KeyHash, FillId)>) {
+        for mut entry in self.keys.iter_mut() {
+            let key = *entry.key();
+            if let Some(extra) = entry.value_mut().existing_extra() {
+                extra.draining |= !extra.in_flight.is_empty();
+                draining.extend(extra.in_flight.iter().map(|fill| (key, *fill)));
+            }
+        }
+    }
+
+    /// Takes what the sources were seen to have settled.
+    pub fn settle(&self, settled: &Settled, now: Millis) {
+        let mut past = self.past.write().unwrap_or_else(PoisonError::into_inner);
+        past.push(settled, now);
+        let old_enough = now.checked_sub(self.limits.history).and_then(|then| past.settled_before(then));
+        if let Some(lsn) = old_enough {
+            self.floor.fetch_max(lsn.0, Ordering::SeqCst);
+        }
+        past.forget(self.floor());
+        let sources = settled.sources.map_or(SOURCE_LOST, u64::from);
+        if self.sources.load(Ordering::SeqCst) != sources {
+            // A lease must not carry the new generation with the old position: void first.
+            self.sources.store(SOURCE_LOST, Ordering::SeqCst);
+        }
+        self.settled.store(settled.lsn.0, Ordering::SeqCst);
+        self.sources.store(sources, Ordering::SeqCst);
+    }
+
+    /// Grants a lease: a read of this key was answered as a miss on this connection. To be called after the
+    /// answer came from Redis and before it goes to the client.
+    pub fn miss(&self, key: KeyHash, conn: ConnId, now: Millis) {
+        let until = now + self.limits.lease_ttl;
+        if self.lease_count.load(Ordering::Relaxed) >= self.limits.max_leases {
+            // An older miss that nobody remembers could not object. So for as long as this one could have, no
+            // lease of its key counts.
+            self.ungranted_slot(key).fetch_max(until, Ordering::SeqCst);
+            return;
+        }
+        self.change(key, |state| {
+            // The generation before the position: if a source is lost in between, the lease is void.
+            let sources = self.sources();
+            let lease = Lease { conn, lsn: self.settled(), sources, until, used: Use::Open };
+            let leases = &mut state.extra().leases;
+            leases.expire(now);
+            leases.grant(lease);
+        });
+    }
+
+    /// Judges a fill and, if `rule` lets it in, registers it as in flight, in one step. A fill that was let
+    /// in must be ended with [`Fence::finish`], once Redis has answered it or can no longer execute it.
+    pub fn admit(
+        &self,
+        key: KeyHash,
+        fill: &Fill<'_>,
+        now: Millis,
+        rule: impl FnOnce(Verdict) -> Ruling,
+    ) -> (Verdict, Ruling) {
+        self.change(key, |state| {
+            let (vouched, place) = self.vouch(key, state, fill, now);
+            let verdict = self.judge(state, fill, vouched);
+            let ruling = rule(verdict);
+            if let Some(place) = place {
+                // Also where the client named its evidence: the fill answers this miss, which must not be
+                // left to a later write that saw none.
+                state.extra().leases.use_up(place, fill.part, ruling == Ruling::Forward);
+            }
+            if ruling == Ruling::Forward {
+                state.extra().in_flight.push(fill.id);
+            }
+            (verdict, ruling)
+        })
+    }
+
+    fn vouch(
+        &self,
+        key: KeyHash,
+        state: &mut KeyState,
+        fill: &Fill<'_>,
+        now: Millis,
+    ) -> (Vouched, Option<usize>) {
+        let Some(extra) = state.existing_extra() else { return (Vouched::No, None) };
+        extra.leases.expire(now);
+        let (vouched, place) = extra.leases.vouch(fill.conn, fill.lease, fill.part, self.sources());
+        let counts = self.ungranted_slot(key).load(Ordering::SeqCst) <= now;
+        (if counts { vouched } else { Vouched::No }, place)
+    }
+
+    fn judge(&self, state: &KeyState, fill: &Fill<'_>, vouched: Vouched) -> Verdict {
+        // After the key was locked: whoever dropped its history had raised the floor before.
+        let floor = self.floor();
+        let verdict = |judged: Result<(), Stale>| judged.map_or_else(Verdict::Stale, |()| Verdict::Fresh);
+        match (fill.evidence, vouched) {
+            (Some(Evidence::Snapshot(snapshot)), _) => {
+                verdict(self.judge_snapshot(state, fill.guards, snapshot, floor))
+            }
+            (Some(Evidence::Lsn(lsn)), _) => verdict(self.judge_lsn(state, fill.guards, *lsn, floor)),
+            (None, Vouched::Torn) => Verdict::Stale(Stale::Torn),
+            (None, Vouched::By { own, oldest }) => match self.judge_lsn(state, fill.guards, own, floor) {
+                Ok(()) if self.judge_lsn(state, fill.guards, oldest, floor).is_ok() => Verdict::Fresh,
+                Ok(()) => Verdict::Unproven(Unproven::OlderMiss),
+                Err(stale) => Verdict::Stale(stale),
+            },
+            (None, Vouched::No | Vouched::SourceLost) => match self.last(state, fill.guards, floor) {
+                Some(last) => Verdict::Stale(Stale::NoEvidence(last)),
+                // While the table is restarted nothing is known of any key.
+                None if floor == Lsn(u64::MAX) => Verdict::Stale(Stale::BelowFloor(floor)),
+                None if vouched == Vouched::SourceLost => Verdict::Unproven(Unproven::SourceLost),
+                None => Verdict::Unproven(Unproven::NoEvidence),
+            },
+        }
+    }
+
+    fn judge_lsn(
+        &self,
+        state: &KeyState,
+        guards: &[GuardId],
+        evidence: Lsn,
+        floor: Lsn,
+    ) -> Result<(), Stale> {
+        if evidence < floor {
+            return Err(Stale::BelowFloor(floor));
+        }
+        state.judge_lsn(evidence, floor)?;
+        self.written_wholly(guards, floor).try_for_each(|whole| lock(&whole.state).judge_lsn(evidence, floor))
+    }
+
+    fn judge_snapshot(
+        &self,
+        state: &KeyState,
+        guards: &[GuardId],
+        evidence: &Snapshot,
+        floor: Lsn,
+    ) -> Result<(), Stale> {
+        let past = self.past.read().unwrap_or_else(PoisonError::into_inner);
+        let cover = |lsn: Lsn| -> Option<Arc<Snapshot>> { past.cover(lsn) };
+        if !cover(floor).is_some_and(|c| evidence.includes(&c)) {
+            return Err(Stale::BelowFloor(floor));
+        }
+        state.judge_snapshot(evidence, floor, cover)?;
+        self.written_wholly(guards, floor)
+            .try_for_each(|whole| lock(&whole.state).judge_snapshot(evidence, floor, cover))
+    }
+
+    fn last(&self, state: &KeyState, guards: &[GuardId], floor: Lsn) -> Option<Lsn> {
+        let wholly =
+            self.written_wholly(guards, floor).filter_map(|whole| lock(&whole.state).last(floor)).max();
+        state.last(floor).max(wholly)
+    }
+
+    /// Those of the guards that have a write of all their keys in their history.
+    fn written_wholly(&self, guards: &[GuardId], floor: Lsn) -> impl Iterator<Item = &WholeGuard> {
+        let whole = guards.iter().filter_map(|guard| self.guards.get(usize::from(guard.0)));
+        whole.filter(move |whole| whole.last.load(Ordering::SeqCst) > floor.0)
+    }
+
+    /// Ends a fill: Redis has answered it, or can no longer execute it. True if somebody waits for that.
+    pub fn finish(&self, key: KeyHash, fill: FillId) -> bool {
+        self.change(key, |state| {
+            let Some(extra) = state.existing_extra() else { return false };
+            extra.in_flight.retain(|f| *f != fill);
+            let waited_for = extra.draining;
+            extra.draining &= !extra.in_flight.is_empty();
+            waited_for
+        })
+    }
+
+    /// Whether a fill has not ended.
+    pub fn is_in_flight(&self, key: KeyHash, fill: FillId) -> bool {
+        self.keys.get(&key).is_some_and(|state| state.is_in_flight(fill))
+    }
+
+    /// Drops leases that have ended and writes that the floor has passed, and makes room. Walks the whole
+    /// table, one shard at a time: for a thread that may block, every few seconds.
+    pub fn sweep(&self, now: Millis) {
+        self.make_room();
+        self.sweep_below_floor(now);
+    }
+
+    fn sweep_below_floor(&self, now: Millis) {
+        self.retain(|state| {
+            if let Some(extra) = state.existing_extra() {
+                extra.leases.expire(now);
+            }
+            state.forget(self.floor());
+        });
+    }
+
+    /// Drops the oldest writes until the table is within `max_keys`, raising the floor first.
+    fn make_room(&self) {
+        while self.written_keys.load(Ordering::Relaxed) > self.limits.max_keys {
+            let written = Lsn(self.written.load(Ordering::Relaxed));
+            let cut = lock(&self.cuts).at.pop_front().unwrap_or(written);
+            self.floor.fetch_max(cut.0, Ordering::SeqCst);
+            self.sweep_below_floor(0);
+        }
+    }
+
+    /// Remembers where the table stood each time that a share of `max_keys` had been added, so that room is
+    /// made by position: the floor is one LSN, not a set of keys.
+    fn write_added(&self) {
+        let count = self.written_keys.fetch_add(1, Ordering::Relaxed) + 1;
+        let share = (self.limits.max_keys / CUT).max(1);
+        let mut cuts = lock(&self.cuts);
+        cuts.added += 1;
+        if cuts.added >= share {
+            cuts.added = 0;
+            let written = Lsn(self.written.load(Ordering::Relaxed));
+            if cuts.at.back().is_none_or(|last| *last < written) {
+                cuts.at.push_back(written);
+            }
+        }
+        drop(cuts);
+        if count > self.limits.max_keys + share {
+            self.make_room();
+        }
+    }
+
+    /// Changes one key's state under its lock, and keeps the counts. A state that ends empty is dropped.
+    fn change<R>(&self, key: KeyHash, change: impl FnOnce(&mut KeyState) -> R) -> R {
+        let (result, before, after) = match self.keys.entry(key) {
+            Entry::Occupied(mut entry) => {
+                let before = Counted::of(entry.get());
+                let result = change(entry.get_mut());
+                entry.get_mut().forget(self.floor());
+                let after = Counted::of(entry.get());
+                if entry.get().is_empty() {
+                    entry.remove();
+                }
+                (result, before, after)
+            }
+            Entry::Vacant(entry) => {
+                let mut state = KeyState::default();
+                let result = change(&mut state);
+                let after = Counted::of(&state);
+                if !state.is_empty() {
+                    entry.insert(state);
+                }
+                (result, Counted::default(), after)
+            }
+        };
+        self.count(before, after);
+        result
+    }
+
+    /// Changes every key's state; those that end empty are dropped.
+    fn retain(&self, mut change: impl FnMut(&mut KeyState)) {
+        self.keys.retain(|_, state| {
+            let before = Counted::of(state);
+            change(state);
+            self.count(before, Counted::of(state));
+            !state.is_empty()
+        });
+    }
+
+    fn count(&self, before: Counted, after: Counted) {
+        let adjust = |counter: &AtomicUsize, before: usize, after: usize| {
+            // Wrapping: one addition, whichever way.
+            counter.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
+        };
+        if before.leases != after.leases {
+            adjust(&self.lease_count, before.leases, after.leases);
+        }
+        if before.entries != after.entries {
+            adjust(&self.entry_count, before.entries, after.entries);
+        }
+        match (before.writes, after.writes) {
+            (false, true) => self.write_added(),
+            (true, false) => _ = self.written_keys.fetch_sub(1, Ordering::Relaxed),
+            _ => {}
+        }
+    }
+
+    fn ungranted_slot(&self, key: KeyHash) -> &AtomicU64 {
+        &self.ungranted[key.0 as usize % UNGRANTED_SLOTS]
+    }
+
+    fn sources(&self) -> Option<u32> {
+        u32::try_from(self.sources.load(Ordering::SeqCst)).ok()
+    }
+
+    /// The position below which per-key history is gone; the highest there is before the first [`Fence::restart`].
+    pub fn floor(&self) -> Lsn {
+        Lsn(self.floor.load(Ordering::SeqCst))
+    }
+
+    /// What a lease granted now is worth.
+    pub fn settled(&self) -> Lsn {
+        Lsn(self.settled.load(Ordering::SeqCst))
+    }
+
+    /// For how long data that does not contain the write at `lsn` has been out of date on every source, in milliseconds.
+    pub fn outdated_for(&self, lsn: Lsn, now: Millis) -> Millis {
+        let past = self.past.read().unwrap_or_else(PoisonError::into_inner);
+        past.settled_at(lsn).map_or(0, |at| now.saturating_sub(at))
+    }
+
+    /// How full the table is.
+    pub fn size(&self) -> Size {
+        let entries = self.entry_count.load(Ordering::Relaxed);
+        let keys = self.written_keys.load(Ordering::Relaxed);
+        let leases = self.lease_count.load(Ordering::Relaxed);
+        let bytes = entries * ENTRY_BYTES + leases * (size_of::<Extra>() + 16) + UNGRANTED_SLOTS * 8;
+        Size { keys, leases, bytes }
+    }
+}
+
+impl std::fmt::Debug for Fence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fence")
+            .field("floor", &self.floor())
+            .field("size", &self.size())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,171 @@
+//! Replies: where one ends. Their bytes are forwarded as they came.
+
+use super::{MAX_LINE, ProtocolError, integer, line_end};
+
+/// Looks for the end of the reply at the start of a buffer, in RESP2 and RESP3.
+///
+/// Nested aggregates cost a counter, not stack: a header adds its elements to those still to come.
+#[derive(Debug)]
+pub struct ReplyScanner {
+    /// The next byte to look at, from the start of the buffer. May lie beyond what has arrived.
+    at: usize,
+    /// Elements to come.
+    remaining: u64,
+}
+
+/// How far a reply has been seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// So many bytes at the start of the buffer are known to belong to the reply.
+    pub bytes: usize,
+    /// The reply ends with them.
+    pub done: bool,
+}
+
+/// Elements that one reply may have; Redis itself stops at 2^32 or so.
+const MAX_ELEMENTS: u64 = 1 << 40;
+
+impl Default for ReplyScanner {
+    fn default() -> Self {
+        Self { at: 0, remaining: 1 }
+    }
+}
+
+impl ReplyScanner {
+    /// Looks on. `bytes` begins at the reply's first byte that has not been [taken](ReplyScanner::take).
+    ///
+    /// # Errors
+    /// When the bytes are not a reply. What follows them cannot be told apart any more: the connection is lost.
+    pub fn scan(&mut self, bytes: &[u8]) -> Result<Progress, ProtocolError> {
+        while self.remaining > 0 && self.at < bytes.len() {
+            let Some(end) = line_end(bytes, self.at + 1) else {
+                if bytes.len() - self.at > MAX_LINE {
+                    return Err(ProtocolError::new("a reply's line is too long"));
+                }
+                break;
+            };
+            let count = || {
+                integer(&bytes[self.at + 1..end])
+                    .filter(|n| (-1..1 << 40).contains(n))
+                    .ok_or_else(|| ProtocolError::new("a reply's length is not a number"))
+            };
+            let (skip, elements) = match bytes[self.at] {
+                b'+' | b'-' | b':' | b'_' | b',' | b'#' | b'(' => (0, 0),
+                b'$' | b'!' | b'=' => (usize::try_from(count()?).map_or(0, |length| length + 2), 0),
+                b'*' | b'~' | b'>' => (0, count()?.max(0) as u64),
+                b'%' => (0, count()?.max(0) as u64 * 2),
+                // An attribute precedes the reply that it is about, and does not count as one.
+                b'|' => (0, count()?.max(0) as u64 * 2 + 1),
+                _ => return Err(ProtocolError::new("a reply of no known type")),
+            };
+            self.at = end + 2 + skip;
+            self.remaining = self.remaining - 1 + elements;
+            if self.remaining > MAX_ELEMENTS {
+                return Err(ProtocolError::new("a reply with too many elements"));
+            }
+        }
+        let done = self.remaining == 0 && self.at <= bytes.len();
+        Ok(Progress { bytes: self.at.min(bytes.len()), done })
+    }
+
+    /// The first so many bytes are gone from the buffer.
+    pub fn take(&mut self, bytes: usize) {
+        self.at -= bytes.min(self.at);
+    }
+
+    /// Forgets the reply, to begin with the next.
+    pub fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use redis_protocol::resp2::types::{OwnedFrame, Resp2Frame};
+
+    use super::*;
+
+    fn whole(bytes: &[u8]) -> Option<usize> {
+        let progress = ReplyScanner::default().scan(bytes).ok()?;
+        progress.done.then_some(progress.bytes)
+    }
+
+    #[test]
+    fn the_end_is_found_for_every_type() {
+        for reply in [
+            "+OK\r\n",
+            "-ERR x\r\n",
+            ":12\r\n",
+            "$-1\r\n",
+            "$0\r\n\r\n",
+            "$3\r\na\r\n\r\n",
+            "*-1\r\n",
+            "*0\r\n",
+            "*2\r\n$1\r\na\r\n*1\r\n:1\r\n",
+            "_\r\n",
+            ",1.5\r\n",
+            "#t\r\n",
+            "(123\r\n",
+            "!3\r\nERR\r\n",
+            "=7\r\ntxt:abc\r\n",
+            "~1\r\n:1\r\n",
+            "%1\r\n+a\r\n:1\r\n",
+            ">2\r\n+a\r\n+b\r\n",
+            "|1\r\n+a\r\n:1\r\n+OK\r\n",
+        ] {
+            let more = format!("{reply}+NEXT\r\n");
+            assert_eq!(whole(more.as_bytes()), Some(reply.len()), "{reply:?}");
+        }
+    }
+
+    #[test]
+    fn deep_nesting_costs_no_stack() {
+        let mut bytes = b"*1\r\n".repeat(1_000_000);
+        bytes.extend(b":1\r\n");
+        assert_eq!(whole(&bytes), Some(bytes.len()));
+    }
+
+    #[test]
+    fn a_large_reply_can_be_taken_in_pieces() {
+        let mut scanner = ReplyScanner::default();
+        assert_eq!(scanner.scan(b"$10\r\nabc"), Ok(Progress { bytes: 8, done: false }));
+        scanner.take(8);
+        assert_eq!(scanner.scan(b"defghi"), Ok(Progress { bytes: 6, done: false }));
+        scanner.take(6);
+        assert_eq!(scanner.scan(b"j\r\n+OK"), Ok(Progress { bytes: 3, done: true }));
+    }
+
+    fn frames() -> impl Strategy<Value = OwnedFrame> {
+        let leaf = prop_oneof![
+            any::<i64>().prop_map(OwnedFrame::Integer),
+            "[a-zA-Z ]{0,20}".prop_map(|s| OwnedFrame::SimpleString(s.into_bytes())),
+            "[A-Z]{1,5} [a-z ]{0,20}".prop_map(OwnedFrame::Error),
+            prop::collection::vec(any::<u8>(), 0..60).prop_map(OwnedFrame::BulkString),
+            Just(OwnedFrame::Null),
+        ];
+        leaf.prop_recursive(4, 40, 6, |inner| prop::collection::vec(inner, 0..6).prop_map(OwnedFrame::Array))
+    }
+
+    proptest! {
+        /// The well-tried library is the oracle.
+        #[test]
+        fn it_ends_where_the_library_says(frame in frames(), step in 1usize..9) {
+            let mut bytes = vec![0; frame.encode_len(false)];
+            let length = redis_protocol::resp2::encode::encode(&mut bytes, &frame, false).expect("encodes");
+            bytes.truncate(length);
+            let mut scanner = ReplyScanner::default();
+            let mut arrived = 0;
+            while arrived < length {
+                prop_assert!(!scanner.scan(&bytes[..arrived]).expect("valid").done);
+                arrived = (arrived + step).min(length);
+            }
+            prop_assert_eq!(scanner.scan(&bytes), Ok(Progress { bytes: length, done: true }));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = ReplyScanner::default().scan(&bytes);
+        }
+    }
+}

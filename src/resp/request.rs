@@ -1,0 +1,317 @@
+//! Requests: arrays of bulk strings, or a line typed by hand.
+
+use super::{MAX_ARGUMENTS, MAX_BULK, MAX_LINE, ProtocolError, integer, line_end};
+
+/// Looks for the end of the request at the start of a buffer.
+#[derive(Debug, Default)]
+pub struct RequestScanner {
+    /// The next byte to look at, from the start of the request. May lie beyond what has arrived.
+    at: usize,
+    /// Arguments to come, the one whose length is being read included.
+    remaining: usize,
+    /// The array's header has been read.
+    in_array: bool,
+    ranges: Vec<(u32, u32)>,
+}
+
+/// What the scanner found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Scanned {
+    /// The request is not all there.
+    Partial,
+    /// A request of so many bytes; its arguments are in [`RequestScanner::arguments`].
+    Request(usize),
+    /// So many bytes that ask for nothing (`*0`, an empty line).
+    Nothing(usize),
+    /// A line typed by hand: so many bytes, and its arguments.
+    Inline(usize, Vec<Vec<u8>>),
+}
+
+/// The arguments of a request, as ranges of its bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Arguments<'a> {
+    bytes: &'a [u8],
+    ranges: &'a [(u32, u32)],
+}
+
+impl<'a> Arguments<'a> {
+    /// How many there are, the command's name included.
+    pub fn len(&self) -> usize {
+        self.ranges.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// The n-th; 0 is the command's name.
+    pub fn get(&self, n: usize) -> Option<&'a [u8]> {
+        let (start, length) = *self.ranges.get(n)?;
+        self.bytes.get(start as usize..start as usize + length as usize)
+    }
+
+    /// All of them from the n-th on.
+    pub fn from(&self, n: usize) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let all = *self;
+        (n..self.len()).filter_map(move |n| all.get(n))
+    }
+
+    /// The arguments from the n-th on, as those of a request of its own.
+    pub fn skip(&self, n: usize) -> Arguments<'a> {
+        Arguments { bytes: self.bytes, ranges: self.ranges.get(n..).unwrap_or_default() }
+    }
+
+    /// The bytes of the whole request, as they came.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// The bytes from the n-th argument's `$` on.
+    pub fn bytes_from(&self, n: usize) -> &'a [u8] {
+        // The end of the argument before, and its line break, is where this one's header begins.
+        let start =
+            n.checked_sub(1).and_then(|n| self.ranges.get(n)).map(|(s, l)| *s as usize + *l as usize + 2);
+        start.and_then(|start| self.bytes.get(start..)).unwrap_or_default()
+    }
+}
+
+impl RequestScanner {
+    /// Looks on. `bytes` begins where the request begins, at every call; more of it may be there each time.
+    ///
+    /// # Errors
+    /// When the bytes are not a request, in Redis's words.
+    pub fn scan(&mut self, bytes: &[u8]) -> Result<Scanned, ProtocolError> {
+        if !self.in_array {
+            match bytes.first() {
+                None => return Ok(Scanned::Partial),
+                Some(b'*') => {}
+                Some(_) => return inline(bytes),
+            }
+            let Some(end) = self.line(bytes, 1, "too big mbulk count string")? else {
+                return Ok(Scanned::Partial);
+            };
+            let count = integer(&bytes[1..end])
+                .filter(|count| *count <= MAX_ARGUMENTS as i64)
+                .ok_or_else(|| ProtocolError::new("invalid multibulk length"))?;
+            if count <= 0 {
+                return Ok(Scanned::Nothing(end + 2));
+            }
+            (self.at, self.remaining, self.in_array) = (end + 2, count as usize, true);
+            self.ranges.clear();
+        }
+        while self.remaining > 0 {
+            let Some(kind) = bytes.get(self.at) else { return Ok(Scanned::Partial) };
+            if *kind != b'$' {
+                let got = char::from(*kind);
+                return Err(ProtocolError::new(format!("expected '$', got '{}'", got.escape_default())));
+            }
+            let Some(end) = self.line(bytes, self.at + 1, "too big bulk count string")? else {
+                return Ok(Scanned::Partial);
+            };
+            let length = integer(&bytes[self.at + 1..end])
+                .and_then(|length| usize::try_from(length).ok())
+                .filter(|length| *length <= MAX_BULK)
+                .ok_or_else(|| ProtocolError::new("invalid bulk length"))?;
+            let (Ok(start), Ok(range)) = (u32::try_from(end + 2), u32::try_from(length)) else {
+                // Ranges are 32 bits wide; such a request would need 4 GiB of memory anyway.
+                return Err(ProtocolError::new("request too big"));
+            };
+            self.ranges.push((start, range));
+            self.at = end + 2 + length + 2;
+            self.remaining -= 1;
+        }
+        Ok(if bytes.len() >= self.at { Scanned::Request(self.at) } else { Scanned::Partial })
+    }
+
+    fn line(&self, bytes: &[u8], from: usize, too_big: &str) -> Result<Option<usize>, ProtocolError> {
+        match line_end(bytes, from) {
+            Some(end) if end - from <= MAX_LINE => Ok(Some(end)),
+            None if bytes.len() - from <= MAX_LINE => Ok(None),
+            _ => Err(ProtocolError::new(too_big)),
+        }
+    }
+
+    /// How many bytes of this request have to come at least, as far as is known.
+    pub fn missing(&self, arrived: usize) -> usize {
+        self.at.saturating_sub(arrived)
+    }
+
+    /// The arguments of the request that [`Scanned::Request`] told of, in its bytes.
+    pub fn arguments<'a>(&'a self, request: &'a [u8]) -> Arguments<'a> {
+        Arguments { bytes: request, ranges: &self.ranges }
+    }
+
+    /// Forgets the request, to begin with the next.
+    pub fn reset(&mut self) {
+        (self.at, self.remaining, self.in_array) = (0, 0, false);
+        if self.ranges.capacity() > 4096 {
+            self.ranges = Vec::new();
+        }
+    }
+}
+
+fn inline(bytes: &[u8]) -> Result<Scanned, ProtocolError> {
+    let Some(end) = bytes.iter().position(|b| *b == b'\n') else {
+        let too_big = bytes.len() > MAX_LINE;
+        return if too_big {
+            Err(ProtocolError::new("too big inline request"))
+        } else {
+            Ok(Scanned::Partial)
+        };
+    };
+    let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
+    let words = split(line).ok_or_else(|| ProtocolError::new("unbalanced quotes in request"))?;
+    Ok(if words.is_empty() { Scanned::Nothing(end + 1) } else { Scanned::Inline(end + 1, words) })
+}
+
+/// Splits a line as Redis's `sdssplitargs` does: blanks separate, `"..."` takes escapes, `'...'` only `\'`.
+fn split(line: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let mut words = Vec::new();
+    let mut rest = line.trim_ascii_start();
+    while !rest.is_empty() {
+        let mut word = Vec::new();
+        while let Some((byte, tail)) = rest.split_first() {
+            rest = match byte {
+                b'"' => quoted(tail, b'"', &mut word)?,
+                b'\'' => quoted(tail, b'\'', &mut word)?,
+                b' ' | b'\n' | b'\r' | b'\t' | 0 => break,
+                byte => {
+                    word.push(*byte);
+                    tail
+                }
+            };
+        }
+        words.push(word);
+        rest = rest.trim_ascii_start().trim_prefix_nul();
+    }
+    Some(words)
+}
+
+trait TrimNul {
+    fn trim_prefix_nul(&self) -> &Self;
+}
+
+impl TrimNul for [u8] {
+    /// `trim_ascii_start` keeps NUL, at which Redis's C string ends: so does the line.
+    fn trim_prefix_nul(&self) -> &Self {
+        if self.first() == Some(&0) { &[] } else { self }
+    }
+}
+
+/// Reads up to the closing quote, which a blank or the end must follow.
+fn quoted<'a>(mut rest: &'a [u8], quote: u8, word: &mut Vec<u8>) -> Option<&'a [u8]> {
+    loop {
+        let (byte, tail) = rest.split_first()?;
+        rest = tail;
+        match (byte, quote) {
+            (b'\\', b'"') => {
+                let hex = |b: u8| char::from(b).to_digit(16).map(|d| d as u8);
+                if let [b'x', high, low, tail @ ..] = rest
+                    && let (Some(high), Some(low)) = (hex(*high), hex(*low))
+                {
+                    word.push(high << 4 | low);
+                    rest = tail;
+                    continue;
+                }
+                let (escaped, tail) = rest.split_first()?;
+                rest = tail;
+                word.push(match escaped {
+                    b'n' => b'\n',
+                    b'r' => b'\r',
+                    b't' => b'\t',
+                    b'b' => 8,
+                    b'a' => 7,
+                    other => *other,
+                });
+            }
+            (b'\\', _) if rest.first() == Some(&b'\'') => {
+                word.push(b'\'');
+                rest = &rest[1..];
+            }
+            (byte, quote) if *byte == quote => {
+                let ends = rest.first().is_none_or(u8::is_ascii_whitespace);
+                return ends.then_some(rest);
+            }
+            (byte, _) => word.push(*byte),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::put_request;
+    use super::*;
+
+    fn words(scanner: &RequestScanner, request: &[u8]) -> Vec<Vec<u8>> {
+        scanner.arguments(request).from(0).map(<[u8]>::to_vec).collect()
+    }
+
+    #[test]
+    fn a_request_is_cut_into_its_arguments() {
+        let bytes = b"*2\r\n$3\r\nGET\r\n$6\r\nus\r\ner\r\n*1\r\n";
+        let mut scanner = RequestScanner::default();
+        assert_eq!(scanner.scan(bytes), Ok(Scanned::Request(25)));
+        let arguments = scanner.arguments(&bytes[..25]);
+        assert_eq!(
+            (arguments.get(0), arguments.get(1), arguments.get(2)),
+            (Some(&b"GET"[..]), Some(&b"us\r\ner"[..]), None)
+        );
+        assert_eq!(arguments.bytes_from(1), b"$6\r\nus\r\ner\r\n");
+    }
+
+    #[test]
+    fn what_redis_refuses_is_refused_in_its_words() {
+        let error = |bytes: &[u8]| RequestScanner::default().scan(bytes).expect_err("an error").to_string();
+        assert_eq!(error(b"*x\r\n"), "Protocol error: invalid multibulk length");
+        assert_eq!(error(b"*1048577\r\n"), "Protocol error: invalid multibulk length");
+        assert_eq!(error(b"*1\r\n:1\r\n"), "Protocol error: expected '$', got ':'");
+        assert_eq!(error(b"*1\r\n$-1\r\n"), "Protocol error: invalid bulk length");
+        assert_eq!(error(b"*1\r\n$536870913\r\n"), "Protocol error: invalid bulk length");
+        assert_eq!(error(&[b'a'; 65_537]), "Protocol error: too big inline request");
+        assert_eq!(error(b"SET k \"v\r\n"), "Protocol error: unbalanced quotes in request");
+        let mut endless = b"*".to_vec();
+        endless.resize(70_000, b'1');
+        assert_eq!(error(&endless), "Protocol error: too big mbulk count string");
+    }
+
+    #[test]
+    fn lines_typed_by_hand_are_split_as_redis_does() {
+        let split = |line: &str| match RequestScanner::default().scan(line.as_bytes()) {
+            Ok(Scanned::Inline(_, words)) => {
+                words.iter().map(|w| String::from_utf8_lossy(w).into_owned()).collect()
+            }
+            other => vec![format!("{other:?}")],
+        };
+        assert_eq!(split("  SET  k 'a b'  \"c\\x41\\n\"\r\n"), ["SET", "k", "a b", "cA\n"]);
+        assert_eq!(split("PING\n"), ["PING"]);
+        assert_eq!(split("\r\n"), ["Ok(Nothing(2))"]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_request_is_found_however_it_is_split(
+            arguments in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 1..8),
+            step in 1usize..9,
+        ) {
+            let borrowed: Vec<&[u8]> = arguments.iter().map(Vec::as_slice).collect();
+            let mut bytes = Vec::new();
+            put_request(&mut bytes, &borrowed);
+            let mut scanner = RequestScanner::default();
+            let mut arrived = 0;
+            while arrived < bytes.len() {
+                prop_assert_eq!(scanner.scan(&bytes[..arrived]), Ok(Scanned::Partial));
+                arrived = (arrived + step).min(bytes.len());
+            }
+            prop_assert_eq!(scanner.scan(&bytes), Ok(Scanned::Request(bytes.len())));
+            prop_assert_eq!(words(&scanner, &bytes), arguments);
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = RequestScanner::default().scan(&bytes);
+        }
+    }
+}
