@@ -30,7 +30,7 @@ pub struct AddressError(pub(super) &'static str);
 
 const LISTEN_FORM: &str = "allowed: \"host:port\" (IPv6 in brackets) or \"unix:PATH\"";
 const TCP_FORM: &str = "allowed: \"host:port\" (IPv6 in brackets)";
-const REDIS_FORM: &str = "allowed: \"redis://[user[:password]@]host[:port][/db]\" or \"unix://PATH[?db=N]\", with \
+const REDIS_FORM: &str = "allowed: \"redis://[[user]:password@]host[:port][/db]\" or \"unix://[[user]:password@]PATH[?db=N]\", with \
                           special characters of the user and password percent-encoded";
 
 impl Address {
@@ -91,7 +91,7 @@ impl fmt::Debug for RedisUrl {
 }
 
 impl RedisUrl {
-    /// Parses `redis://[user[:password]@]host[:port][/db]` or `unix://PATH[?db=N]`.
+    /// Parses `redis://[[user]:password@]host[:port][/db]` or `unix://[[user]:password@]PATH[?db=N]`.
     pub fn parse(text: &str) -> Result<Self, AddressError> {
         if text.starts_with("rediss://") {
             return Err(AddressError(
@@ -106,12 +106,17 @@ impl RedisUrl {
     }
 
     fn parse_unix(rest: &str) -> Option<Self> {
-        let (path, db) = match rest.split_once('?') {
-            Some((path, query)) => (path, query.strip_prefix("db=")?.parse().ok()?),
+        let (rest, db) = match rest.split_once('?') {
+            Some((rest, query)) => (rest, query.strip_prefix("db=")?.parse().ok()?),
             None => (rest, 0),
         };
-        let address = path.starts_with('/').then(|| Address::Unix(path.into()))?;
-        Some(Self { address, user: None, password: None, db })
+        let (credentials, path) = rest.split_at(rest.find('/')?);
+        let (user, password) = match credentials.strip_suffix('@') {
+            Some(credentials) => parse_credentials(credentials)?,
+            None if credentials.is_empty() => (None, None),
+            None => return None,
+        };
+        Some(Self { address: Address::Unix(path.into()), user, password, db })
     }
 
     fn parse_tcp(rest: &str) -> Option<Self> {
@@ -122,22 +127,20 @@ impl RedisUrl {
         };
         let with_port = if is_host_port(place) { place.to_owned() } else { format!("{place}:6379") };
         let address = is_host_port(&with_port).then_some(Address::Tcp(with_port))?;
-        let (user, password) = match credentials {
-            None => (None, None),
-            Some(credentials) => {
-                // A user alone cannot authenticate: AUTH takes a password.
-                let (user, password) = credentials.split_once(':')?;
-                (
-                    Some(percent_decoded(user)?).filter(|user| !user.is_empty()),
-                    Some(percent_decoded(password)?),
-                )
-            }
-        };
+        let (user, password) = credentials.map_or(Some((None, None)), parse_credentials)?;
         Some(Self { address, user, password, db })
     }
 }
 
-fn percent_decoded(text: &str) -> Option<String> {
+/// `[user]:password`. A user alone could not authenticate: AUTH takes a password.
+fn parse_credentials(text: &str) -> Option<(Option<String>, Option<String>)> {
+    let (user, password) = text.split_once(':')?;
+    let text = |part| String::from_utf8(percent_decoded(part)?).ok();
+    Some((text(user).map(|user| Some(user).filter(|user| !user.is_empty()))?, Some(text(password)?)))
+}
+
+/// The bytes of a percent-encoded text; nothing where a `%` is not followed by two hexadecimal digits.
+pub(crate) fn percent_decoded(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [byte, tail @ ..] = rest {
@@ -151,7 +154,7 @@ fn percent_decoded(text: &str) -> Option<String> {
         bytes.push(u8::from_str_radix(hex, 16).ok()?);
         rest = tail;
     }
-    String::from_utf8(bytes).ok()
+    Some(bytes)
 }
 
 /// A URL, or what was meant to be one, without its password: for logs and messages. Where it is in doubt which part
@@ -216,6 +219,11 @@ mod tests {
         assert_eq!((password_only.user, password_only.password.as_deref()), (None, Some("secret")));
         let unix = RedisUrl::parse("unix:///run/redis.sock?db=2").expect("a URL");
         assert_eq!((unix.address, unix.db), (Address::Unix("/run/redis.sock".into()), 2));
+        let unix = RedisUrl::parse("unix://:pw@/run/redis.sock").expect("a URL");
+        assert_eq!(
+            (unix.address, unix.password.as_deref()),
+            (Address::Unix("/run/redis.sock".into()), Some("pw"))
+        );
         for text in [
             "",
             "h:6379",

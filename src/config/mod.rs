@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub(crate) use address::percent_decoded;
 pub use address::{Address, AddressError, RedisUrl, redact};
 pub use load::{ConfigError, Place, Problem};
 
@@ -74,7 +75,7 @@ pub enum Mode {
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Redis {
-    /// `redis://[user[:password]@]host:port[/db]` or `unix://PATH[?db=N]`. The credentials are for the proxy's own
+    /// `redis://[[user]:password@]host[:port][/db]` or `unix://[[user]:password@]PATH[?db=N]`. The credentials are for the proxy's own
     /// connections; guards apply to this db.
     pub url: String,
     /// Whether clients share upstream connections.
