@@ -1,1 +1,395 @@
-//! Counters, gauges and histograms, as Prometheus reads them.
+//! What the proxy counts, in Prometheus's words. All names begin with `cachefence_`.
+//!
+//! Handles are resolved at start-up: counting an event is an atomic addition, without a look-up by label. Gauges that
+//! mirror the state of another part are set when somebody looks, by what that part registers with
+//! [`Metrics::on_collect`].
+
+use std::fmt;
+use std::sync::{PoisonError, RwLock};
+
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use crate::guard::{GuardId, Guards};
+
+/// What is known of a fill's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is at least as new as the last write.
+    Fresh,
+    /// It is older, or cannot be shown to be newer than what was forgotten.
+    Stale,
+    /// There is no evidence.
+    Unproven,
+}
+
+/// What was done with a fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// It went to Redis as it came.
+    Forwarded,
+    /// It did not reach Redis.
+    Refused,
+    /// It went to Redis with a shorter time to live.
+    Capped,
+    /// It did not reach Redis, and its key was deleted.
+    Deleted,
+    /// It would have been refused or capped, but the proxy only observes.
+    Observed,
+}
+
+impl Verdict {
+    const ALL: [Self; 3] = [Self::Fresh, Self::Stale, Self::Unproven];
+
+    /// Its label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Stale => "stale",
+            Self::Unproven => "unproven",
+        }
+    }
+}
+
+impl Action {
+    const ALL: [Self; 5] = [Self::Forwarded, Self::Refused, Self::Capped, Self::Deleted, Self::Observed];
+
+    /// Its label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Forwarded => "forwarded",
+            Self::Refused => "refused",
+            Self::Capped => "capped",
+            Self::Deleted => "deleted",
+            Self::Observed => "observed",
+        }
+    }
+}
+
+/// One guard's counters.
+#[derive(Debug)]
+pub struct GuardMetrics {
+    /// Reads that Redis had an answer for.
+    pub hit: IntCounter,
+    /// Reads that it had none for.
+    pub miss: IntCounter,
+    /// Reads answered as misses without asking Redis.
+    pub bypassed: IntCounter,
+    /// Keys of committed changes.
+    pub writes: IntCounter,
+    /// Keys deleted for them.
+    pub invalidated: IntCounter,
+    /// How old the data of refused fills was, in seconds.
+    pub stale_age: Histogram,
+    fills: [[IntCounter; 5]; 3],
+}
+
+impl GuardMetrics {
+    /// The counter of fills with this verdict and action.
+    pub fn fills(&self, verdict: Verdict, action: Action) -> &IntCounter {
+        // Both enums number their variants in the order of ALL.
+        &self.fills[verdict as usize][action as usize]
+    }
+}
+
+/// One source's gauges.
+#[derive(Debug)]
+pub struct SourceMetrics {
+    /// How far it is behind the feed.
+    pub lag_bytes: IntGauge,
+    /// 1 while it can be polled, 0 while it cannot.
+    pub up: IntGauge,
+}
+
+type Collect = Box<dyn Fn(&Metrics) + Send + Sync>;
+
+/// Everything that is counted.
+pub struct Metrics {
+    registry: Registry,
+    collectors: RwLock<Vec<Collect>>,
+    guards: Vec<GuardMetrics>,
+    sources: Vec<SourceMetrics>,
+    purges: IntCounterVec,
+    gaps: IntCounterVec,
+    /// From a commit (by the database's clock) to its keys being deleted, in seconds.
+    pub invalidation_seconds: Histogram,
+    /// WAL that the database has and the feed has not applied.
+    pub feed_lag_bytes: IntGauge,
+    /// How old the feed's position is.
+    pub feed_lag_seconds: Gauge,
+    /// 1 while the feed streams, else 0.
+    pub feed_connected: IntGauge,
+    /// Keys with remembered writes or leases.
+    pub fence_keys: IntGauge,
+    /// The memory they take, about.
+    pub fence_bytes: IntGauge,
+    /// Below this LSN nothing is known of single keys.
+    pub floor_lsn: IntGauge,
+    /// Up to this LSN all commits are visible on all sources.
+    pub settled_lsn: IntGauge,
+    /// Up to this LSN all keys are deleted and the marker is written.
+    pub applied_lsn: IntGauge,
+    /// Connected clients.
+    pub clients: IntGauge,
+    /// Commands of clients. Shared by all threads: add to it once per batch, not per command.
+    pub commands: IntCounter,
+    /// Connections to Redis made anew after one was lost.
+    pub upstream_reconnects: IntCounter,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").field("guards", &self.guards.len()).finish_non_exhaustive()
+    }
+}
+
+impl Metrics {
+    /// Metrics of these guards, and of the sources of these names, in their order.
+    ///
+    /// # Errors
+    /// When two sources have one name, or a name cannot be a label's value.
+    pub fn new(guards: &Guards, sources: &[impl AsRef<str>]) -> Result<Self, prometheus::Error> {
+        let r = Registry::new();
+        let guard_metrics = guard_metrics(&r, guards)?;
+        let source_metrics = source_metrics(&r, sources)?;
+        let invalidation = HistogramOpts::new(
+            "cachefence_invalidation_seconds",
+            "From commit to the deletion of its keys, by the database's clock and this host's.",
+        );
+        Ok(Self {
+            collectors: RwLock::default(),
+            guards: guard_metrics,
+            sources: source_metrics,
+            purges: counters(&r, "purges_total", "Deletions of all keys of guards.", &["reason"])?,
+            gaps: counters(&r, "gaps_total", "Holes in the feed's history.", &["reason"])?,
+            invalidation_seconds: register(
+                &r,
+                Histogram::with_opts(invalidation.buckets(SECONDS.to_vec()))?,
+            )?,
+            feed_lag_bytes: gauge(&r, "feed_lag_bytes", "WAL that the feed has not applied.")?,
+            feed_lag_seconds: register(
+                &r,
+                Gauge::new("cachefence_feed_lag_seconds", "How old the feed's position is.")?,
+            )?,
+            feed_connected: gauge(&r, "feed_connected", "Whether the feed is streaming.")?,
+            fence_keys: gauge(&r, "fence_keys", "Keys that the fence table remembers.")?,
+            fence_bytes: gauge(&r, "fence_bytes", "Memory of the fence table, about.")?,
+            floor_lsn: gauge(&r, "floor_lsn", "Position below which history per key is gone.")?,
+            settled_lsn: gauge(
+                &r,
+                "settled_lsn",
+                "Position up to which commits are visible on every source.",
+            )?,
+            applied_lsn: gauge(&r, "applied_lsn", "Position up to which keys are deleted.")?,
+            clients: gauge(&r, "clients", "Connected clients.")?,
+            commands: counter(&r, "commands_total", "Commands of clients.")?,
+            upstream_reconnects: counter(&r, "upstream_reconnects_total", "Connections to Redis made anew.")?,
+            registry: r,
+        })
+    }
+
+    /// A guard's counters.
+    ///
+    /// # Panics
+    /// When the guard is not one of those given to [`new`](Self::new).
+    pub fn guard(&self, id: GuardId) -> &GuardMetrics {
+        &self.guards[usize::from(id.0)]
+    }
+
+    /// A source's gauges, by its place in the list given to [`new`](Self::new).
+    ///
+    /// # Panics
+    /// When there is none at that place.
+    pub fn source(&self, n: usize) -> &SourceMetrics {
+        &self.sources[n]
+    }
+
+    /// Counts a purge.
+    pub fn purged(&self, reason: &str) {
+        self.purges.with_label_values(&[reason]).inc();
+    }
+
+    /// Counts a gap.
+    pub fn gap(&self, reason: &str) {
+        self.gaps.with_label_values(&[reason]).inc();
+    }
+
+    /// Has `collect` set the gauges it knows of, before every look at them. It must not call this function.
+    pub fn on_collect(&self, collect: impl Fn(&Metrics) + Send + Sync + 'static) {
+        self.collectors.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(collect));
+    }
+
+    /// All metrics in Prometheus's text format.
+    pub fn render(&self) -> String {
+        for collect in self.collectors.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            collect(self);
+        }
+        let families = self.registry.gather();
+        TextEncoder::new().encode_to_string(&families).unwrap_or_else(|error| {
+            // A family without metrics or a name: not what new() makes. Say so rather than nothing.
+            tracing::error!(%error, "metrics cannot be encoded");
+            format!("# metrics cannot be encoded: {error}\n")
+        })
+    }
+}
+
+/// From half a millisecond, which a local commit takes, to minutes, where operators have long been called.
+const SECONDS: [f64; 15] =
+    [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0];
+
+fn guard_metrics(r: &Registry, guards: &Guards) -> Result<Vec<GuardMetrics>, prometheus::Error> {
+    let fills = counters(r, "fills_total", "Fills, judged and dealt with.", &["guard", "verdict", "action"])?;
+    let reads = counters(r, "reads_total", "Reads of guarded keys.", &["guard", "result"])?;
+    let writes = counters(r, "writes_total", "Committed changes of guarded keys.", &["guard"])?;
+    let invalidated = counters(r, "invalidated_keys_total", "Keys deleted for a change.", &["guard"])?;
+    let age =
+        HistogramOpts::new("cachefence_stale_fill_age_seconds", "How old the data of refused fills was.");
+    let age = register(r, HistogramVec::new(age.buckets(SECONDS.to_vec()), &["guard"])?)?;
+    let of = |guard: &crate::guard::Guard| {
+        let label = guard.label.as_str();
+        let fill = |verdict: Verdict| {
+            Action::ALL.map(|action| fills.with_label_values(&[label, verdict.label(), action.label()]))
+        };
+        GuardMetrics {
+            hit: reads.with_label_values(&[label, "hit"]),
+            miss: reads.with_label_values(&[label, "miss"]),
+            bypassed: reads.with_label_values(&[label, "bypassed"]),
+            writes: writes.with_label_values(&[label]),
+            invalidated: invalidated.with_label_values(&[label]),
+            stale_age: age.with_label_values(&[label]),
+            fills: Verdict::ALL.map(fill),
+        }
+    };
+    Ok(guards.iter().map(of).collect())
+}
+
+fn source_metrics(r: &Registry, names: &[impl AsRef<str>]) -> Result<Vec<SourceMetrics>, prometheus::Error> {
+    let lag = gauges(r, "source_lag_bytes", "How far a source is behind the feed.", &["source"])?;
+    let up = gauges(r, "source_up", "Whether a source can be polled.", &["source"])?;
+    names
+        .iter()
+        .map(|name| {
+            let label = &[name.as_ref()];
+            Ok(SourceMetrics {
+                lag_bytes: lag.get_metric_with_label_values(label)?,
+                up: up.get_metric_with_label_values(label)?,
+            })
+        })
+        .collect()
+}
+
+fn register<C: Collector + Clone + 'static>(r: &Registry, metric: C) -> Result<C, prometheus::Error> {
+    r.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(format!("cachefence_{name}"), help)
+}
+
+fn counter(r: &Registry, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+    register(r, IntCounter::with_opts(opts(name, help))?)
+}
+
+fn gauge(r: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    register(r, IntGauge::with_opts(opts(name, help))?)
+}
+
+fn counters(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntCounterVec, prometheus::Error> {
+    register(r, IntCounterVec::new(opts(name, help), labels)?)
+}
+
+fn gauges(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+    register(r, IntGaugeVec::new(opts(name, help), labels)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metrics() -> Metrics {
+        let guard = toml::from_str("table = \"users\"\nkeys = [\"user:<id>\"]").expect("settings");
+        let guards = Guards::new(&[guard]).expect("guards");
+        Metrics::new(&guards, &["primary", "replica-1"]).expect("metrics")
+    }
+
+    #[test]
+    fn events_are_counted_under_their_labels() {
+        let metrics = metrics();
+        let guard = metrics.guard(GuardId(0));
+        for (n, verdict) in Verdict::ALL.into_iter().enumerate() {
+            for (m, action) in Action::ALL.into_iter().enumerate() {
+                guard.fills(verdict, action).inc_by((n * 5 + m) as u64);
+            }
+        }
+        guard.hit.inc();
+        metrics.source(1).up.set(1);
+        metrics.purged("fresh_slot");
+        metrics.gap("slot_lost");
+        let text = metrics.render();
+        for (n, verdict) in Verdict::ALL.into_iter().enumerate() {
+            for (m, action) in Action::ALL.into_iter().enumerate() {
+                let (verdict, action) = (verdict.label(), action.label());
+                let line = format!(
+                    "cachefence_fills_total{{action=\"{action}\",guard=\"public.users\",verdict=\"{verdict}\"}} {}\n",
+                    n * 5 + m
+                );
+                assert!(text.contains(&line), "{line}{text}");
+            }
+        }
+        assert!(text.contains("cachefence_reads_total{guard=\"public.users\",result=\"hit\"} 1\n"));
+        assert!(text.contains("cachefence_source_up{source=\"replica-1\"} 1\n"));
+        assert!(text.contains("cachefence_purges_total{reason=\"fresh_slot\"} 1\n"));
+        assert!(text.contains("cachefence_gaps_total{reason=\"slot_lost\"} 1\n"));
+    }
+
+    #[test]
+    fn mirrored_state_is_fresh_at_every_look() {
+        let metrics = metrics();
+        metrics.on_collect(|metrics| metrics.applied_lsn.inc());
+        assert!(metrics.render().contains("\ncachefence_applied_lsn 1\n"));
+        assert!(metrics.render().contains("\ncachefence_applied_lsn 2\n"));
+    }
+
+    #[test]
+    fn every_metric_of_the_contract_is_there_from_the_start() {
+        let metrics = metrics();
+        // Reasons come with their first event.
+        metrics.purged("x");
+        metrics.gap("x");
+        let text = metrics.render();
+        for name in [
+            "fills_total",
+            "reads_total",
+            "writes_total",
+            "invalidated_keys_total",
+            "invalidation_seconds",
+            "feed_lag_bytes",
+            "feed_lag_seconds",
+            "feed_connected",
+            "source_lag_bytes",
+            "source_up",
+            "fence_keys",
+            "fence_bytes",
+            "floor_lsn",
+            "settled_lsn",
+            "applied_lsn",
+            "stale_fill_age_seconds",
+            "clients",
+            "commands_total",
+            "upstream_reconnects_total",
+            "purges_total",
+            "gaps_total",
+        ] {
+            assert!(text.contains(&format!("# TYPE cachefence_{name} ")), "{name}");
+        }
+    }
+}

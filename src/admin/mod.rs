@@ -1,1 +1,84 @@
-//! Metrics, health and status over HTTP.
+//! Metrics, health and status over HTTP, for Prometheus, orchestrators and people.
+
+mod answer;
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+
+/// What the HTTP port shows.
+pub trait AdminSource: Send + Sync + 'static {
+    /// Prometheus's text format.
+    fn metrics(&self) -> String;
+
+    /// Whether clients should be sent here.
+    ///
+    /// # Errors
+    /// Why they should not, in words.
+    fn ready(&self) -> Result<(), Vec<String>>;
+
+    /// Feed, sources, table, cache.
+    fn status(&self) -> serde_json::Value;
+
+    /// What is known of a key, and what a fill of it would get; nothing where that cannot be told.
+    fn explain(&self, key: &[u8]) -> Option<serde_json::Value>;
+}
+
+/// Connections at a time. Whoever looks is done in milliseconds.
+const MAX_CONNECTIONS: usize = 64;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// From accepting a connection to its end, for whoever reads slowly.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(20);
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+
+/// Serves until the task is dropped.
+///
+/// When [`MAX_CONNECTIONS`] are open, the oldest makes room: many slow peers cannot keep a health probe out.
+pub async fn serve(listener: TcpListener, source: Arc<dyn AdminSource>) -> Infallible {
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of file descriptors, mostly: trying again at once would only spin.
+                tracing::warn!(%error, "the admin port cannot accept a connection");
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= MAX_CONNECTIONS
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+        }
+        open.push_back(tokio::spawn(connection(stream, source.clone())).abort_handle());
+    }
+}
+
+async fn connection(stream: TcpStream, source: Arc<dyn AdminSource>) {
+    let service = service_fn(|request| {
+        let response = answer::answer(&request, source.as_ref());
+        async { Ok::<_, Infallible>(response) }
+    });
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEADER_BYTES)
+        // One request each: an idle connection would only be in the way.
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    // Malformed requests and peers that left are theirs, not ours: nothing to log.
+    let _ = timeout(CONNECTION_TIMEOUT, serving).await;
+}
+
+#[cfg(test)]
+mod tests;

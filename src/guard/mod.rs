@@ -19,60 +19,55 @@ pub use template::{ColumnKind, Template, TemplateError};
 pub use crate::fence::GuardId;
 use crate::fence::KeyHash;
 
-/// Why the configured guards cannot be used. Each names the setting.
+/// Why the configured guards cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum GuardError {
+#[error("{setting}: {problem}")]
+pub struct GuardError {
+    /// The setting: `guard[0].keys[1]`.
+    pub setting: String,
+    /// What is wrong with it.
+    pub problem: GuardProblem,
+}
+
+/// What can be wrong with a guard.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum GuardProblem {
     /// The table's name cannot be one.
     #[error(
-        "guard[{guard}].table: {found:?} is not a table's name; write \"schema.table\" or \"table\" (which means \
-         public.table), as the catalog has them, without quotes"
+        "found {found:?}; allowed: \"schema.table\", or \"table\" (which means public.table), as the catalog has \
+         them, without quotes"
     )]
     Table {
-        /// Which guard, from 0.
-        guard: usize,
         /// What was written.
         found: String,
     },
     /// Two guards of one table.
-    #[error("guard[{guard}].table: guard[{first}] is of {table} already; put all of its keys into one guard")]
+    #[error("guard[{first}] is of {table} already; put all of the table's keys into one guard")]
     Duplicate {
-        /// The second of them, from 0.
-        guard: usize,
-        /// The first of them, from 0.
+        /// The other one, from 0.
         first: usize,
         /// The table.
         table: String,
     },
     /// A guard that guards nothing.
-    #[error("guard[{guard}].keys: it is empty; name at least one key template, such as \"user:<id>\"")]
-    NoKeys {
-        /// Which guard, from 0.
-        guard: usize,
-    },
+    #[error("found an empty list; name at least one key template, such as \"user:<id>\"")]
+    NoKeys,
     /// A template that is not one.
-    #[error("guard[{guard}].keys[{key}]: {found:?}: {source}")]
+    #[error("found {found:?}: {source}")]
     Template {
-        /// Which guard, from 0.
-        guard: usize,
-        /// Which of its keys, from 0.
-        key: usize,
         /// What was written.
         found: String,
         /// What is wrong with it.
         source: TemplateError,
     },
     /// One template twice.
-    #[error("guard[{guard}].keys[{key}]: {found:?} is in the list already; remove it")]
+    #[error("{found:?} is in the list already; remove it")]
     Repeated {
-        /// Which guard, from 0.
-        guard: usize,
-        /// Which of its keys, from 0.
-        key: usize,
         /// What was written.
         found: String,
     },
     /// More than there are numbers for.
-    #[error("guard: {found} guards; at most {} are possible", u16::MAX)]
+    #[error("found {found} guards; allowed: at most {}", u16::MAX)]
     TooMany {
         /// How many there are.
         found: usize,
@@ -107,13 +102,14 @@ impl Guards {
     /// The configured guards. Columns are of unknown type until the catalog has been read.
     pub fn new(settings: &[config::Guard]) -> Result<Self, GuardError> {
         if settings.len() > usize::from(u16::MAX) {
-            return Err(GuardError::TooMany { found: settings.len() });
+            return Err(error("guard".into(), GuardProblem::TooMany { found: settings.len() }));
         }
         let mut guards: Vec<Guard> = Vec::with_capacity(settings.len());
         for (index, policy) in settings.iter().enumerate() {
             let guard = guard(index, policy)?;
             if let Some(first) = guards.iter().position(|other| other.label == guard.label) {
-                return Err(GuardError::Duplicate { guard: index, first, table: guard.label });
+                let problem = GuardProblem::Duplicate { first, table: guard.label };
+                return Err(error(format!("guard[{index}].table"), problem));
             }
             guards.push(guard);
         }
@@ -208,24 +204,26 @@ impl<'a> IntoIterator for &'a Guards {
     }
 }
 
+fn error(setting: String, problem: GuardProblem) -> GuardError {
+    GuardError { setting, problem }
+}
+
 fn guard(index: usize, policy: &config::Guard) -> Result<Guard, GuardError> {
-    let (schema, table) = table_name(&policy.table)
-        .ok_or_else(|| GuardError::Table { guard: index, found: policy.table.clone() })?;
+    let (schema, table) = table_name(&policy.table).ok_or_else(|| {
+        error(format!("guard[{index}].table"), GuardProblem::Table { found: policy.table.clone() })
+    })?;
     if policy.keys.is_empty() {
-        return Err(GuardError::NoKeys { guard: index });
+        return Err(error(format!("guard[{index}].keys"), GuardProblem::NoKeys));
     }
     let mut templates = Vec::with_capacity(policy.keys.len());
     for (key, text) in policy.keys.iter().enumerate() {
-        let found = || text.clone();
+        let wrong = |problem| error(format!("guard[{index}].keys[{key}]"), problem);
         if policy.keys[..key].contains(text) {
-            return Err(GuardError::Repeated { guard: index, key, found: found() });
+            return Err(wrong(GuardProblem::Repeated { found: text.clone() }));
         }
-        templates.push(Template::parse(text).map_err(|source| GuardError::Template {
-            guard: index,
-            key,
-            found: found(),
-            source,
-        })?);
+        let template = Template::parse(text);
+        templates
+            .push(template.map_err(|source| wrong(GuardProblem::Template { found: text.clone(), source }))?);
     }
     Ok(Guard {
         id: GuardId(index as u16),
@@ -317,7 +315,7 @@ mod tests {
     fn wrong_guards_name_the_setting() {
         let error = |list: &[config::Guard]| Guards::new(list).expect_err("an error").to_string();
         let users = settings("users", &["user:<id>"]);
-        assert!(error(&[settings("a.", &["k"])]).starts_with("guard[0].table: \"a.\""));
+        assert!(error(&[settings("a.", &["k"])]).starts_with("guard[0].table: found \"a.\""));
         assert!(error(&[settings("\"A\"", &["k"])]).contains("without quotes"));
         assert!(
             error(&[users.clone(), settings("public.users", &["u"])]).starts_with("guard[1].table: guard[0]")

@@ -1,11 +1,28 @@
 //! Settings: what the TOML file and the environment can say, and what is refused before anything starts.
+//!
+//! The shapes and defaults are here; `schema` says what each setting may be, `environment` puts variables over the
+//! file, `load` brings them together, and `check` finds what contradicts itself.
 
+mod address;
+mod check;
+mod duration;
+mod environment;
+mod load;
+mod schema;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
 use std::time::Duration;
 
 use serde::Deserialize;
 
+pub(crate) use address::percent_decoded;
+pub use address::{Address, AddressError, RedisUrl, redact};
+pub use load::{ConfigError, Place, Problem};
+
 /// All settings, checked.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Where clients connect.
@@ -31,7 +48,7 @@ pub struct Config {
 }
 
 /// `[proxy]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Proxy {
     /// `host:port` or `unix:PATH`, each.
@@ -55,10 +72,10 @@ pub enum Mode {
 }
 
 /// `[redis]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Redis {
-    /// `redis://[user[:password]@]host:port[/db]` or `unix://PATH[?db=N]`. The credentials are for the proxy's own
+    /// `redis://[[user]:password@]host[:port][/db]` or `unix://[[user]:password@]PATH[?db=N]`. The credentials are for the proxy's own
     /// connections; guards apply to this db.
     pub url: String,
     /// Whether clients share upstream connections.
@@ -76,7 +93,7 @@ pub enum Upstream {
 }
 
 /// `[postgres]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Postgres {
     /// `postgres://user[:password]@host:port/database`.
@@ -94,10 +111,10 @@ pub struct Postgres {
     #[serde(default = "cachefence_name")]
     pub application_name: String,
     /// The feed counts as lost after this long without a message.
-    #[serde(default = "five_seconds", with = "duration")]
+    #[serde(default = "five_seconds", deserialize_with = "duration::deserialize")]
     pub feed_lost_after: Duration,
     /// The feed counts as lost when it lags by more than this.
-    #[serde(default = "ten_seconds", with = "duration")]
+    #[serde(default = "ten_seconds", deserialize_with = "duration::deserialize")]
     pub max_lag: Duration,
 }
 
@@ -113,7 +130,7 @@ pub enum Contract {
 }
 
 /// `[[source]]`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
     /// Its name in metrics and logs.
@@ -123,27 +140,27 @@ pub struct Source {
 }
 
 /// `[fence]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Fence {
     /// How long a settled write is remembered.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub history: Duration,
     /// How long a miss can vouch for the fill that follows it.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub lease_ttl: Duration,
     /// How long a deletion waits for a fill that Redis has not answered.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub drain_timeout: Duration,
     /// Keys with remembered writes, at most.
     pub max_keys: usize,
     /// How often sources are polled while a commit is unsettled.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub poll_interval: Duration,
 }
 
 /// `[[guard]]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Guard {
     /// `schema.table`.
@@ -160,7 +177,7 @@ pub struct Guard {
     #[serde(default)]
     pub unproven: Unproven,
     /// The longest TTL of a capped unproven fill.
-    #[serde(default = "one_minute", with = "duration")]
+    #[serde(default = "one_minute", deserialize_with = "duration::deserialize")]
     pub unproven_ttl: Duration,
     /// Whose miss can vouch for a fill.
     #[serde(default)]
@@ -227,7 +244,7 @@ pub struct WhenFeedLost {
     /// Fills of its keys.
     pub fills: LostFills,
     /// The TTL of a fill that is capped meanwhile.
-    #[serde(with = "duration")]
+    #[serde(deserialize_with = "duration::deserialize")]
     pub fills_ttl: Duration,
 }
 
@@ -252,11 +269,46 @@ pub enum LostFills {
 }
 
 /// `[admin]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
     /// `host:port` of the HTTP port.
     pub listen: String,
+}
+
+impl Config {
+    /// The key in Redis that tells where its data stands: see `docs/design.md`, the marker.
+    pub fn marker_key(&self) -> String {
+        format!("cachefence:{}", self.postgres.slot)
+    }
+}
+
+// By hand, so that no log line can print a password.
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redis").field("url", &redact(&self.url)).field("upstream", &self.upstream).finish()
+    }
+}
+
+impl fmt::Debug for Postgres {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Postgres")
+            .field("url", &redact(&self.url))
+            .field("slot", &self.slot)
+            .field("publication", &self.publication)
+            .field("contract", &self.contract)
+            .field("application_name", &self.application_name)
+            .field("feed_lost_after", &self.feed_lost_after)
+            .field("max_lag", &self.max_lag)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let url = self.url.as_deref().map(redact);
+        f.debug_struct("Source").field("name", &self.name).field("url", &url).finish()
+    }
 }
 
 impl Default for Proxy {
@@ -309,28 +361,4 @@ fn ten_seconds() -> Duration {
 
 fn one_minute() -> Duration {
     Duration::from_secs(60)
-}
-
-/// Durations as people write them: `5ms`, `10s`, `1h`.
-mod duration {
-    use super::*;
-
-    pub fn deserialize<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-        let (number, unit) = text.split_at(digits);
-        let bad = || {
-            serde::de::Error::custom(format!("{text:?} is not a duration such as \"5ms\", \"10s\" or \"1h\""))
-        };
-        let millis = match unit {
-            "ms" => 1,
-            "s" => 1_000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            _ => return Err(bad()),
-        };
-        let number: u64 = number.parse().map_err(|_| bad())?;
-        number.checked_mul(millis).map(Duration::from_millis).ok_or_else(bad)
-    }
 }

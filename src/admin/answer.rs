@@ -1,0 +1,77 @@
+//! One request, one answer.
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
+use hyper::header::{REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
+use hyper::{Method, Request, Response, StatusCode};
+
+use super::AdminSource;
+use crate::config::percent_decoded;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+const HTML: &str = "text/html; charset=utf-8";
+static PAGE: &str = include_str!("page.html");
+
+pub(super) fn answer<B>(request: &Request<B>, source: &dyn AdminSource) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n");
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    match request.uri().path() {
+        "/" => respond(StatusCode::OK, HTML, PAGE),
+        "/livez" => respond(StatusCode::OK, TEXT, "alive\n"),
+        "/readyz" => match source.ready() {
+            Ok(()) => respond(StatusCode::OK, TEXT, "ready\n"),
+            Err(reasons) => {
+                let text = format!("not ready\n{}\n", reasons.join("\n"));
+                respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
+            }
+        },
+        "/metrics" => respond(StatusCode::OK, PROMETHEUS, source.metrics()),
+        "/status" => respond(StatusCode::OK, JSON, format!("{:#}\n", source.status())),
+        "/explain" => explain(request.uri().query(), source),
+        _ => {
+            let text = "not found; there are / /metrics /livez /readyz /status /explain?key=\n";
+            respond(StatusCode::NOT_FOUND, TEXT, text)
+        }
+    }
+}
+
+fn explain(query: Option<&str>, source: &dyn AdminSource) -> Response<Full<Bytes>> {
+    let fields = query.unwrap_or_default().split('&');
+    let key = fields.filter_map(|field| field.strip_prefix("key=")).next();
+    // As forms encode it: a plus is a space. Keys need not be UTF-8.
+    let Some(key) = key.and_then(|key| percent_decoded(&key.replace('+', " "))) else {
+        return respond(
+            StatusCode::BAD_REQUEST,
+            TEXT,
+            "name a key, percent-encoded: /explain?key=user%3A1\n",
+        );
+    };
+    match source.explain(&key) {
+        Some(explanation) => respond(StatusCode::OK, JSON, format!("{explanation:#}\n")),
+        None => respond(StatusCode::NOT_FOUND, TEXT, "nothing can be told of this key\n"),
+    }
+}
+
+fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert(
+        CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(
+            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
+             frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+        ),
+    );
+    response
+}

@@ -1,0 +1,105 @@
+//! The HTTP port as its users see it: over a socket.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+
+struct Source {
+    ready: Result<(), Vec<String>>,
+}
+
+impl AdminSource for Source {
+    fn metrics(&self) -> String {
+        "cachefence_clients 1\n".into()
+    }
+    fn ready(&self) -> Result<(), Vec<String>> {
+        self.ready.clone()
+    }
+    fn status(&self) -> serde_json::Value {
+        serde_json::json!({ "feed": { "streaming": true } })
+    }
+    fn explain(&self, key: &[u8]) -> Option<serde_json::Value> {
+        (key != b"unknown").then(|| serde_json::json!({ "bytes": key }))
+    }
+}
+
+async fn start(ready: Result<(), Vec<String>>) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("its address");
+    tokio::spawn(serve(listener, Arc::new(Source { ready })));
+    address
+}
+
+/// Sends a request's head, reads to the end.
+async fn ask(address: std::net::SocketAddr, line: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.expect("a connection");
+    let request = format!("{line} HTTP/1.1\r\nHost: x\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    answer
+}
+
+#[tokio::test]
+async fn every_path_answers() {
+    let address = start(Ok(())).await;
+    for (line, status, body) in [
+        ("GET /livez", "200", "\r\n\r\nalive\n"),
+        ("GET /readyz", "200", "\r\n\r\nready\n"),
+        ("GET /metrics", "200", "\r\n\r\ncachefence_clients 1\n"),
+        ("GET /status", "200", "\"streaming\": true"),
+        ("GET /", "200", "<title>cachefence</title>"),
+        ("GET /explain?key=a%3Ab+%ff", "200", "97,\n    58,\n    98,\n    32,\n    255\n"),
+        ("GET /explain?key=unknown", "404", "nothing can be told"),
+        ("GET /explain", "400", "/explain?key="),
+        ("GET /explain?key=%zz", "400", "/explain?key="),
+        ("GET /nothing", "404", "/metrics"),
+        ("POST /metrics", "405", "only GET and HEAD"),
+    ] {
+        let answer = ask(address, line).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(body),
+            "{line}: {answer}"
+        );
+        assert!(answer.contains("cache-control: no-store"), "{answer}");
+    }
+    let head = ask(address, "HEAD /livez").await;
+    assert!(head.contains("content-length: 6\r\n") && head.ends_with("\r\n\r\n"), "{head}");
+}
+
+#[tokio::test]
+async fn what_is_not_ready_says_why() {
+    let address = start(Err(vec!["the feed is lost".into(), "guard public.users is broken".into()])).await;
+    let answer = ask(address, "GET /readyz").await;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.ends_with("not ready\nthe feed is lost\nguard public.users is broken\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn slow_peers_keep_nobody_out() {
+    let address = start(Ok(())).await;
+    let mut slow = Vec::new();
+    for _ in 0..3 * MAX_CONNECTIONS {
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        stream.write_all(b"GET /livez HTTP/1.1\r\n").await.expect("sent");
+        slow.push(stream);
+    }
+    let answer = timeout(Duration::from_secs(2), ask(address, "GET /livez")).await.expect("in time");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    // The first of them had to leave.
+    let mut rest = Vec::new();
+    let end = timeout(Duration::from_secs(2), slow[0].read_to_end(&mut rest)).await;
+    assert!(end.is_ok());
+}
+
+#[tokio::test]
+async fn oversize_headers_end_the_connection() {
+    let address = start(Ok(())).await;
+    let mut stream = TcpStream::connect(address).await.expect("a connection");
+    let header = format!("GET /livez HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(10 * MAX_HEADER_BYTES));
+    // Closed while we still send: both ends of it may fail.
+    let _ = stream.write_all(header.as_bytes()).await;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    assert!(!String::from_utf8_lossy(&answer).contains("alive"));
+}

@@ -1,0 +1,154 @@
+//! What a setting's own type cannot tell: forms of addresses and names, and settings that contradict each other.
+
+use std::str::FromStr;
+
+use super::address::{Address, RedisUrl, redact};
+use super::schema::Wrong;
+use super::{Config, duration};
+use crate::guard::Guards;
+
+/// All that is wrong with settings of the right shape.
+pub(super) fn check(config: &Config) -> Vec<Wrong> {
+    let mut wrong = Vec::new();
+    listeners(config, &mut wrong);
+    redis(config, &mut wrong);
+    postgres(config, &mut wrong);
+    sources(config, &mut wrong);
+    fence(config, &mut wrong);
+    guards(config, &mut wrong);
+    wrong
+}
+
+fn listeners(config: &Config, wrong: &mut Vec<Wrong>) {
+    let listen = &config.proxy.listen;
+    if listen.is_empty() {
+        let what = "found an empty list; name at least one address, such as \"127.0.0.1:6380\"";
+        wrong.push(Wrong::new("proxy.listen", what));
+    }
+    for (n, text) in listen.iter().enumerate() {
+        let path = format!("proxy.listen[{n}]");
+        if let Err(error) = Address::parse_listen(text) {
+            wrong.push(Wrong::new(path, format!("found {text:?}; {error}")));
+        } else if listen[..n].contains(text) && !text.ends_with(":0") {
+            wrong.push(Wrong::new(path, format!("{text:?} is in the list already; remove it")));
+        }
+    }
+    let admin = &config.admin.listen;
+    if let Err(error) = Address::parse_tcp(admin) {
+        wrong.push(Wrong::new("admin.listen", format!("found {admin:?}; {error}")));
+    } else if listen.contains(admin) && !admin.ends_with(":0") {
+        wrong.push(Wrong::new(
+            "admin.listen",
+            format!("{admin:?} is in proxy.listen as well; use another port"),
+        ));
+    }
+}
+
+fn redis(config: &Config, wrong: &mut Vec<Wrong>) {
+    if let Err(error) = RedisUrl::parse(&config.redis.url) {
+        wrong.push(Wrong::new("redis.url", format!("found {:?}; {error}", redact(&config.redis.url))));
+    }
+}
+
+fn postgres(config: &Config, wrong: &mut Vec<Wrong>) {
+    let postgres = &config.postgres;
+    wrong.extend(postgres_url(&postgres.url).map(|what| Wrong::new("postgres.url", what)));
+    let slot_byte = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    if !(1..=63).contains(&postgres.slot.len()) || !postgres.slot.bytes().all(slot_byte) {
+        let what = format!("found {:?}; allowed: 1 to 63 of the characters a-z, 0-9 and _", postgres.slot);
+        wrong.push(Wrong::new("postgres.slot", what));
+    }
+    // Longer ones Postgres would cut off, and then not find again.
+    let publication = &postgres.publication;
+    if !(1..=63).contains(&publication.len()) || publication.contains('\0') {
+        let what = format!("found {publication:?}; allowed: a publication's name, 1 to 63 bytes");
+        wrong.push(Wrong::new("postgres.publication", what));
+    }
+    let name = &postgres.application_name;
+    if !(1..=63).contains(&name.len()) || !name.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+        let what = format!("found {name:?}; allowed: 1 to 63 printable ASCII characters");
+        wrong.push(Wrong::new("postgres.application_name", what));
+    }
+}
+
+fn postgres_url(url: &str) -> Option<String> {
+    let found = redact(url);
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        return Some(format!(
+            "found {found:?}; allowed: \"postgres://user[:password]@host[:port]/database\""
+        ));
+    }
+    let query = url.rsplit_once('?').map_or("", |(_, query)| query);
+    let tls = query.split('&').filter_map(|field| field.strip_prefix("sslmode=")).next_back();
+    if let Some(mode @ ("require" | "verify-ca" | "verify-full")) = tls {
+        return Some(format!(
+            "sslmode={mode} is not supported by this version, which has no TLS; allowed: disable, prefer"
+        ));
+    }
+    // The parser's message names an option, never its value.
+    let error = tokio_postgres::Config::from_str(url).err()?;
+    let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+    Some(format!(
+        "found {found:?}: {reason}; allowed: \"postgres://user[:password]@host[:port]/database\", with special \
+         characters of the user and password percent-encoded"
+    ))
+}
+
+fn sources(config: &Config, wrong: &mut Vec<Wrong>) {
+    for (n, source) in config.sources.iter().enumerate() {
+        let before = &config.sources[..n];
+        if source.name.is_empty() {
+            wrong.push(Wrong::new(
+                format!("source[{n}].name"),
+                "found \"\"; give it a name for metrics and logs",
+            ));
+        }
+        if let Some(first) = before.iter().position(|other| other.name == source.name) {
+            let what = format!("source[{first}] is called {:?} already; give each its own name", source.name);
+            wrong.push(Wrong::new(format!("source[{n}].name"), what));
+        }
+        match &source.url {
+            Some(url) => {
+                wrong.extend(postgres_url(url).map(|what| Wrong::new(format!("source[{n}].url"), what)));
+            }
+            None => wrong.extend(before.iter().position(|other| other.url.is_none()).map(|first| {
+                let what = format!(
+                    "it is missing, which means the feed's own primary, and source[{first}] is that already; \
+                     name the replica's URL"
+                );
+                Wrong::new(format!("source[{n}].url"), what)
+            })),
+        }
+    }
+}
+
+fn fence(config: &Config, wrong: &mut Vec<Wrong>) {
+    let fence = &config.fence;
+    if fence.history < fence.lease_ttl {
+        let what = format!(
+            "found {}; allowed: at least fence.lease_ttl, which is {}, or a lease would outlive the writes it is \
+             judged by",
+            duration::print(fence.history),
+            duration::print(fence.lease_ttl)
+        );
+        wrong.push(Wrong::new("fence.history", what));
+    }
+}
+
+fn guards(config: &Config, wrong: &mut Vec<Wrong>) {
+    match Guards::new(&config.guards) {
+        Err(error) => wrong.push(Wrong::new(error.setting, error.problem.to_string())),
+        Ok(guards) => {
+            let marker = config.marker_key();
+            for id in guards.matching(marker.as_bytes()) {
+                let index = usize::from(id.0);
+                let keys = guards.get(id).into_iter().flat_map(|guard| &guard.templates);
+                let template = keys.into_iter().position(|template| template.matches(marker.as_bytes()));
+                let what =
+                    format!("it covers {marker:?}, the proxy's own key; choose another shape for these keys");
+                wrong
+                    .push(Wrong::new(format!("guard[{index}].keys[{}]", template.unwrap_or_default()), what));
+            }
+        }
+    }
+}

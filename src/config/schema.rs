@@ -1,0 +1,267 @@
+//! What settings there are, as data: what each may be, for the file and the environment alike.
+//!
+//! The shapes in [`super`] say how settings are held; this table says how a wrong one is refused. That a setting is in
+//! both is tested.
+
+use std::time::Duration;
+
+use toml::{Table, Value};
+
+use super::address::redact;
+use super::duration;
+
+/// A place in the tree of settings.
+#[derive(Debug)]
+pub(super) enum Node {
+    /// A table with these settings, and those that have to be there.
+    Table { settings: &'static [(&'static str, Node)], required: &'static [&'static str] },
+    /// A list of tables.
+    List(&'static Node),
+    /// A setting.
+    Leaf(Kind),
+    /// A setting of a later version.
+    Unsupported,
+}
+
+/// What a setting can be.
+#[derive(Debug)]
+pub(super) enum Kind {
+    Text,
+    /// A text that may hold a password.
+    Url,
+    Texts,
+    /// A whole number in this range.
+    Count(i64, i64),
+    /// A duration in this range.
+    Duration(Duration, Duration),
+    /// One of these; and those that a later version has.
+    Choice(&'static [&'static str], &'static [&'static str]),
+}
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+/// Redis's and Postgres's timers are far from overflow up to here, and nobody means more.
+const YEAR: Duration = Duration::from_secs(365 * 86_400);
+const TIME: Node = Node::Leaf(Kind::Duration(MILLISECOND, YEAR));
+const TEXT: Node = Node::Leaf(Kind::Text);
+const URL: Node = Node::Leaf(Kind::Url);
+const TEXTS: Node = Node::Leaf(Kind::Texts);
+
+const fn choice(allowed: &'static [&'static str], later: &'static [&'static str]) -> Node {
+    Node::Leaf(Kind::Choice(allowed, later))
+}
+
+const fn table(settings: &'static [(&'static str, Node)]) -> Node {
+    Node::Table { settings, required: &[] }
+}
+
+/// All settings.
+pub(super) static ROOT: Node = table(&[
+    (
+        "proxy",
+        table(&[
+            ("listen", TEXTS),
+            ("tls", Node::Unsupported),
+            ("mode", choice(&["enforce", "observe"], &[])),
+            ("max_clients", Node::Leaf(Kind::Count(1, 1_000_000))),
+            ("threads", Node::Leaf(Kind::Count(0, 1_024))),
+        ]),
+    ),
+    ("redis", table(&[("url", URL), ("upstream", choice(&["shared", "pinned"], &[]))])),
+    (
+        "postgres",
+        Node::Table {
+            settings: &[
+                ("url", URL),
+                ("slot", TEXT),
+                ("publication", TEXT),
+                ("contract", choice(&["bounded"], &["strict"])),
+                ("application_name", TEXT),
+                ("feed_lost_after", TIME),
+                ("max_lag", TIME),
+            ],
+            required: &["url"],
+        },
+    ),
+    ("source", Node::List(&Node::Table { settings: &[("name", TEXT), ("url", URL)], required: &["name"] })),
+    (
+        "fence",
+        table(&[
+            ("history", TIME),
+            ("lease_ttl", TIME),
+            ("drain_timeout", TIME),
+            ("max_keys", Node::Leaf(Kind::Count(1, 1 << 40))),
+            ("poll_interval", Node::Leaf(Kind::Duration(MILLISECOND, Duration::from_secs(1)))),
+        ]),
+    ),
+    ("guard", Node::List(&GUARD)),
+    ("admin", table(&[("listen", TEXT)])),
+]);
+
+static GUARD: Node = Node::Table {
+    settings: &[
+        ("table", TEXT),
+        ("keys", TEXTS),
+        ("on_stale", choice(&["refuse"], &["cap", "delete"])),
+        ("stale_ttl", Node::Unsupported),
+        ("reply", choice(&["ok", "nil", "error"], &[])),
+        ("unproven", choice(&["cap", "allow", "refuse"], &[])),
+        ("unproven_ttl", TIME),
+        ("lease", choice(&["connection", "key", "off"], &[])),
+        ("max_ttl", Node::Unsupported),
+        ("version", Node::Unsupported),
+        (
+            "when_feed_lost",
+            table(&[
+                ("reads", choice(&["serve", "miss"], &[])),
+                ("fills", choice(&["cap", "refuse"], &[])),
+                ("fills_ttl", TIME),
+            ]),
+        ),
+    ],
+    required: &["table", "keys"],
+};
+
+/// A wrong setting: its path, what was found there and what is allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wrong {
+    pub path: String,
+    pub what: String,
+}
+
+impl Wrong {
+    pub(super) fn new(path: impl Into<String>, what: impl Into<String>) -> Self {
+        Self { path: path.into(), what: what.into() }
+    }
+}
+
+/// What is said of a setting of a later version.
+pub(super) fn unsupported(path: &str) -> Wrong {
+    let name = path.rsplit('.').next().unwrap_or(path);
+    Wrong::new(path, format!("{name} is not supported by this version; remove it"))
+}
+
+/// The path of a setting in a table.
+pub(super) fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+impl Node {
+    /// Appends all that is wrong with `value`, which stands at `path`.
+    pub(super) fn check(&self, path: &str, value: &Value, wrong: &mut Vec<Wrong>) {
+        match (self, value) {
+            (Node::Unsupported, _) => wrong.push(unsupported(path)),
+            (Node::Table { settings, required }, Value::Table(table)) => {
+                check_table(path, settings, required, table, wrong);
+            }
+            (Node::Table { .. }, _) => wrong.push(Wrong::new(path, found(value, "a table"))),
+            (Node::List(item), Value::Array(values)) => {
+                for (n, value) in values.iter().enumerate() {
+                    item.check(&format!("{path}[{n}]"), value, wrong);
+                }
+            }
+            (Node::List(_), _) => {
+                wrong.push(Wrong::new(
+                    path,
+                    found(value, &format!("a list of tables, each begun by [[{path}]]")),
+                ));
+            }
+            (Node::Leaf(kind), _) => wrong.extend(kind.check(value).map(|what| Wrong::new(path, what))),
+        }
+    }
+}
+
+fn check_table(
+    path: &str,
+    settings: &'static [(&'static str, Node)],
+    required: &[&str],
+    table: &Table,
+    wrong: &mut Vec<Wrong>,
+) {
+    for (name, value) in table {
+        match settings.iter().find(|(known, _)| known == name) {
+            Some((_, node)) => node.check(&join(path, name), value, wrong),
+            None => {
+                let known: Vec<&str> = settings
+                    .iter()
+                    .filter(|(_, node)| !matches!(node, Node::Unsupported))
+                    .map(|(name, _)| *name)
+                    .collect();
+                let what = format!("no such setting; allowed here: {}", known.join(", "));
+                wrong.push(Wrong::new(join(path, name), what));
+            }
+        }
+    }
+    for (name, node) in settings.iter().filter(|(name, _)| !table.contains_key(*name)) {
+        if required.contains(name) {
+            wrong.push(Wrong::new(join(path, name), "it is missing, and has no default"));
+        }
+        // An absent table may lack a setting that has to be there.
+        if matches!(node, Node::Table { .. }) {
+            node.check(&join(path, name), &Value::Table(Table::new()), wrong);
+        }
+    }
+}
+
+impl Kind {
+    /// Whether a value is of the type, whatever it says.
+    pub(super) fn fits(&self, value: &Value) -> bool {
+        match self {
+            Kind::Count(..) => value.is_integer(),
+            Kind::Texts => value.as_array().is_some_and(|values| values.iter().all(Value::is_str)),
+            Kind::Text | Kind::Url | Kind::Duration(..) | Kind::Choice(..) => value.is_str(),
+        }
+    }
+
+    fn check(&self, value: &Value) -> Option<String> {
+        match self {
+            Kind::Text | Kind::Url => (!self.fits(value)).then(|| found(value, "a text in quotes")),
+            Kind::Texts => {
+                (!self.fits(value)).then(|| found(value, "a list of texts, such as [\"a\", \"b\"]"))
+            }
+            Kind::Count(min, max) => {
+                let good = value.as_integer().is_some_and(|n| (*min..=*max).contains(&n));
+                (!good).then(|| found(value, &format!("a whole number from {min} to {max}")))
+            }
+            Kind::Duration(min, max) => {
+                let read = value.as_str().and_then(duration::parse);
+                let allowed = format!(
+                    "{}, from {} to {}",
+                    duration::FORM,
+                    duration::print(*min),
+                    duration::print(*max)
+                );
+                (!read.is_some_and(|d| (*min..=*max).contains(&d))).then(|| found(value, &allowed))
+            }
+            Kind::Choice(allowed, later) => {
+                let quoted: Vec<String> = allowed.iter().map(|choice| format!("{choice:?}")).collect();
+                match value.as_str() {
+                    Some(text) if allowed.contains(&text) => None,
+                    Some(text) if later.contains(&text) => Some(format!(
+                        "{text:?} is not supported by this version; allowed: {}",
+                        quoted.join(", ")
+                    )),
+                    _ => Some(found(value, &quoted.join(", "))),
+                }
+            }
+        }
+    }
+}
+
+fn found(value: &Value, allowed: &str) -> String {
+    format!("found {}; allowed: {allowed}", show(value))
+}
+
+/// A value for a message: short, and without what could be a password.
+fn show(value: &Value) -> String {
+    match value {
+        Value::String(text) => {
+            format!("{:?}", redact(text).chars().take(80).collect::<String>())
+        }
+        Value::Array(values) if values.iter().all(|value| value.is_array() || value.is_table()) => {
+            "a list".into()
+        }
+        Value::Array(values) => format!("[{}]", values.iter().map(show).collect::<Vec<_>>().join(", ")),
+        Value::Table(_) => "a table".into(),
+        other => other.to_string(),
+    }
+}

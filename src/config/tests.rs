@@ -1,0 +1,187 @@
+//! Settings as people write them, right and wrong.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use super::*;
+
+const MINIMAL: &str = "[postgres]\nurl = \"postgres://cachefence@127.0.0.1:5432/app\"\n";
+
+fn parse(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    Config::parse(Some(Path::new("c.toml")), text, variables)
+}
+
+/// The messages for `text` after a minimal file of two lines.
+fn errors(text: &str) -> String {
+    parse(&format!("{MINIMAL}{text}"), &[]).expect_err("an error").to_string()
+}
+
+#[test]
+fn a_minimal_file_has_the_defaults() {
+    let config = parse(MINIMAL, &[]).expect("settings");
+    assert_eq!(config.proxy, Proxy::default());
+    assert_eq!(config.redis, Redis::default());
+    assert_eq!(config.fence, Fence::default());
+    assert_eq!(config.admin, Admin::default());
+    assert_eq!((config.sources, config.guards), (vec![], vec![]));
+    assert_eq!(config.postgres.max_lag, Duration::from_secs(10));
+}
+
+#[test]
+fn the_environment_goes_over_the_file() {
+    let config = parse(
+        MINIMAL,
+        &[
+            ("CACHEFENCE_POSTGRES__URL", "postgres://db/x"),
+            ("CACHEFENCE_GUARD__0__TABLE", "users"),
+            ("CACHEFENCE_GUARD__0__KEYS", "[\"user:<id>\"]"),
+            ("CACHEFENCE_FENCE__HISTORY", "5m"),
+            ("CACHEFENCE_PROXY__MODE", "observe"),
+        ],
+    )
+    .expect("settings");
+    assert_eq!(config.postgres.url, "postgres://db/x");
+    assert_eq!(config.guards[0].keys, ["user:<id>"]);
+    assert_eq!(config.fence.history, Duration::from_secs(300));
+    assert_eq!(config.proxy.mode, Mode::Observe);
+    let alone = Config::parse(None, "", [("CACHEFENCE_POSTGRES__URL".into(), "postgres://db/x".into())]);
+    assert!(alone.is_ok(), "{alone:?}");
+}
+
+#[test]
+fn a_wrong_setting_is_named_with_its_place_and_what_is_allowed() {
+    assert_eq!(
+        errors("[proxy]\nmode = \"monitor\""),
+        "c.toml:4: proxy.mode: found \"monitor\"; allowed: \"enforce\", \"observe\""
+    );
+    assert_eq!(
+        errors("[fence]\nmax_keys = 0\nhistroy = \"1s\""),
+        "c.toml:4: fence.max_keys: found 0; allowed: a whole number from 1 to 1099511627776\n\
+         c.toml:5: fence.histroy: no such setting; allowed here: history, lease_ttl, drain_timeout, max_keys, \
+         poll_interval"
+    );
+    assert!(
+        errors("[fence]\npoll_interval = \"2s\"").starts_with("c.toml:4: fence.poll_interval: found \"2s\";")
+    );
+    assert!(errors("[fence]\nhistory = \"0s\"").contains("from 1ms"));
+    assert!(errors("[fence]\nhistory = \"2s\"").contains("at least fence.lease_ttl, which is 5s"));
+    assert!(errors("[proxy]\nlisten = []").contains("c.toml:4: proxy.listen: found an empty list"));
+    assert!(
+        errors("[proxy]\nlisten = [\n\"a:1\",\n\"b\"]").starts_with("c.toml:6: proxy.listen[1]: found \"b\"")
+    );
+    assert!(errors("[[source]]\nurl = \"postgres://h\"").contains("c.toml:3: source[0].name: it is missing"));
+    assert!(
+        errors("[[source]]\nname = \"a\"\n[[source]]\nname = \"b\"").contains("c.toml:5: source[1].url: ")
+    );
+    assert!(
+        errors("[redis]\nurl = \"http://h\"").contains("c.toml:4: redis.url: found \"http://h\"; allowed")
+    );
+}
+
+#[test]
+fn guards_are_checked() {
+    let guard = |rest: &str| errors(&format!("[[guard]]\ntable = \"users\"\n{rest}"));
+    assert!(guard("").contains("c.toml:3: guard[0].keys: it is missing"));
+    assert!(guard("keys = [\"user:<id\"]").contains("c.toml:5: guard[0].keys[0]: found \"user:<id\": "));
+    assert!(guard("keys = [\"cachefence:<id>\"]").contains("c.toml:5: guard[0].keys[0]: it covers"));
+    let twice = guard("keys = [\"a\"]\n[[guard]]\ntable = \"public.users\"\nkeys = [\"b\"]");
+    assert!(twice.starts_with("c.toml:7: guard[1].table: guard[0] is of public.users already"), "{twice}");
+    let lost = guard("keys = [\"a\"]\nwhen_feed_lost = { reads = \"skip\" }");
+    assert!(lost.starts_with("c.toml:6: guard[0].when_feed_lost.reads: found \"skip\"; allowed"), "{lost}");
+}
+
+#[test]
+fn settings_of_later_versions_are_known_and_refused() {
+    let guard = "[[guard]]\ntable = \"users\"\nkeys = [\"user:<id>\"]\n";
+    for (text, path) in [
+        ("[proxy]\ntls = { cert = \"c\", key = \"k\" }".to_owned(), "c.toml:4: proxy.tls: "),
+        ("[redis]\nurl = \"rediss://h\"".to_owned(), "c.toml:4: redis.url: "),
+        (format!("{guard}on_stale = \"delete\""), "c.toml:6: guard[0].on_stale: "),
+        (format!("{guard}stale_ttl = \"1s\""), "c.toml:6: guard[0].stale_ttl: "),
+        (format!("{guard}max_ttl = \"1h\""), "c.toml:6: guard[0].max_ttl: "),
+        (format!("{guard}version = {{ raw = true }}"), "c.toml:6: guard[0].version: "),
+        (format!("{guard}[guard.version]\ncolumn = \"v\""), "c.toml:6: guard[0].version: "),
+    ] {
+        let error = errors(&text);
+        assert!(error.starts_with(path) && error.contains("not supported by this version"), "{error}");
+    }
+    assert!(parse(&MINIMAL.replace("app", "app?sslmode=verify-full"), &[]).is_err());
+    let strict = parse(&format!("{MINIMAL}contract = \"strict\""), &[]).expect_err("an error").to_string();
+    assert_eq!(
+        strict,
+        "c.toml:3: postgres.contract: \"strict\" is not supported by this version; allowed: \"bounded\""
+    );
+}
+
+/// The fields that a shape has, from serde's own refusal of another.
+fn fields<T: serde::de::DeserializeOwned>() -> Vec<String> {
+    let error = toml::from_str::<T>("unknown = 1").err().map(|e| e.message().to_owned()).unwrap_or_default();
+    let (_, names) = error.split_once("expected").unwrap_or_default();
+    names.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// The supported settings that the schema has at a path of tables.
+fn known(path: &[&str]) -> Vec<String> {
+    use super::schema::{Node, ROOT};
+    let settings = |node: &'static Node| match node {
+        Node::Table { settings, .. } | Node::List(Node::Table { settings, .. }) => *settings,
+        _ => panic!("{path:?} is no table"),
+    };
+    let found = path.iter().fold(settings(&ROOT), |inner, name| {
+        settings(&inner.iter().find(|(known, _)| known == name).expect("a setting").1)
+    });
+    let supported = found.iter().filter(|(_, node)| !matches!(node, Node::Unsupported));
+    supported.map(|(name, _)| (*name).to_owned()).collect()
+}
+
+#[test]
+fn shapes_and_schema_name_the_same_settings() {
+    assert_eq!(fields::<Config>(), known(&[]));
+    assert_eq!(fields::<Proxy>(), known(&["proxy"]));
+    assert_eq!(fields::<Redis>(), known(&["redis"]));
+    assert_eq!(fields::<Postgres>(), known(&["postgres"]));
+    assert_eq!(fields::<Source>(), known(&["source"]));
+    assert_eq!(fields::<super::Fence>(), known(&["fence"]));
+    assert_eq!(fields::<super::Guard>(), known(&["guard"]));
+    assert_eq!(fields::<WhenFeedLost>(), known(&["guard", "when_feed_lost"]));
+    assert_eq!(fields::<Admin>(), known(&["admin"]));
+}
+
+#[test]
+fn a_variable_is_named_as_the_place() {
+    let error = |variables: &[(&str, &str)]| parse(MINIMAL, variables).expect_err("an error").to_string();
+    assert_eq!(
+        error(&[("CACHEFENCE_PROXY__MODE", "x")]),
+        "CACHEFENCE_PROXY__MODE: proxy.mode: found \"x\"; allowed: \"enforce\", \"observe\""
+    );
+    let list = error(&[("CACHEFENCE_PROXY__LISTEN", "[\"a:1\", \"b\"]")]);
+    assert!(list.starts_with("CACHEFENCE_PROXY__LISTEN: proxy.listen[1]: found \"b\""), "{list}");
+    assert!(error(&[("CACHEFENCE_REDIS_URL", "x")]).starts_with("CACHEFENCE_REDIS_URL: it names no setting"));
+    let missing = Config::parse(None, "", []).expect_err("an error").to_string();
+    assert!(missing.contains("postgres.url: it is missing"), "{missing}");
+    assert!(missing.ends_with("set it in the file or by CACHEFENCE_POSTGRES__URL"), "{missing}");
+}
+
+#[test]
+fn files_that_are_none() {
+    let error = |text| parse(text, &[]).expect_err("an error").to_string();
+    assert!(error("[proxy]\nx = = 1").starts_with("c.toml:2: not TOML: "));
+    let secret = error("[postgres]\nurl = \"postgres://u:secret@h/d\" x");
+    assert!(secret.starts_with("c.toml:2: not TOML: ") && !secret.contains("secret"), "{secret}");
+    assert!(error("[postgres]\nurl = \"u:secret@h\"").contains("found \"***@h\""));
+    assert!(error("guard = 1").contains("c.toml:1: guard: found 1; allowed: a list of tables"));
+    let absent = Config::load_with(Some(Path::new("/nonexistent/c.toml")), []).expect_err("an error");
+    assert!(absent.to_string().starts_with("/nonexistent/c.toml: cannot be read: "), "{absent}");
+    let by_variable = Config::load_with(None, [("CACHEFENCE_CONFIG".into(), "/nonexistent/d.toml".into())])
+        .expect_err("an error");
+    assert!(by_variable.to_string().starts_with("/nonexistent/d.toml"), "{by_variable}");
+}
+
+#[test]
+fn no_password_is_printed() {
+    let text = "[postgres]\nurl = \"postgres://u:secret@h/d\"\n[redis]\nurl = \"redis://:secret@h\"\n\
+                [[source]]\nname = \"r\"\nurl = \"postgres://u:secret@r/d\"";
+    let printed = format!("{:#?}", parse(text, &[]).expect("settings"));
+    assert!(!printed.contains("secret") && printed.contains("postgres://u:***@h/d"), "{printed}");
+}
