@@ -4,16 +4,8 @@
 //! side (a lost slot, a Redis that restarted empty or went back to an old dump, another database, other
 //! guards), comparing the marker with the feed tells whether the cache's content can still be trusted.
 
+use crate::feed::Identity;
 use crate::position::Lsn;
-
-/// Which history of which database positions belong to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// `IDENTIFY_SYSTEM`'s system identifier.
-    pub system_id: u64,
-    /// Its timeline.
-    pub timeline: u32,
-}
 
 /// What the marker's key holds.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,10 +11,8 @@ use tracing::{info, warn};
 
 use super::deleted::Deleted;
 use super::reaper::kill_predecessors;
-use super::{
-    Address, CacheError, CacheJob, Connection, GapReason, Identity, Invalidation, Marker, Reply, Standing, Upstreams,
-    purge_guards,
-};
+use super::{Address, CacheError, Connection, Marker, Reply, Standing, Upstreams, purge_guards};
+use crate::feed::{CacheJob, GapReason, Identity, Invalidation};
 use crate::fence::{Fence, FillId, GuardId, KeyHash};
 use crate::guard::Guards;
 use crate::metrics::Metrics;
@@ -132,12 +130,12 @@ impl Worker {
                         changes.push(change);
                     }
                     CacheJob::Advance(lsn) => advanced = lsn,
-                    CacheJob::Start { identity, position, gap, done } => {
+                    CacheJob::Start { identity, slot_position: position, gap, ready } => {
                         self.apply(std::mem::take(&mut changes), advanced).await;
                         self.start(identity, position, gap).await;
                         advanced = position;
                         // Nobody waits if the feed was lost again meanwhile; it will start once more.
-                        let _ = done.send(());
+                        let _ = ready.send(());
                     }
                 }
             }
@@ -164,7 +162,7 @@ impl Worker {
             if !change.truncated.is_empty() {
                 self.deleted.lost(change.end_lsn);
             }
-            for (_, key) in change.keys {
+            for key in change.keys {
                 self.deleted.push(change.end_lsn, key);
             }
         }
@@ -206,7 +204,7 @@ impl Worker {
             self.purge("truncate", |guard| change.truncated.contains(&guard)).await?;
         }
         let keys: Vec<&[u8]> =
-            changes.iter().flat_map(|change| change.keys.iter().map(|(_, key)| key.as_slice())).collect();
+            changes.iter().flat_map(|change| change.keys.iter().map(Vec::as_slice)).collect();
         let marker = self.marker(advanced);
         let connection = self.connected().await?;
         unlink(connection, &keys, marker.as_ref()).await?;
@@ -239,7 +237,7 @@ impl Worker {
             let (slot_name, own) = (worker.settings.slot_name.clone(), worker.settings.name.clone());
             kill_predecessors(worker.connected().await?, &slot_name, &own).await?;
             match gap {
-                Some(gap) => worker.purge(gap.label(), |_| true).await?,
+                Some(gap) => worker.purge(gap.as_str(), |_| true).await?,
                 None => worker.reassert().await?,
             }
             let marker = worker.marker(*worker.applied.borrow());
@@ -277,7 +275,7 @@ impl Worker {
         let mut draining = Vec::new();
         self.fence.in_flight(&mut draining);
         self.drain(draining).await;
-        self.metrics.purges(reason).inc();
+        self.metrics.purged(reason);
         self.state.purging.store(true, Ordering::Relaxed);
         info!(reason, "purging the guarded keys");
         let guards = self.guards.load_full();
@@ -344,15 +342,16 @@ impl Worker {
     }
 
     fn count(&self, changes: &[Invalidation]) {
+        let guards = self.guards.load();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         for change in changes {
-            for (guard, _) in &change.keys {
-                self.metrics.guard(*guard).invalidated.inc();
+            for guard in change.keys.iter().flat_map(|key| guards.matching(key)) {
+                self.metrics.guard(guard).invalidated.inc();
             }
             if !change.keys.is_empty() || !change.truncated.is_empty() {
                 // The two clocks may differ; a commit from the future counts as just now.
                 let seconds = now - change.commit_time_us as f64 / 1e6;
-                self.metrics.invalidation_seconds().observe(seconds.max(0.0));
+                self.metrics.invalidation_seconds.observe(seconds.max(0.0));
             }
         }
     }

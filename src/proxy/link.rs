@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_util::io::poll_read_buf;
 
@@ -47,7 +47,11 @@ pub struct Link {
     expected: RefCell<VecDeque<Expected>>,
     /// Replies do not answer requests one by one any more: all bytes go to the owner.
     streaming: Cell<bool>,
-    named: Cell<bool>,
+    introduction: RefCell<Introduction>,
+    /// A part of the reply that is due has been delivered.
+    partly: Cell<bool>,
+    /// Redis is not read, because the owner does not read.
+    paused: Cell<bool>,
     closing: Cell<bool>,
     closed: Cell<bool>,
     next_fill: Cell<u32>,
@@ -67,7 +71,9 @@ impl Link {
             out: RefCell::default(),
             expected: RefCell::default(),
             streaming: Cell::new(false),
-            named: Cell::new(false),
+            introduction: RefCell::new(Introduction::First),
+            partly: Cell::new(false),
+            paused: Cell::new(false),
             closing: Cell::new(false),
             closed: Cell::new(false),
             next_fill: Cell::new(0),
@@ -103,17 +109,45 @@ impl Link {
         FillId(u64::from(self.upstream.number()) << 32 | u64::from(next))
     }
 
-    /// Whether Redis knows this connection by its name and we know it by its id, so that a fill on it can be ended.
-    pub fn is_known(&self) -> bool {
-        self.named.get() && self.upstream.redis_id().is_some()
+    /// Whether Redis knows this connection by name and we know its id, so that a fill on it can be ended.
+    pub fn introduction(&self) -> Introduction {
+        self.introduction.borrow().clone()
     }
 
-    /// Asks Redis to name the connection, and for its id: first of all, and once more after a login.
-    pub fn introduce(&self, client: &Rc<Client>) {
+    /// Wakes this client when something about the link changes.
+    pub fn wait(&self, client: &Rc<Client>) {
+        self.crowd.borrow_mut().push(client.clone());
+    }
+
+    /// Introduces the connection once more, after a login that was sent just before.
+    pub fn introduce_again(&self, client: &Rc<Client>) {
+        *self.introduction.borrow_mut() = Introduction::Again;
         let name = self.gate.upstreams.name(&self.upstream);
         let expected = |meaning| Expected { client: client.clone(), delivery: Delivery::Hidden, meaning };
         self.send(|out| put_request(out, &[b"CLIENT", b"SETNAME", name.as_bytes()]), expected(Meaning::Named));
         self.send(|out| put_request(out, &[b"CLIENT", b"ID"]), expected(Meaning::RedisId));
+    }
+
+    fn named(&self, reply: &[u8]) {
+        if let Some(error) = reply.strip_prefix(b"-") {
+            *self.introduction.borrow_mut() = Introduction::Refused(String::from_utf8_lossy(error).trim_end().into());
+        }
+    }
+
+    fn identified(&self, reply: &[u8]) {
+        let id = reply.strip_prefix(b":").and_then(|rest| integer(rest.trim_ascii_end()));
+        let mut introduction = self.introduction.borrow_mut();
+        if !matches!(*introduction, Introduction::Refused(_)) {
+            *introduction = match id {
+                Some(id) => {
+                    self.upstream.set_redis_id(id as u64);
+                    Introduction::Done
+                }
+                None => Introduction::Refused(String::from_utf8_lossy(reply).trim_end().into()),
+            };
+        }
+        drop(introduction);
+        self.crowd.borrow_mut().drain(..).for_each(|client| client.wake());
     }
 
     /// From the next byte on, everything goes to the owner as it comes.
@@ -146,6 +180,13 @@ impl Link {
         *self.owner.borrow_mut() = owner;
     }
 
+    /// The owner has read: go on reading Redis, if that had stopped.
+    pub fn resume(&self) {
+        if self.paused.get() && !self.owner_is_slow() {
+            self.wake();
+        }
+    }
+
     fn wake(&self) {
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
@@ -163,19 +204,18 @@ impl Link {
     }
 
     async fn serve(&self, mut stream: Transport) -> String {
-        // Before anything else is said on this connection, Redis has to know whose it is. What clients have
-        // sent meanwhile follows.
-        let introducer = Rc::new(Client::new(crate::fence::ConnId(0)));
-        let waiting = (self.out.take(), self.expected.take());
-        self.introduce(&introducer);
-        self.out.borrow_mut().unsplit(waiting.0);
-        self.expected.borrow_mut().extend(waiting.1);
-
-        let mut doomed = pin!(self.upstream.doomed());
         let mut reading = Reading { incoming: BytesMut::with_capacity(READ_CHUNK), scanner: ReplyScanner::default() };
+        // Before anything else is sent, Redis has to know whose connection this is: a fill that was sent on
+        // one without a name could not be ended by a successor.
+        match timeout(CONNECT_TIMEOUT, self.introduce(&mut stream, &mut reading)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return error.to_string(),
+            Err(_) => return "connected, but no answer".to_owned(),
+        }
+        let mut doomed = pin!(self.upstream.doomed());
         let served = std::future::poll_fn(|cx| {
             if doomed.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(io::Error::other("a fill was not answered in time")));
+                return Poll::Ready(Err(io::Error::other("a fill was not answered in time, or Redis was replaced")));
             }
             self.poll(&mut stream, &mut reading, cx)
         });
@@ -185,13 +225,27 @@ impl Link {
         }
     }
 
+    async fn introduce(&self, stream: &mut Transport, reading: &mut Reading) -> io::Result<()> {
+        let mut request = BytesMut::new();
+        put_request(&mut request, &[b"CLIENT", b"SETNAME", self.gate.upstreams.name(&self.upstream).as_bytes()]);
+        put_request(&mut request, &[b"CLIENT", b"ID"]);
+        stream.write_all(&request).await?;
+        self.named(&reading.next(stream).await?);
+        self.identified(&reading.next(stream).await?);
+        Ok(())
+    }
+
     fn poll(&self, stream: &mut Transport, reading: &mut Reading, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         *self.waker.borrow_mut() = Some(cx.waker().clone());
         if self.closing.get() {
             return Poll::Ready(Ok(()));
         }
-        let written = self.poll_write(stream, cx)?;
-        while !self.owner_is_slow() {
+        self.poll_write(stream, cx)?;
+        loop {
+            self.paused.set(self.owner_is_slow());
+            if self.paused.get() {
+                break;
+            }
             reading.incoming.reserve(READ_CHUNK / 4);
             match poll_read_buf(Pin::new(&mut *stream), cx, &mut reading.incoming) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
@@ -200,11 +254,10 @@ impl Link {
                 Poll::Pending => break,
             }
         }
-        let _ = written;
         Poll::Pending
     }
 
-    fn poll_write(&self, stream: &mut Transport, cx: &mut Context<'_>) -> io::Result<bool> {
+    fn poll_write(&self, stream: &mut Transport, cx: &mut Context<'_>) -> io::Result<()> {
         let mut out = self.out.borrow_mut();
         while !out.is_empty() {
             match Pin::new(&mut *stream).poll_write(cx, &out) {
@@ -218,7 +271,7 @@ impl Link {
         if out.len() <= HIGH_WATER {
             self.crowd.borrow_mut().drain(..).for_each(|client| client.wake());
         }
-        Ok(out.is_empty())
+        Ok(())
     }
 
     /// A pin is read only as fast as its owner reads. A lane is always read: one client must not hold up
@@ -247,6 +300,7 @@ impl Link {
             if progress.done {
                 let reply = reading.incoming.split_to(progress.bytes);
                 reading.scanner.reset();
+                self.partly.set(false);
                 let next = expected.pop_front();
                 drop(expected);
                 if let Some(next) = next {
@@ -259,6 +313,7 @@ impl Link {
                 }
                 reading.incoming.advance(progress.bytes);
                 reading.scanner.take(progress.bytes);
+                self.partly.set(true);
                 client.wake();
                 break;
             } else {
@@ -299,13 +354,8 @@ impl Link {
                 }
             }
             Meaning::Fills(fills) => self.gate.finish(&fills),
-            Meaning::Named => self.named.set(!error),
-            Meaning::RedisId => {
-                let id = reply.get(1..reply.len().saturating_sub(2)).and_then(integer).filter(|_| !error);
-                if let Some(id) = id {
-                    self.upstream.set_redis_id(id as u64);
-                }
-            }
+            Meaning::Named => self.named(reply),
+            Meaning::RedisId => self.identified(reply),
             Meaning::Selected(db) => {
                 if !error {
                     client.db.set(db);
@@ -329,8 +379,11 @@ impl Link {
         self.closed.set(true);
         let mut fills: Vec<AbandonedFill> = Vec::new();
         let error = format!("-ERR cachefence: upstream {}: {why}\r\n", self.gate.address);
-        // Whether the first of them was answered in part already cannot be told from here, but a streamed
-        // reply that broke off has been delivered in part only where it was long.
+        if self.partly.get()
+            && let Some(expected) = self.expected.borrow().front()
+        {
+            expected.client.break_off();
+        }
         for expected in self.expected.take() {
             if let Meaning::Fills(unanswered) = expected.meaning {
                 fills.extend(unanswered);
@@ -351,7 +404,7 @@ impl Link {
         }
         self.crowd.borrow_mut().drain(..).for_each(|client| client.wake());
         if !self.closing.get() {
-            self.gate.metrics.upstream_reconnects().inc();
+            self.gate.metrics.upstream_reconnects.inc();
         }
         self.gate.upstreams.close(&self.upstream, fills);
     }
@@ -368,7 +421,35 @@ impl Link {
     }
 }
 
+/// How far the link has got in introducing itself to Redis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Introduction {
+    /// Under way; nothing that clients send goes out before it is done.
+    First,
+    /// Under way once more, behind a login.
+    Again,
+    /// Redis knows the connection by name, and we know its id.
+    Done,
+    /// Redis refused, in these words. No fill of a guarded key may be sent.
+    Refused(String),
+}
+
 struct Reading {
     incoming: BytesMut,
     scanner: ReplyScanner,
+}
+
+impl Reading {
+    async fn next(&mut self, stream: &mut Transport) -> io::Result<BytesMut> {
+        loop {
+            let progress = self.scanner.scan(&self.incoming).map_err(io::Error::other)?;
+            if progress.done {
+                self.scanner.reset();
+                return Ok(self.incoming.split_to(progress.bytes));
+            }
+            if stream.read_buf(&mut self.incoming).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
 }

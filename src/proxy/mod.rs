@@ -1,1 +1,33 @@
 //! Clients, lanes and pins: a command's way to Redis and its reply's way back.
+//!
+//! ```text
+//!  socket ─▶ session ─▶ dispatch ─▶ fills ─▶ gate ─▶ (fence)
+//!    ▲          │           │                  │ admitted
+//!    │          │           └────────┬─────────┘
+//!    │       client ◀── replies ── link ─▶ Redis
+//!    └──────────┘
+//! ```
+//!
+//! A [session](session) belongs to one runtime thread for life, and so do the [links](link) that carry its
+//! commands; nothing on this way is shared between threads but the fence's table. Plain commands of many
+//! clients share a *lane*; a client whose connection has state of its own in Redis (MULTI, BLPOP, SUBSCRIBE,
+//! ...) has a *pin* for as long as that lasts.
+
+mod cap;
+mod client;
+mod commands;
+mod dispatch;
+mod expect;
+mod fills;
+mod gate;
+mod link;
+mod listen;
+mod route;
+mod session;
+mod threads;
+mod transaction;
+
+pub use commands::{Command, CommandTable};
+pub use gate::Gate;
+pub use listen::{ListenError, Listener};
+pub use threads::Threads;

@@ -1,0 +1,305 @@
+//! Fills: judged when the whole command is there, and sent, capped or answered in place.
+
+use std::str::FromStr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::{Bytes, BytesMut};
+
+use super::cap::{Capped, cap, put_shorten};
+use super::commands::{Command, FillForm};
+use super::expect::{Delivery, Expected, GuardedKey, Meaning};
+use super::gate::{Admission, Filling, Refusal};
+use super::link::{Introduction, Link};
+use super::session::{Session, Step};
+use super::transaction::QueuedFill;
+use crate::cache::AbandonedFill;
+use crate::config::Reply;
+use crate::fence::Evidence;
+use crate::position::{Lsn, Snapshot};
+use crate::resp::{Arguments, RequestScanner, Scanned, put_bulk, put_decimal, put_header, put_request};
+
+/// Requests above this size, in bytes, go on a pin.
+const LANE_REQUEST: usize = 64 * 1024;
+/// The longest evidence, in bytes: a snapshot with some thousand transactions in progress.
+const MAX_EVIDENCE: usize = 64 * 1024;
+
+/// What the gate said of the keys of one or several fills.
+#[derive(Default)]
+struct Admitted {
+    /// In flight.
+    fills: Vec<AbandonedFill>,
+    /// To live for so many milliseconds at most.
+    caps: Vec<(Box<[u8]>, u64)>,
+    /// The places of refused keys among the arguments.
+    refused: Vec<usize>,
+    refusal: Option<Refusal>,
+}
+
+impl Session {
+    /// A fill outside of a transaction.
+    pub(super) fn fill(&mut self, form: FillForm, arguments: Arguments<'_>, evidence: Option<&Evidence>) -> Step {
+        let keys = self.guarded_keys(form, arguments, self.client.db.get());
+        let wants_pin = arguments.bytes().len() > LANE_REQUEST;
+        if keys.is_empty() {
+            return self.forward(arguments, wants_pin, Meaning::None);
+        }
+        let Some(link) = self.link(wants_pin) else { return Step::Wait };
+        match link.introduction() {
+            Introduction::First | Introduction::Done => {}
+            Introduction::Again => {
+                link.wait(&self.client);
+                return Step::Wait;
+            }
+            Introduction::Refused(error) => return self.refuse_unknown(&error),
+        }
+        let admitted = self.admit(&link, form, &keys, evidence);
+        match admitted {
+            Admitted { refusal: Some(refusal), .. } if form == FillForm::MSetNx || !form.has_pairs() => {
+                self.gate.finish(&admitted.fills);
+                if form.is_part() {
+                    self.delete_torn(&link, &keys);
+                }
+                self.own(refusal_reply(form, arguments, &refusal))
+            }
+            _ if admitted.refusal.is_some() => self.send_rest(&link, arguments, admitted),
+            _ => self.send_admitted(&link, form, arguments, admitted),
+        }
+    }
+
+    /// The keys of a fill that have guards, with their places among the arguments.
+    fn guarded_keys(&self, form: FillForm, arguments: Arguments<'_>, db: u32) -> Vec<(usize, Box<[u8]>, GuardedKey)> {
+        let step = if form.has_pairs() { 2 } else { usize::MAX };
+        let places = (1..arguments.len()).step_by(step);
+        let guarded = |n: usize| {
+            let key = arguments.get(n)?;
+            Some((n, Box::from(key), self.gate.guarded(db, key)?))
+        };
+        places.filter_map(guarded).collect()
+    }
+
+    fn admit(
+        &self,
+        link: &Link,
+        form: FillForm,
+        keys: &[(usize, Box<[u8]>, GuardedKey)],
+        evidence: Option<&Evidence>,
+    ) -> Admitted {
+        let mut admitted = Admitted::default();
+        for (place, key, guarded) in keys {
+            let id = link.fill_id();
+            let filling = Filling { key, guarded, id, conn: self.client.id, evidence, form };
+            match self.gate.admit(&filling) {
+                Admission::Refuse(refusal) => {
+                    admitted.refused.push(*place);
+                    admitted.refusal = Some(refusal);
+                    continue;
+                }
+                Admission::Cap(ttl) => admitted.caps.push((key.clone(), ttl)),
+                Admission::Forward => {}
+            }
+            admitted.fills.push(AbandonedFill { hash: guarded.hash, id, key: key.clone() });
+        }
+        admitted
+    }
+
+    fn send_admitted(&mut self, link: &Link, form: FillForm, arguments: Arguments<'_>, admitted: Admitted) -> Step {
+        let fills = Meaning::Fills(admitted.fills.into());
+        let mut rewritten = BytesMut::new();
+        let capped = match admitted.caps.as_slice() {
+            [] => Capped::Rewritten,
+            [(_, ttl)] => cap(form, arguments, *ttl, unix_ms(), &mut rewritten),
+            _ => Capped::Afterwards,
+        };
+        let delivery = if capped == Capped::SetNxAsSet { Delivery::SetNx } else { Delivery::Forward };
+        let bytes = if rewritten.is_empty() { arguments.bytes() } else { &rewritten };
+        if admitted.caps.is_empty() || capped != Capped::Afterwards {
+            link.send(|out| out.extend_from_slice(bytes), self.expect_as(delivery, fills));
+        } else {
+            link.send(|out| out.extend_from_slice(bytes), self.expect(Meaning::None));
+            self.send_caps(link, &admitted.caps, fills);
+        }
+        Step::Done
+    }
+
+    /// Shortens the TTLs of what was just sent. The fills are in flight until the last of it is answered: if
+    /// the connection breaks in between, their keys are deleted.
+    fn send_caps(&self, link: &Link, caps: &[(Box<[u8]>, u64)], fills: Meaning) {
+        let hidden = |meaning| Expected { client: self.client.clone(), delivery: Delivery::Hidden, meaning };
+        let Some(((last, last_ttl), others)) = caps.split_last() else { return };
+        for (key, ttl) in others {
+            link.send(|out| put_shorten(key, *ttl, out), hidden(Meaning::None));
+        }
+        link.send(|out| put_shorten(last, *last_ttl, out), hidden(fills));
+    }
+
+    /// MSET: the pairs that were not refused.
+    fn send_rest(&mut self, link: &Link, arguments: Arguments<'_>, admitted: Admitted) -> Step {
+        let Some(refusal) = admitted.refusal else { return Step::Done };
+        let kept = |n: &usize| !admitted.refused.contains(&(*n - (*n - 1) % 2));
+        let words: Vec<&[u8]> = (1..arguments.len()).filter(kept).filter_map(|n| arguments.get(n)).collect();
+        let reply = refusal_reply(FillForm::MSet, arguments, &refusal);
+        if words.is_empty() {
+            return self.own(reply);
+        }
+        let mut request = BytesMut::new();
+        put_header(&mut request, b'*', words.len() + 1);
+        put_bulk(&mut request, b"MSET");
+        words.iter().for_each(|word| put_bulk(&mut request, word));
+        let fills = Meaning::Fills(admitted.fills.into());
+        let delivery = Delivery::Replace(reply);
+        if admitted.caps.is_empty() {
+            link.send(|out| out.extend_from_slice(&request), self.expect_as(delivery, fills));
+        } else {
+            link.send(|out| out.extend_from_slice(&request), self.expect_as(delivery, Meaning::None));
+            self.send_caps(link, &admitted.caps, fills);
+        }
+        Step::Done
+    }
+
+    /// A refused part of a value: what is there may be the parts before it, and a torn value must not stay.
+    fn delete_torn(&self, link: &Link, keys: &[(usize, Box<[u8]>, GuardedKey)]) {
+        for (_, key, _) in keys {
+            let expected =
+                Expected { client: self.client.clone(), delivery: Delivery::Hidden, meaning: Meaning::None };
+            link.send(|out| put_request(out, &[b"UNLINK", key]), expected);
+        }
+    }
+
+    /// A fill on a connection that Redis does not let us name: if the connection broke, nobody could tell
+    /// that the fill is gone.
+    fn refuse_unknown(&self, error: &str) -> Step {
+        if error.starts_with("NOAUTH") {
+            // What Redis would say to the fill itself.
+            return self.own(format!("-{error}\r\n"));
+        }
+        self.own(format!("-FENCE cachefence: a fill of a guarded key needs the rights client|setname and client|id: {error}\r\n"))
+    }
+
+    /// `ASOF evidence command ...`
+    pub(super) fn asof(&mut self, arguments: Arguments<'_>) -> Step {
+        let Some(inner) = arguments.get(2) else {
+            return self.refuse_asof("-ERR wrong number of arguments for 'asof' command\r\n".into());
+        };
+        let Command::Fill(form) = self.gate.commands.load().get(inner) else {
+            return self.refuse_asof("-ERR cachefence: ASOF takes evidence and a fill, such as SET\r\n".into());
+        };
+        let evidence = match evidence(arguments.get(1).unwrap_or_default()) {
+            Ok(evidence) => evidence,
+            Err(error) => return self.refuse_asof(format!("-ERR cachefence: ASOF: {error}\r\n")),
+        };
+        let mut request = BytesMut::new();
+        put_header(&mut request, b'*', arguments.len() - 2);
+        request.extend_from_slice(arguments.bytes_from(2));
+        let mut scanner = RequestScanner::default();
+        let Ok(Scanned::Request(_)) = scanner.scan(&request) else { return Step::Done };
+        let arguments = scanner.arguments(&request);
+        if self.transaction.is_some() {
+            self.queue_fill(form, arguments, Some(evidence))
+        } else {
+            self.fill(form, arguments, Some(&evidence))
+        }
+    }
+
+    fn refuse_asof(&mut self, error: String) -> Step {
+        if let Some(transaction) = &mut self.transaction {
+            transaction.aborted = true;
+        }
+        self.own(error)
+    }
+
+    /// A fill inside MULTI: queued in Redis, judged at EXEC.
+    pub(super) fn queue_fill(&mut self, form: FillForm, arguments: Arguments<'_>, evidence: Option<Evidence>) -> Step {
+        let db = self.transaction.as_ref().and_then(|t| t.db).unwrap_or_else(|| self.client.db.get());
+        let keys = self.guarded_keys(form, arguments, db);
+        let step = self.forward(arguments, true, Meaning::None);
+        if let (Step::Done, false, Some(transaction)) = (step, keys.is_empty(), &mut self.transaction) {
+            let keys = keys.into_iter().map(|(_, key, guarded)| (key, guarded)).collect();
+            transaction.fills.push(QueuedFill { keys, form, evidence });
+        }
+        step
+    }
+
+    /// EXEC: all queued fills are judged now. One that is refused aborts the transaction, as a WATCH that failed.
+    pub(super) fn execute(&mut self, arguments: Arguments<'_>) -> Step {
+        let Some(link) = self.link(true) else { return Step::Wait };
+        if link.introduction() == Introduction::Again {
+            link.wait(&self.client);
+            return Step::Wait;
+        }
+        let Some(transaction) = self.transaction.take() else { return Step::Done };
+        self.watching = false;
+        let unknown = matches!(link.introduction(), Introduction::Refused(_)) && !transaction.fills.is_empty();
+        let mut all = Admitted::default();
+        for queued in &transaction.fills {
+            let keys: Vec<_> = queued.keys.iter().map(|(key, guarded)| (0, key.clone(), guarded.clone())).collect();
+            let admitted = self.admit(&link, queued.form, &keys, queued.evidence.as_ref());
+            all.fills.extend(admitted.fills);
+            all.caps.extend(admitted.caps);
+            all.refusal = all.refusal.or(admitted.refusal);
+        }
+        if transaction.aborted || unknown || all.refusal.is_some() {
+            self.gate.finish(&all.fills);
+            let reply: &[u8] = if all.refusal.is_some() {
+                b"*-1\r\n"
+            } else {
+                b"-EXECABORT Transaction discarded because of previous errors.\r\n"
+            };
+            let delivery = Delivery::Replace(Bytes::from_static(reply));
+            link.send(|out| put_request(out, &[b"DISCARD"]), self.expect_as(delivery, Meaning::None));
+            return Step::Done;
+        }
+        if let Some(db) = transaction.db {
+            self.client.db.set(db);
+        }
+        let fills = Meaning::Fills(all.fills.into());
+        if all.caps.is_empty() {
+            link.send(|out| out.extend_from_slice(arguments.bytes()), self.expect(fills));
+        } else {
+            link.send(|out| out.extend_from_slice(arguments.bytes()), self.expect(Meaning::None));
+            self.send_caps(&link, &all.caps, fills);
+        }
+        Step::Done
+    }
+}
+
+/// Reads evidence: an LSN has a slash, a snapshot has colons.
+fn evidence(text: &[u8]) -> Result<Evidence, String> {
+    if text.len() > MAX_EVIDENCE {
+        return Err(format!("the evidence is longer than {MAX_EVIDENCE} bytes"));
+    }
+    let text = std::str::from_utf8(text).map_err(|_| "the evidence is not text".to_owned())?;
+    if text.starts_with("version=") {
+        return Err("version evidence is not supported by this version".to_owned());
+    }
+    // An error quotes what the client sent: escaped, so that it cannot end the reply's line.
+    if text.contains('/') {
+        Lsn::from_str(text).map(Evidence::Lsn).map_err(|error| error.to_string())
+    } else {
+        Snapshot::from_str(text).map(Evidence::Snapshot).map_err(|error| error.to_string())
+    }
+}
+
+/// What a refused fill answers: in the shape of the command's own reply.
+fn refusal_reply(form: FillForm, arguments: Arguments<'_>, refusal: &Refusal) -> Bytes {
+    let gets = arguments.from(3).any(|option| option.eq_ignore_ascii_case(b"GET"));
+    match (refusal.reply, form) {
+        (Reply::Error, _) => format!("-{}\r\n", refusal.error).into(),
+        // The old value, which there is no honest word for but nil.
+        (_, FillForm::GetSet) => Bytes::from_static(b"$-1\r\n"),
+        (_, FillForm::Set) if gets => Bytes::from_static(b"$-1\r\n"),
+        (Reply::Nil, FillForm::SetNx | FillForm::MSetNx | FillForm::HSet) => Bytes::from_static(b":0\r\n"),
+        (Reply::Nil, _) => Bytes::from_static(b"$-1\r\n"),
+        (Reply::Ok, FillForm::SetNx | FillForm::MSetNx) => Bytes::from_static(b":1\r\n"),
+        (Reply::Ok, FillForm::HSet) => {
+            let mut reply = BytesMut::from(&b":"[..]);
+            put_decimal(&mut reply, (arguments.len().saturating_sub(2) / 2) as u64);
+            reply.extend_from_slice(b"\r\n");
+            reply.freeze()
+        }
+        (Reply::Ok, _) => Bytes::from_static(b"+OK\r\n"),
+    }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}

@@ -1,0 +1,284 @@
+//! The gate: what happens to reads and fills of guarded keys. Shared by all threads; what they contend for
+//! is the fence's table alone.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use tracing::debug;
+
+use super::commands::{CommandTable, FillForm};
+use super::expect::GuardedKey;
+use crate::cache::{AbandonedFill, Address, Upstreams};
+use crate::config::{self, LostFills, LostReads};
+use crate::feed::FeedState;
+use crate::fence::{ConnId, Evidence, Fence, Fill, FillId, LeaseRule, Millis, Ruling, Unproven, Verdict};
+use crate::guard::{GuardList, Guards, key_hash};
+use crate::metrics::{self, Metrics};
+
+/// Everything a session needs to decide.
+pub struct Gate {
+    /// What is remembered of recent writes.
+    pub fence: Arc<Fence>,
+    /// Which keys are guarded.
+    pub guards: Arc<ArcSwap<Guards>>,
+    /// What the upstream's commands are.
+    pub commands: Arc<ArcSwap<CommandTable>>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Whether the feed is lost.
+    pub feed: Arc<FeedState>,
+    /// The connections that carry fills.
+    pub upstreams: Arc<Upstreams>,
+    /// Where Redis is.
+    pub address: Address,
+    /// Judge and count; change nothing.
+    pub observe: bool,
+    /// The origin of the fence's clock.
+    pub started: Instant,
+}
+
+/// What becomes of a fill of one key.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It goes to Redis as it came.
+    Forward,
+    /// It goes to Redis, to live for so many milliseconds at most.
+    Cap(u64),
+    /// It does not go to Redis.
+    Refuse(Refusal),
+}
+
+/// Why a fill was refused, and how it is answered.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What the client gets.
+    pub reply: config::Reply,
+    /// The error, where errors are wanted: a code word and a sentence.
+    pub error: String,
+}
+
+/// A fill of one key on its way through the gate.
+pub struct Filling<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// Its hash and guards.
+    pub guarded: &'a GuardedKey,
+    /// Its number, if it is let in.
+    pub id: FillId,
+    /// The client.
+    pub conn: ConnId,
+    /// What the client said of its data's age.
+    pub evidence: Option<&'a Evidence>,
+    /// The command.
+    pub form: FillForm,
+}
+
+/// What the guards of a key ask for, taken together: of each setting the strictest.
+struct Policy {
+    reply: config::Reply,
+    unproven: config::Unproven,
+    unproven_ttl: u64,
+    lease: LeaseRule,
+    lost: Option<LostFills>,
+    lost_ttl: u64,
+    broken: bool,
+}
+
+impl Gate {
+    /// Now, on the fence's clock.
+    pub fn now(&self) -> Millis {
+        self.started.elapsed().as_millis() as Millis
+    }
+
+    /// The guards of a key in a db, if it has any. For most keys a walk over their first bytes.
+    pub fn guarded(&self, db: u32, key: &[u8]) -> Option<GuardedKey> {
+        if db != self.address.db {
+            return None;
+        }
+        let guards = self.guards.load().matching(key);
+        (!guards.is_empty()).then(|| GuardedKey { hash: key_hash(db, key), guards })
+    }
+
+    /// A read was answered. A miss grants a lease.
+    pub fn read(&self, key: &GuardedKey, conn: ConnId, missed: bool) {
+        for guard in &key.guards {
+            let counters = self.metrics.guard(*guard);
+            if missed { counters.miss.inc() } else { counters.hit.inc() }
+        }
+        if missed {
+            self.fence.miss(key.hash, conn, self.now());
+        }
+    }
+
+    /// Whether a read is to be answered as a miss without asking Redis: the feed is lost, and so wants a guard.
+    pub fn bypasses(&self, key: &GuardedKey) -> bool {
+        if !self.feed.is_lost() || self.observe {
+            return false;
+        }
+        let guards = self.guards.load();
+        let misses = |guard| guards.get(guard).is_some_and(|g| g.policy.when_feed_lost.reads == LostReads::Miss);
+        let bypassed = key.guards.iter().any(|guard| misses(*guard));
+        if bypassed {
+            key.guards.iter().for_each(|guard| self.metrics.guard(*guard).bypassed.inc());
+        }
+        bypassed
+    }
+
+    /// Decides on a fill. One that goes to Redis is in flight until [`Gate::finish`].
+    pub fn admit(&self, filling: &Filling<'_>) -> Admission {
+        let policy = self.policy(&filling.guarded.guards);
+        let now = self.now();
+        let mut admission = Admission::Forward;
+        let fill = Fill {
+            id: filling.id,
+            conn: filling.conn,
+            guards: &filling.guarded.guards,
+            evidence: filling.evidence,
+            lease: policy.lease,
+            part: filling.form.is_part(),
+        };
+        let (verdict, _) = self.fence.admit(filling.guarded.hash, &fill, now, |verdict| {
+            admission = policy.decide(verdict);
+            if let Admission::Refuse(_) = admission { Ruling::Refuse } else { Ruling::Forward }
+        });
+        self.count(filling, verdict, &admission, now);
+        if self.observe && admission != Admission::Forward {
+            // Counted; let through. Nothing is deleted either, so nobody waits for the fills in flight.
+            admission = Admission::Forward;
+        }
+        admission
+    }
+
+    fn policy(&self, list: &GuardList) -> Policy {
+        let guards = self.guards.load();
+        let lost = self.feed.is_lost();
+        let mut policy = Policy {
+            reply: config::Reply::Ok,
+            unproven: config::Unproven::Allow,
+            unproven_ttl: u64::MAX,
+            lease: LeaseRule::Key,
+            lost: None,
+            lost_ttl: u64::MAX,
+            broken: false,
+        };
+        for guard in list {
+            let Some(own) = guards.get(*guard).map(|guard| &guard.policy) else { continue };
+            policy.reply = stricter_reply(policy.reply, own.reply);
+            policy.unproven = stricter_unproven(policy.unproven, own.unproven);
+            policy.unproven_ttl = policy.unproven_ttl.min(own.unproven_ttl.as_millis() as u64);
+            policy.lease = policy.lease.max(match own.lease {
+                config::Lease::Connection => LeaseRule::Connection,
+                config::Lease::Key => LeaseRule::Key,
+                config::Lease::Off => LeaseRule::Off,
+            });
+            policy.broken |= self.feed.is_broken(*guard);
+            if lost {
+                let refuse = policy.lost == Some(LostFills::Refuse) || own.when_feed_lost.fills == LostFills::Refuse;
+                policy.lost = Some(if refuse { LostFills::Refuse } else { LostFills::Cap });
+                policy.lost_ttl = policy.lost_ttl.min(own.when_feed_lost.fills_ttl.as_millis() as u64);
+            }
+        }
+        policy
+    }
+
+    fn count(&self, filling: &Filling<'_>, verdict: Verdict, admission: &Admission, now: Millis) {
+        let label = match verdict {
+            Verdict::Fresh => metrics::Verdict::Fresh,
+            Verdict::Stale(_) => metrics::Verdict::Stale,
+            Verdict::Unproven(_) => metrics::Verdict::Unproven,
+        };
+        let action = match admission {
+            Admission::Forward => metrics::Action::Forwarded,
+            _ if self.observe => metrics::Action::Observed,
+            Admission::Cap(_) => metrics::Action::Capped,
+            Admission::Refuse(_) => metrics::Action::Refused,
+        };
+        let age = match (admission, verdict) {
+            (Admission::Refuse(_), Verdict::Stale(stale)) => {
+                stale.position().map(|lsn| self.fence.outdated_for(lsn, now))
+            }
+            _ => None,
+        };
+        for guard in &filling.guarded.guards {
+            let counters = self.metrics.guard(*guard);
+            counters.fills(label, action).inc();
+            if let Some(age) = age {
+                counters.stale_age.observe(age as f64 / 1000.0);
+            }
+        }
+        if let Admission::Refuse(refusal) = admission {
+            debug!(key = %printable(filling.key), why = refusal.error, "fill refused");
+        }
+    }
+
+    /// Ends fills that Redis has answered.
+    pub fn finish(&self, fills: &[AbandonedFill]) {
+        let mut waited_for = false;
+        for fill in fills {
+            waited_for |= self.fence.finish(fill.hash, fill.id);
+        }
+        if waited_for {
+            self.upstreams.ended.notify_waiters();
+        }
+    }
+}
+
+impl Policy {
+    fn decide(&self, verdict: Verdict) -> Admission {
+        let refuse = |error: String| Admission::Refuse(Refusal { reply: self.reply, error });
+        if self.broken {
+            return refuse("FENCE the guard is broken: its table no longer has what its templates need".into());
+        }
+        match (verdict, self.lost) {
+            // What is known to be stale is no better for the feed being lost.
+            (Verdict::Stale(stale), _) => refuse(match stale.position() {
+                Some(lsn) if lsn.0 == u64::MAX => "STALE the feed has not begun".into(),
+                Some(lsn) => format!("STALE the fill's data is not proven to contain the commit that ended at {lsn}"),
+                None => "STALE an earlier part of this value was refused".into(),
+            }),
+            (_, Some(LostFills::Refuse)) => refuse("FENCE the feed is lost: nothing can be proven".into()),
+            (_, Some(LostFills::Cap)) => Admission::Cap(self.lost_ttl),
+            (Verdict::Fresh, None) => Admission::Forward,
+            (Verdict::Unproven(why), None) => match (self.unproven, why) {
+                (config::Unproven::Refuse, _) => refuse(format!("UNPROVEN {}", reason(why))),
+                // Whatever is allowed without evidence: here there is some, and it speaks against the fill.
+                (_, Unproven::OlderMiss) | (config::Unproven::Cap, _) => Admission::Cap(self.unproven_ttl),
+                (config::Unproven::Allow, _) => Admission::Forward,
+            },
+        }
+    }
+}
+
+fn reason(why: Unproven) -> &'static str {
+    match why {
+        Unproven::NoEvidence => "no evidence says how new the fill's data is",
+        Unproven::OlderMiss => "an older miss of the key is outstanding, whose data this may be",
+        Unproven::SourceLost => "a source was lost since the miss that led to this fill",
+    }
+}
+
+fn stricter_reply(a: config::Reply, b: config::Reply) -> config::Reply {
+    let rank = |reply: config::Reply| match reply {
+        config::Reply::Ok => 0,
+        config::Reply::Nil => 1,
+        config::Reply::Error => 2,
+    };
+    if rank(b) > rank(a) { b } else { a }
+}
+
+fn stricter_unproven(a: config::Unproven, b: config::Unproven) -> config::Unproven {
+    let rank = |unproven: config::Unproven| match unproven {
+        config::Unproven::Allow => 0,
+        config::Unproven::Cap => 1,
+        config::Unproven::Refuse => 2,
+    };
+    if rank(b) > rank(a) { b } else { a }
+}
+
+/// A key as a log can hold it.
+fn printable(key: &[u8]) -> Cow<'static, str> {
+    let shown: String = key.iter().take(128).flat_map(|b| std::ascii::escape_default(*b)).map(char::from).collect();
+    Cow::Owned(if key.len() > 128 { format!("{shown}...") } else { shown })
+}

@@ -1,0 +1,262 @@
+//! A session: one client's socket, from its bytes to commands and from replies to its bytes.
+//!
+//! One task does both directions without a buffer in between: it reads what is there, cuts it into commands,
+//! appends them to a link, and writes what the links have delivered. It stops reading while its client does
+//! not read, while a link is crowded, and while a command has to wait for those before it.
+
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::AsyncWrite;
+use tokio_util::io::poll_read_buf;
+
+use super::client::Client;
+use super::gate::Gate;
+use super::link::Link;
+use super::route::Links;
+use super::transaction::Transaction;
+use crate::resp::{RequestScanner, Scanned, put_request};
+use crate::transport::Transport;
+
+/// Commands of one client that may be on their way at a time.
+const MAX_OUTSTANDING: u64 = 16 * 1024;
+/// Replies that wait for the client, in bytes, beyond which no more of its commands are taken.
+const OUT_HIGH_WATER: usize = 1024 * 1024;
+/// Requests that are read ahead while commands have to wait, in bytes.
+const READ_AHEAD: usize = 64 * 1024;
+const READ_CHUNK: usize = 16 * 1024;
+/// An emptied buffer above this size is given back.
+const KEEP_CAPACITY: usize = 64 * 1024;
+/// A client that lets this many bytes of replies pile up is cut off: more than the largest reply there is.
+const OUT_HARD_LIMIT: usize = 1024 * 1024 * 1024;
+/// ... and so is one that is never below this many for so long.
+const OUT_SOFT_LIMIT: (usize, Duration) = (64 * 1024 * 1024, Duration::from_secs(60));
+/// Reads in one turn, after which other clients have theirs.
+const TURN: usize = 16;
+
+/// One client.
+pub struct Session {
+    pub(super) gate: Arc<Gate>,
+    pub(super) links: Rc<Links>,
+    pub(super) client: Rc<Client>,
+    stream: Transport,
+    incoming: BytesMut,
+    scanner: RequestScanner,
+    /// The upstream connection of its own, while it needs one.
+    pub(super) pin: Option<Rc<Link>>,
+    /// It needs one for good.
+    pub(super) pinned_for_good: bool,
+    pub(super) watching: bool,
+    pub(super) transaction: Option<Transaction>,
+    /// Replies do not answer its requests one by one (SUBSCRIBE, MONITOR).
+    pub(super) streaming: bool,
+    /// A command was sent after which the next has to wait for its reply.
+    pub(super) barrier: bool,
+    /// It waits in Redis, perhaps for ever.
+    pub(super) blocking: bool,
+    pub(super) name: Bytes,
+    pub(super) replies: Replies,
+    /// The command at hand gets no reply (CLIENT REPLY).
+    pub(super) muted: bool,
+    /// No more commands are taken; it is closed when all replies are out.
+    pub(super) closing: bool,
+    ended: bool,
+    slow_since: Option<Instant>,
+}
+
+/// `CLIENT REPLY`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Replies {
+    On,
+    Off,
+    SkipNext,
+}
+
+/// What became of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// It was taken.
+    Done,
+    /// It has to wait until the commands before it are answered, or a link has room; it will be offered again.
+    Wait,
+}
+
+impl Session {
+    /// A session on a new connection.
+    pub fn new(gate: Arc<Gate>, links: Rc<Links>, client: Rc<Client>, stream: Transport) -> Self {
+        Self {
+            gate,
+            links,
+            client,
+            stream,
+            incoming: BytesMut::new(),
+            scanner: RequestScanner::default(),
+            pin: None,
+            pinned_for_good: false,
+            watching: false,
+            transaction: None,
+            streaming: false,
+            barrier: false,
+            blocking: false,
+            name: Bytes::new(),
+            replies: Replies::On,
+            muted: false,
+            closing: false,
+            ended: false,
+            slow_since: None,
+        }
+    }
+
+    /// Serves the client until it or its connection ends.
+    ///
+    /// # Errors
+    /// When the socket fails, or the client was cut off.
+    pub async fn run(mut self) -> io::Result<()> {
+        std::future::poll_fn(|cx| self.poll(cx)).await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.client.set_waker(cx.waker());
+        for _ in 0..TURN {
+            let starved = self.take_commands();
+            self.poll_write(cx)?;
+            self.check_limits()?;
+            if (self.closing || self.ended) && self.is_answered() {
+                return Poll::Ready(Ok(()));
+            }
+            let full = !starved && self.incoming.len() >= READ_AHEAD;
+            if self.closing || self.ended || full {
+                return Poll::Pending;
+            }
+            // A large argument is read in few pieces.
+            let missing = self.scanner.missing(self.incoming.len());
+            self.incoming.reserve(missing.clamp(READ_CHUNK, READ_CHUNK * 64));
+            match poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.incoming) {
+                Poll::Ready(Ok(0)) => self.ended = true,
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Takes all commands that are there and need not wait. True if more bytes are needed for the next.
+    fn take_commands(&mut self) -> bool {
+        // Taken out of `self`, so that commands can be borrowed from them while they are dealt with.
+        let mut incoming = std::mem::take(&mut self.incoming);
+        let mut scanner = std::mem::take(&mut self.scanner);
+        let mut taken = 0;
+        let mut commands = 0;
+        let starved = loop {
+            if self.closing || self.has_to_wait() {
+                break false;
+            }
+            let bytes = &incoming[taken..];
+            let (length, step) = match scanner.scan(bytes) {
+                Ok(Scanned::Partial) => break true,
+                Ok(Scanned::Nothing(length)) => (length, Step::Done),
+                Ok(Scanned::Request(length)) => (length, self.take(scanner.arguments(&bytes[..length]))),
+                Ok(Scanned::Inline(length, words)) => (length, self.take_inline(&words)),
+                Err(error) => {
+                    self.client.reply(format!("-ERR {error}\r\n"));
+                    self.closing = true;
+                    break false;
+                }
+            };
+            if step == Step::Wait {
+                break false;
+            }
+            commands += 1;
+            taken += length;
+            scanner.reset();
+        };
+        incoming.advance(taken);
+        if incoming.is_empty() && incoming.capacity() > KEEP_CAPACITY {
+            incoming = BytesMut::new();
+        }
+        (self.incoming, self.scanner) = (incoming, scanner);
+        if commands > 0 {
+            self.gate.metrics.commands.inc_by(commands);
+        }
+        starved
+    }
+
+    fn take_inline(&mut self, words: &[Vec<u8>]) -> Step {
+        let words: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
+        let mut request = BytesMut::new();
+        put_request(&mut request, &words);
+        let mut scanner = RequestScanner::default();
+        match scanner.scan(&request) {
+            Ok(Scanned::Request(_)) => self.take(scanner.arguments(&request)),
+            // What was just put can be scanned.
+            _ => Step::Done,
+        }
+    }
+
+    fn has_to_wait(&mut self) -> bool {
+        if self.barrier {
+            if self.client.outstanding() > 0 {
+                return true;
+            }
+            self.barrier = false;
+        }
+        self.client.outstanding() >= MAX_OUTSTANDING || self.client.waiting() > OUT_HIGH_WATER
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let mut out = self.client.out();
+        while !out.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(cx, &out) {
+                Poll::Ready(written) => out.advance(written?),
+                Poll::Pending => break,
+            }
+        }
+        if out.is_empty() && out.capacity() > KEEP_CAPACITY {
+            *out = BytesMut::new();
+        }
+        drop(out);
+        if let Some(pin) = &self.pin {
+            // It may have stopped reading while this client did not read.
+            pin.resume();
+        }
+        Ok(())
+    }
+
+    fn check_limits(&mut self) -> io::Result<()> {
+        if self.client.is_broken() {
+            return Err(io::Error::other("its upstream connection was lost"));
+        }
+        let waiting = self.client.waiting();
+        let (soft, time) = OUT_SOFT_LIMIT;
+        if waiting <= soft {
+            self.slow_since = None;
+        } else if self.slow_since.get_or_insert_with(Instant::now).elapsed() > time || waiting > OUT_HARD_LIMIT {
+            return Err(io::Error::other("the client does not read its replies"));
+        }
+        Ok(())
+    }
+
+    /// Nothing is left to wait for. A client that has closed its side while it waits in Redis, perhaps for
+    /// ever, has nothing to wait for either.
+    fn is_answered(&self) -> bool {
+        let hopeless = self.ended && (self.blocking || self.streaming);
+        hopeless || (self.client.outstanding() == 0 && self.client.waiting() == 0)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.client.leave();
+        if let Some(pin) = self.pin.take() {
+            let clean = !self.pinned_for_good && !self.watching && self.transaction.is_none() && !self.streaming;
+            if clean && self.client.outstanding() == 0 { self.links.release(pin) } else { pin.close() }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Runtime threads: each serves its own clients with its own links.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread;
+
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::{LocalSet, spawn_local};
+use tracing::{debug, warn};
+
+use super::client::Client;
+use super::gate::Gate;
+use super::route::Links;
+use super::session::Session;
+use crate::config::Upstream;
+use crate::fence::ConnId;
+use crate::transport::Transport;
+
+/// An accepted connection, on its way to the thread that will serve it.
+#[derive(Debug)]
+pub enum Accepted {
+    /// TCP.
+    Tcp(std::net::TcpStream),
+    /// A unix socket.
+    Unix(std::os::unix::net::UnixStream),
+}
+
+struct Worker {
+    /// Not bounded by the channel, but by `max_clients`.
+    clients: mpsc::UnboundedSender<Accepted>,
+    serving: Arc<AtomicUsize>,
+}
+
+/// The threads that serve clients.
+pub struct Threads {
+    workers: Vec<Worker>,
+}
+
+impl Threads {
+    /// Starts so many threads.
+    ///
+    /// # Errors
+    /// When the operating system gives no thread.
+    pub fn start(gate: &Arc<Gate>, mode: Upstream, count: usize) -> io::Result<Self> {
+        // 0 is the client of links that introduce themselves.
+        let next = Arc::new(AtomicU64::new(1));
+        let worker = |n| {
+            let (clients, accepted) = mpsc::unbounded_channel();
+            let serving = Arc::new(AtomicUsize::new(0));
+            let thread = Thread { gate: gate.clone(), mode, next: next.clone(), serving: serving.clone() };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            thread::Builder::new()
+                .name(format!("clients-{n}"))
+                .spawn(move || LocalSet::new().block_on(&runtime, thread.run(accepted)))?;
+            Ok(Worker { clients, serving })
+        };
+        Ok(Self { workers: (0..count.max(1)).map(worker).collect::<io::Result<_>>()? })
+    }
+
+    /// How many clients are being served.
+    pub fn clients(&self) -> usize {
+        self.workers.iter().map(|worker| worker.serving.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Gives a connection to the thread with the fewest.
+    pub fn serve(&self, accepted: Accepted) {
+        let idlest = self.workers.iter().min_by_key(|worker| worker.serving.load(Ordering::Relaxed));
+        if let Some(worker) = idlest {
+            worker.serving.fetch_add(1, Ordering::Relaxed);
+            if worker.clients.send(accepted).is_err() {
+                warn!("a thread that serves clients is gone");
+            }
+        }
+    }
+}
+
+struct Thread {
+    gate: Arc<Gate>,
+    mode: Upstream,
+    next: Arc<AtomicU64>,
+    serving: Arc<AtomicUsize>,
+}
+
+impl Thread {
+    async fn run(self, mut accepted: mpsc::UnboundedReceiver<Accepted>) {
+        let links = Rc::new(Links::new(self.gate.clone(), self.mode));
+        while let Some(accepted) = accepted.recv().await {
+            let serving = Serving { count: self.serving.clone(), gate: self.gate.clone() };
+            self.gate.metrics.clients.inc();
+            let stream = match transport(accepted) {
+                Ok(stream) => stream,
+                Err(error) => {
+                    debug!(%error, "a client was gone before it was served");
+                    continue;
+                }
+            };
+            let client = Rc::new(Client::new(ConnId(self.next.fetch_add(1, Ordering::Relaxed))));
+            let session = Session::new(self.gate.clone(), links.clone(), client, stream);
+            spawn_local(async move {
+                if let Err(error) = session.run().await {
+                    debug!(%error, "client lost");
+                }
+                drop(serving);
+            });
+        }
+    }
+}
+
+/// Counts a client for as long as it is served, however that ends.
+struct Serving {
+    count: Arc<AtomicUsize>,
+    gate: Arc<Gate>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.gate.metrics.clients.dec();
+    }
+}
+
+fn transport(accepted: Accepted) -> io::Result<Transport> {
+    Ok(match accepted {
+        Accepted::Tcp(stream) => Transport::tcp(TcpStream::from_std(stream)?),
+        Accepted::Unix(stream) => Transport::Unix(UnixStream::from_std(stream)?),
+    })
+}

@@ -1,0 +1,28 @@
+//! MULTI: fills are judged when they are executed, at EXEC.
+
+use crate::fence::Evidence;
+
+use super::commands::FillForm;
+use super::expect::GuardedKey;
+
+/// A transaction that has begun.
+#[derive(Debug, Default)]
+pub struct Transaction {
+    /// The fills of guarded keys that are queued.
+    pub fills: Vec<QueuedFill>,
+    /// The db that commands queued from now on go to, if a SELECT is queued.
+    pub db: Option<u32>,
+    /// The proxy refused a command: EXEC aborts, as Redis's would.
+    pub aborted: bool,
+}
+
+/// A fill that waits for EXEC.
+#[derive(Debug)]
+pub struct QueuedFill {
+    /// Its guarded keys.
+    pub keys: Vec<(Box<[u8]>, GuardedKey)>,
+    /// The command.
+    pub form: FillForm,
+    /// What the client said of its data's age.
+    pub evidence: Option<Evidence>,
+}
