@@ -105,7 +105,11 @@ fn main() -> ExitCode {
             for line in failure.to_string().lines() {
                 eprintln!("cachefence: {line}");
             }
-            failure.status()
+            match cli.command {
+                // Docker knows 0 and 1 only.
+                Command::Healthcheck => ExitCode::FAILURE,
+                _ => failure.status(),
+            }
         }
     }
 }
