@@ -1,3 +1,173 @@
 //! The command line.
 
-fn main() {}
+use std::io::{IsTerminal, stderr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use cachefence::admin;
+use cachefence::config::{Config, ConfigError};
+use cachefence::guard::{GuardError, Guards};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use thiserror::Error;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
+
+/// A Redis-protocol proxy that keeps a cache from going back in time
+#[derive(Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct Options {
+    /// The settings [default: $CACHEFENCE_CONFIG, else cachefence.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// How log lines look; what is logged is set by CACHEFENCE_LOG or RUST_LOG, such as "info,cachefence::feed=debug"
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "CACHEFENCE_LOG_FORMAT")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the proxy
+    Run,
+    /// Test every precondition, and print what to do about those that do not hold
+    Check,
+    /// Create the publication, the slot and the SQL functions
+    Init {
+        /// Print the SQL instead of running it
+        #[arg(long)]
+        print: bool,
+    },
+    /// Play the four ways a cache goes wrong, without and with the proxy, on servers of its own
+    Demo {
+        /// Leave everything running at the end, and say how to reach it
+        #[arg(long)]
+        stay: bool,
+    },
+    /// Delete the keys of a guard
+    Purge {
+        /// The guard's table, such as public.users
+        #[arg(long, value_name = "TABLE")]
+        guard: String,
+    },
+    /// Ask the running proxy whether it is alive (for containers)
+    #[command(hide = true)]
+    Healthcheck,
+}
+
+/// Why the process ends with another status than 0.
+#[derive(Debug, Error)]
+enum Failure {
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    #[error("{0}: {1}; write it as \"info\" or \"info,cachefence::feed=debug\"")]
+    Log(&'static str, ParseError),
+    #[error("{0}")]
+    Guard(#[from] GuardError),
+    #[error("--guard: no guard of table {0:?} in the settings; there are guards of: {1}")]
+    NoSuchGuard(String, String),
+    #[error("`cachefence {0}` is not supported by this version")]
+    NotYet(&'static str),
+    #[error("not alive: {0}")]
+    Health(#[from] admin::HealthError),
+}
+
+impl Failure {
+    /// 2 for what the caller wrote, 1 for what went wrong.
+    fn status(&self) -> ExitCode {
+        match self {
+            Failure::Config(_) | Failure::Log(..) | Failure::Guard(_) | Failure::NoSuchGuard(..) => {
+                ExitCode::from(2)
+            }
+            Failure::NotYet(_) | Failure::Health(_) => ExitCode::FAILURE,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match start_logging(cli.options.log_format).and_then(|()| dispatch(&cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Not by tracing: a filter must not be able to hide why nothing runs.
+            for line in failure.to_string().lines() {
+                eprintln!("cachefence: {line}");
+            }
+            match cli.command {
+                // Docker knows 0 and 1 only.
+                Command::Healthcheck => ExitCode::FAILURE,
+                _ => failure.status(),
+            }
+        }
+    }
+}
+
+fn start_logging(format: LogFormat) -> Result<(), Failure> {
+    let set = |name| Some((name, std::env::var(name).ok().filter(|filter| !filter.is_empty())?));
+    let (name, filter) = ["CACHEFENCE_LOG", EnvFilter::DEFAULT_ENV]
+        .into_iter()
+        .find_map(set)
+        .unwrap_or(("CACHEFENCE_LOG", "info".to_owned()));
+    let filter = EnvFilter::try_new(filter).map_err(|error| Failure::Log(name, error))?;
+    // To stderr: stdout is for what the demo, `init --print` and `check` have to say.
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
+    match format {
+        LogFormat::Text => subscriber.with_ansi(stderr().is_terminal()).init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+fn dispatch(cli: &Cli) -> Result<(), Failure> {
+    // The demo makes settings of its own.
+    if let Command::Demo { stay } = cli.command {
+        return demo(stay);
+    }
+    let config = Config::load(cli.options.config.as_deref())?;
+    match &cli.command {
+        Command::Run => run(config),
+        Command::Check => check(config),
+        Command::Init { print } => init(config, *print),
+        Command::Purge { guard } => purge(config, guard),
+        Command::Healthcheck => Ok(admin::health(&config.admin.listen)?),
+        Command::Demo { stay } => demo(*stay),
+    }
+}
+
+fn run(_config: Config) -> Result<(), Failure> {
+    Err(Failure::NotYet("run"))
+}
+
+fn check(_config: Config) -> Result<(), Failure> {
+    Err(Failure::NotYet("check"))
+}
+
+fn init(_config: Config, _print: bool) -> Result<(), Failure> {
+    Err(Failure::NotYet("init"))
+}
+
+fn demo(_stay: bool) -> Result<(), Failure> {
+    Err(Failure::NotYet("demo"))
+}
+
+fn purge(config: Config, table: &str) -> Result<(), Failure> {
+    let guards = Guards::new(&config.guards)?;
+    let label = if table.contains('.') { table.to_owned() } else { format!("public.{table}") };
+    if guards.by_label(&label).is_none() {
+        let known: Vec<&str> = guards.iter().map(|guard| guard.label.as_str()).collect();
+        return Err(Failure::NoSuchGuard(label, known.join(", ")));
+    }
+    Err(Failure::NotYet("purge"))
+}

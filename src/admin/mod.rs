@@ -1,6 +1,7 @@
 //! Metrics, health and status over HTTP, for Prometheus, orchestrators and people.
 
 mod answer;
+mod health;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -13,6 +14,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
+
+pub use health::{HealthError, health};
 
 /// What the HTTP port shows.
 pub trait AdminSource: Send + Sync + 'static {

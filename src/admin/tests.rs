@@ -103,3 +103,15 @@ async fn oversize_headers_end_the_connection() {
     let _ = stream.read_to_end(&mut answer).await;
     assert!(!String::from_utf8_lossy(&answer).contains("alive"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_health_check_asks_whether_it_is_alive() {
+    let address = start(Err(vec!["not ready, but alive".into()])).await;
+    let check = |listen: String| tokio::task::spawn_blocking(move || health(&listen));
+    assert!(check(address.to_string()).await.expect("joined").is_ok());
+    assert!(check(format!("0.0.0.0:{}", address.port())).await.expect("joined").is_ok());
+    let free =
+        TcpListener::bind("127.0.0.1:0").await.and_then(|listener| listener.local_addr()).expect("a port");
+    let error = check(free.to_string()).await.expect("joined").expect_err("nobody there");
+    assert!(error.to_string().contains("does not answer"), "{error}");
+}

@@ -132,9 +132,10 @@ impl RedisUrl {
     }
 }
 
-/// `[user]:password`. A user alone could not authenticate: AUTH takes a password.
+/// `[user]:password`. A user alone could not authenticate: AUTH takes a password. A bare `/` would end them for some
+/// readers of URLs and not for others.
 fn parse_credentials(text: &str) -> Option<(Option<String>, Option<String>)> {
-    let (user, password) = text.split_once(':')?;
+    let (user, password) = text.split_once(':').filter(|_| !text.contains('/'))?;
     let text = |part| String::from_utf8(percent_decoded(part)?).ok();
     Some((text(user).map(|user| Some(user).filter(|user| !user.is_empty()))?, Some(text(password)?)))
 }
@@ -212,7 +213,7 @@ mod tests {
         let tcp = |address: &str| Address::Tcp(address.to_owned());
         let plain = RedisUrl::parse("redis://cache").expect("a URL");
         assert_eq!((plain.address, plain.user, plain.password, plain.db), (tcp("cache:6379"), None, None, 0));
-        let full = RedisUrl::parse("redis://app:p%40ss%3A/x@[::1]:7000/3").expect("a URL");
+        let full = RedisUrl::parse("redis://app:p%40ss%3A%2Fx@[::1]:7000/3").expect("a URL");
         assert_eq!((full.address, full.db), (tcp("[::1]:7000"), 3));
         assert_eq!((full.user.as_deref(), full.password.as_deref()), (Some("app"), Some("p@ss:/x")));
         let password_only = RedisUrl::parse("redis://:secret@h:1/").expect("a URL");
@@ -231,6 +232,7 @@ mod tests {
             "redis://",
             "redis://user@h",
             "redis://h/x",
+            "redis://:p/w@h",
             "redis://h:6379/-1",
             "redis://:%zz@h",
             "unix://run",

@@ -185,3 +185,43 @@ fn no_password_is_printed() {
     let printed = format!("{:#?}", parse(text, &[]).expect("settings"));
     assert!(!printed.contains("secret") && printed.contains("postgres://u:***@h/d"), "{printed}");
 }
+
+/// The annotated file that comes with the project.
+static ANNOTATED: &str = include_str!("../../config/cachefence.toml");
+
+/// The text with the settings in that are commented out: no blank follows their `#`.
+fn with_defaults_in(text: &str) -> String {
+    let line = |line: &str| match line.strip_prefix('#') {
+        Some(setting) if setting.starts_with(|c: char| c.is_ascii_lowercase()) => setting.to_owned(),
+        _ => line.to_owned(),
+    };
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_annotated_file_is_right_about_the_defaults() {
+    let as_it_is = parse(ANNOTATED, &[]).expect("settings");
+    let with_defaults = parse(&with_defaults_in(ANNOTATED), &[]).expect("settings");
+    assert_eq!(as_it_is, with_defaults);
+}
+
+#[test]
+fn the_annotated_file_names_every_setting() {
+    use super::schema::{Node, ROOT};
+    fn compare(path: &str, node: &Node, value: Option<&toml::Value>) {
+        match node {
+            Node::Unsupported => {}
+            // What cannot have a default shows up as an example in a comment.
+            Node::Leaf(_) if path == "source.url" => assert!(ANNOTATED.contains("\n#   url = ")),
+            Node::Leaf(_) => assert!(value.is_some(), "{path} is not in the annotated file"),
+            Node::List(item) => compare(path, item, value.and_then(|list| list.get(0))),
+            Node::Table { settings, .. } => {
+                for (name, node) in *settings {
+                    compare(&super::schema::join(path, name), node, value.and_then(|table| table.get(name)));
+                }
+            }
+        }
+    }
+    let all: toml::Table = with_defaults_in(ANNOTATED).parse().expect("TOML");
+    compare("", &ROOT, Some(&toml::Value::Table(all)));
+}

@@ -1,0 +1,22 @@
+# syntax=docker/dockerfile:1
+
+FROM rust:1-slim-bookworm AS build
+WORKDIR /src
+COPY . .
+# The caches outlive the layer, so the program is copied out of them.
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/src/target \
+    cargo build --release --locked --bin cachefence \
+    && cp target/release/cachefence /usr/local/bin/cachefence
+
+# The C library and nothing else: no shell, no package manager; runs as uid 65532.
+FROM gcr.io/distroless/cc-debian12:nonroot
+COPY --from=build /usr/local/bin/cachefence /usr/local/bin/cachefence
+# cachefence.toml is looked for here; without one, everything comes from the environment. The default addresses are
+# loopback, which nobody reaches from outside the container: set CACHEFENCE_PROXY__LISTEN and CACHEFENCE_ADMIN__LISTEN.
+WORKDIR /etc/cachefence
+EXPOSE 6380 9187
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
+    CMD ["/usr/local/bin/cachefence", "healthcheck"]
+ENTRYPOINT ["/usr/local/bin/cachefence"]
+CMD ["run"]
