@@ -105,6 +105,11 @@ impl ServerError {
         move |source| Self::Io { what, source }
     }
 
+    /// Something did not come true in time.
+    pub(crate) fn late(what: &str, waited: Duration) -> Self {
+        Self::Late { what: what.to_owned(), seconds: waited.as_secs_f64(), log: String::new() }
+    }
+
     /// For `map_err` on what Postgres answers.
     pub(crate) fn sql(what: impl Into<String>) -> impl FnOnce(tokio_postgres::Error) -> Self {
         let what = what.into();
@@ -141,11 +146,7 @@ where
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
-    polled.await.map_err(|_| ServerError::Late {
-        what: what.to_owned(),
-        seconds: began.elapsed().as_secs_f64(),
-        log: String::new(),
-    })
+    polled.await.map_err(|_| ServerError::late(what, began.elapsed()))
 }
 
 /// Polls `condition` until it is true, at most for `timeout`.
@@ -160,11 +161,7 @@ pub async fn wait_until(
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
-    polled.await.map_err(|_| ServerError::Late {
-        what: what.to_owned(),
-        seconds: began.elapsed().as_secs_f64(),
-        log: String::new(),
-    })
+    polled.await.map_err(|_| ServerError::late(what, began.elapsed()))
 }
 
 /// A loopback port that is free now. Another process can take it before it is used: callers try again.
