@@ -125,14 +125,18 @@ impl Stage {
   the Redis behind it  {}
   the other Redis      {}
   primary              {psql}
-  replica ({REPLAY_DELAY} behind) {replica}
+  replica, {REPLAY_DELAY} behind  {replica}
   metrics              {}/metrics
 
 Try a stale fill. The snapshot was taken just now; the UPDATE makes it old:
 
   {psql} -c 'UPDATE products SET price = 12 WHERE id = 1'
-  redis-cli -p {port} ASOF {snapshot} SET product:1 10 EX 300        (refused)
-  redis-cli -p {port} ASOF \"$({psql} -Atc 'SELECT pg_current_snapshot()')\" SET product:1 12 EX 300
+  redis-cli -p {port} ASOF {snapshot} SET product:1 10 EX 300
+
+A fill with a snapshot that sees the UPDATE is let in:
+
+  NOW=$({psql} -Atc 'SELECT pg_current_snapshot()')
+  redis-cli -p {port} ASOF $NOW SET product:1 12 EX 300
   redis-cli -p {port} GET product:1",
             proxy.redis_url(),
             self.behind.url(),
