@@ -194,16 +194,17 @@ impl Cachefence {
 fn with_ports(settings: &str) -> Result<(String, String, String), ServerError> {
     let bad = |what: String| ServerError::Settings(what);
     let mut table: toml::Table = settings.parse().map_err(|error: toml::de::Error| bad(error.to_string()))?;
-    let admin = address(&mut table, "admin", toml::Value::String)?;
-    let listen = address(&mut table, "proxy", |address| toml::Value::Array(vec![address.into()]))?;
+    let admin = address(&mut table, "admin", "", toml::Value::String)?;
+    let listen = address(&mut table, "proxy", &admin, |address| toml::Value::Array(vec![address.into()]))?;
     let text = toml::to_string(&table).map_err(|error| bad(error.to_string()))?;
     Ok((text, listen, admin))
 }
 
-/// The `listen` of a section, a free port of loopback if it has none.
+/// The `listen` of a section; if it has none, a free port of loopback, but not `taken`, which nobody listens on yet.
 fn address(
     table: &mut toml::Table,
     section: &str,
+    taken: &str,
     value: fn(String) -> toml::Value,
 ) -> Result<String, ServerError> {
     let own = table.entry(section).or_insert_with(|| toml::Table::new().into());
@@ -211,7 +212,11 @@ fn address(
         return Err(ServerError::Settings(format!("{section} is not a table")));
     };
     if !own.contains_key("listen") {
-        own.insert("listen".into(), value(format!("127.0.0.1:{}", free_port()?)));
+        let mut free = format!("127.0.0.1:{}", free_port()?);
+        while free == taken {
+            free = format!("127.0.0.1:{}", free_port()?);
+        }
+        own.insert("listen".into(), value(free));
     }
     let first = match own.get("listen") {
         Some(toml::Value::Array(all)) => all.first().and_then(toml::Value::as_str),
