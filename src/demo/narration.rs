@@ -164,13 +164,13 @@ fn verdict(sighting: &Sighting) -> String {
         let ttl = sighting.ttl_left.map_or_else(String::new, |ttl| format!(", TTL {ttl} s left"));
         return format!("WRONG: still after {}{ttl}", time(sighting.wrong_for));
     }
-    let seen = if sighting.wrong_for.is_zero() {
-        "never a wrong value".into()
-    } else {
-        format!("wrong value for {}", time(sighting.wrong_for))
+    let seen = match time(sighting.wrong_for) {
+        long if sighting.went_wrong() => format!("WRONG for {long}"),
+        _ if sighting.wrong_for.is_zero() => "never a wrong value".into(),
+        short => format!("wrong value for {short}"),
     };
     let now = if sighting.recovered { "right one cached" } else { "NOT cached again" };
-    format!("{}{seen}; {now}", if sighting.went_wrong() { "WRONG: " } else { "" })
+    format!("{seen}; {now}")
 }
 
 fn millis(at: Duration) -> String {
@@ -244,7 +244,7 @@ mod tests {
         sighting.wrong_for = Duration::from_micros(3_400);
         assert_eq!(verdict(&sighting), "wrong value for 3.4 ms; right one cached");
         sighting.wrong_for = Duration::from_secs(3);
-        assert!(verdict(&sighting).starts_with("WRONG: "));
+        assert_eq!(verdict(&sighting), "WRONG for 3.0 s; right one cached");
         sighting.still_wrong = true;
         assert_eq!(verdict(&sighting), "WRONG: still after 3.0 s");
     }
