@@ -1,1 +1,337 @@
-//! Guards: which rows feed which keys.
+//! Guards: which rows feed which keys, both ways. From a row to its keys ([`Template::render`]) for what the
+//! feed sees, and from a key to its guards ([`Guards::matching`]) for what clients do.
+
+mod matcher;
+mod template;
+
+use std::hash::{BuildHasher, Hasher};
+use std::sync::LazyLock;
+
+use foldhash::SharedSeed;
+use foldhash::quality::SeedableRandomState;
+use thiserror::Error;
+
+use crate::config;
+
+pub use matcher::{GuardList, Matcher};
+pub use template::{ColumnKind, Template, TemplateError};
+
+/// A guard, by its place in the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GuardId(pub u16);
+
+/// Why the configured guards cannot be used. Each names the setting.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum GuardError {
+    /// The table's name cannot be one.
+    #[error(
+        "guard[{guard}].table: {found:?} is not a table's name; write \"schema.table\" or \"table\" (which means \
+         public.table), as the catalog has them, without quotes"
+    )]
+    Table {
+        /// Which guard, from 0.
+        guard: usize,
+        /// What was written.
+        found: String,
+    },
+    /// Two guards of one table.
+    #[error("guard[{guard}].table: guard[{first}] is of {table} already; put all of its keys into one guard")]
+    Duplicate {
+        /// The second of them, from 0.
+        guard: usize,
+        /// The first of them, from 0.
+        first: usize,
+        /// The table.
+        table: String,
+    },
+    /// A guard that guards nothing.
+    #[error("guard[{guard}].keys: it is empty; name at least one key template, such as \"user:<id>\"")]
+    NoKeys {
+        /// Which guard, from 0.
+        guard: usize,
+    },
+    /// A template that is not one.
+    #[error("guard[{guard}].keys[{key}]: {found:?}: {source}")]
+    Template {
+        /// Which guard, from 0.
+        guard: usize,
+        /// Which of its keys, from 0.
+        key: usize,
+        /// What was written.
+        found: String,
+        /// What is wrong with it.
+        source: TemplateError,
+    },
+    /// One template twice.
+    #[error("guard[{guard}].keys[{key}]: {found:?} is in the list already; remove it")]
+    Repeated {
+        /// Which guard, from 0.
+        guard: usize,
+        /// Which of its keys, from 0.
+        key: usize,
+        /// What was written.
+        found: String,
+    },
+    /// More than there are numbers for.
+    #[error("guard: {found} guards; at most {} are possible", u16::MAX)]
+    TooMany {
+        /// How many there are.
+        found: usize,
+    },
+}
+
+/// One table and the keys that its rows feed.
+#[derive(Debug, Clone)]
+pub struct Guard {
+    /// Its number.
+    pub id: GuardId,
+    /// The table's schema, as the catalog has it.
+    pub schema: String,
+    /// The table's name, as the catalog has it.
+    pub table: String,
+    /// `schema.table`: the guard's name in metrics and logs.
+    pub label: String,
+    /// The shapes of its keys.
+    pub templates: Vec<Template>,
+    /// What happens to fills and reads of its keys.
+    pub policy: config::Guard,
+}
+
+/// All guards.
+#[derive(Debug, Clone)]
+pub struct Guards {
+    guards: Vec<Guard>,
+    matcher: Matcher,
+}
+
+impl Guards {
+    /// The configured guards. Columns are of unknown type until the catalog has been read.
+    pub fn new(settings: &[config::Guard]) -> Result<Self, GuardError> {
+        if settings.len() > usize::from(u16::MAX) {
+            return Err(GuardError::TooMany { found: settings.len() });
+        }
+        let mut guards: Vec<Guard> = Vec::with_capacity(settings.len());
+        for (index, policy) in settings.iter().enumerate() {
+            let guard = guard(index, policy)?;
+            if let Some(first) = guards.iter().position(|other| other.label == guard.label) {
+                return Err(GuardError::Duplicate { guard: index, first, table: guard.label });
+            }
+            guards.push(guard);
+        }
+        Ok(Self::of(guards))
+    }
+
+    fn of(guards: Vec<Guard>) -> Self {
+        let templates = guards.iter().flat_map(|guard| guard.templates.iter().map(|t| (guard.id, t)));
+        let matcher = Matcher::new(templates);
+        Self { guards, matcher }
+    }
+
+    /// A copy that knows the types of the columns: `kind(guard, column)` is asked for every placeholder.
+    pub fn with_column_kinds(&self, kind: impl Fn(&Guard, &str) -> ColumnKind) -> Self {
+        let mut guards = self.guards.clone();
+        for (guard, known) in guards.iter_mut().zip(&self.guards) {
+            for template in &mut guard.templates {
+                for n in 0..template.columns().len() {
+                    let kind = kind(known, &template.columns()[n]);
+                    template.set_column_kind(n, kind);
+                }
+            }
+        }
+        Self::of(guards)
+    }
+
+    /// The guards, in the order of the configuration.
+    pub fn iter(&self) -> std::slice::Iter<'_, Guard> {
+        self.guards.iter()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.guards.len()
+    }
+
+    /// Whether nothing is guarded.
+    pub fn is_empty(&self) -> bool {
+        self.guards.is_empty()
+    }
+
+    /// A guard by its number.
+    pub fn get(&self, id: GuardId) -> Option<&Guard> {
+        self.guards.get(usize::from(id.0))
+    }
+
+    /// The guard of a table, by `schema.table`.
+    pub fn by_label(&self, label: &str) -> Option<&Guard> {
+        self.guards.iter().find(|guard| guard.label == label)
+    }
+
+    /// The guards of a key, each once.
+    pub fn matching(&self, key: &[u8]) -> GuardList {
+        let mut out = GuardList::new();
+        self.matcher.guards(key, &mut out);
+        out
+    }
+
+    /// The `SCAN MATCH` patterns of all keys of a guard. They may find more than the guard's keys: see
+    /// [`Template::glob`].
+    pub fn globs(&self) -> impl Iterator<Item = (GuardId, String)> + '_ {
+        self.guards.iter().flat_map(|guard| guard.templates.iter().map(|t| (guard.id, t.glob())))
+    }
+
+    /// Tells whether the keys in a cache were kept by the same guards: equal for equal tables and templates,
+    /// whatever their order and policies, in every process and version.
+    pub fn digest(&self) -> u64 {
+        let mut lines: Vec<(&str, Vec<&str>)> = self
+            .guards
+            .iter()
+            .map(|guard| {
+                let mut templates: Vec<&str> = guard.templates.iter().map(Template::text).collect();
+                templates.sort_unstable();
+                (guard.label.as_str(), templates)
+            })
+            .collect();
+        lines.sort_unstable();
+        // Lengths go in as well: no two lists of texts run together into the same bytes.
+        lines.iter().fold(FNV_OFFSET, |hash, (label, templates)| {
+            let hash = fnv1a(fnv1a(hash, &(templates.len() as u64).to_le_bytes()), &length_prefixed(label));
+            templates.iter().fold(hash, |hash, text| fnv1a(hash, &length_prefixed(text)))
+        })
+    }
+}
+
+impl<'a> IntoIterator for &'a Guards {
+    type Item = &'a Guard;
+    type IntoIter = std::slice::Iter<'a, Guard>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+fn guard(index: usize, policy: &config::Guard) -> Result<Guard, GuardError> {
+    let (schema, table) = table_name(&policy.table)
+        .ok_or_else(|| GuardError::Table { guard: index, found: policy.table.clone() })?;
+    if policy.keys.is_empty() {
+        return Err(GuardError::NoKeys { guard: index });
+    }
+    let mut templates = Vec::with_capacity(policy.keys.len());
+    for (key, text) in policy.keys.iter().enumerate() {
+        let found = || text.clone();
+        if policy.keys[..key].contains(text) {
+            return Err(GuardError::Repeated { guard: index, key, found: found() });
+        }
+        templates.push(Template::parse(text).map_err(|source| GuardError::Template {
+            guard: index,
+            key,
+            found: found(),
+            source,
+        })?);
+    }
+    Ok(Guard {
+        id: GuardId(index as u16),
+        label: format!("{schema}.{table}"),
+        schema: schema.to_owned(),
+        table: table.to_owned(),
+        templates,
+        policy: policy.clone(),
+    })
+}
+
+/// Names are the catalog's own, so only the first dot separates, and quotes would be part of the name.
+fn table_name(text: &str) -> Option<(&str, &str)> {
+    let (schema, table) = text.split_once('.').unwrap_or(("public", text));
+    let is_name = |name: &str| !name.trim().is_empty() && !name.contains('"');
+    (is_name(schema) && is_name(table)).then_some((schema, table))
+}
+
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+
+fn fnv1a(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+fn length_prefixed(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+}
+
+/// The hash under which the fence knows a key of a Redis db.
+///
+/// Seeded anew by every process from the operating system's entropy: clients choose keys, and must not be able to
+/// aim one at another's fence.
+pub fn key_hash(db: u32, key: &[u8]) -> u64 {
+    static STATE: LazyLock<SeedableRandomState> = LazyLock::new(|| {
+        let entropy = || std::hash::RandomState::new().hash_one("cachefence");
+        SeedableRandomState::with_seed(entropy(), SharedSeed::global_random())
+    });
+    let mut hasher = STATE.build_hasher();
+    hasher.write_u32(db);
+    hasher.write(key);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(table: &str, keys: &[&str]) -> config::Guard {
+        let keys: Vec<String> = keys.iter().map(|key| format!("{key:?}")).collect();
+        toml::from_str(&format!("table = {table:?}\nkeys = [{}]", keys.join(", "))).expect("settings")
+    }
+
+    #[test]
+    fn a_key_is_guarded_by_every_table_that_feeds_it() {
+        let guards = Guards::new(&[
+            settings("public.users", &["user:<id>", "user:<id>:profile"]),
+            settings("orders", &["user:<user_id>:orders", "orders:all"]),
+        ])
+        .expect("guards");
+        let ids = |key: &str| guards.matching(key.as_bytes()).iter().map(|g| g.0).collect::<Vec<_>>();
+        assert_eq!(ids("user:7"), [0]);
+        assert_eq!(ids("user:7:orders"), [0, 1], "an id of unknown type may contain a colon");
+        assert_eq!(ids("orders:all"), [1]);
+        assert_eq!(ids("session:7"), [0u16; 0]);
+        assert_eq!(guards.get(GuardId(1)).map(|g| g.label.as_str()), Some("public.orders"));
+        assert!(guards.by_label("public.users").is_some() && guards.get(GuardId(2)).is_none());
+
+        let typed = guards.with_column_kinds(|_, column| match column {
+            "id" | "user_id" => ColumnKind::Integer,
+            _ => ColumnKind::Any,
+        });
+        assert_eq!(typed.matching(b"user:7:orders").as_slice(), [GuardId(1)]);
+        assert_eq!(typed.digest(), guards.digest());
+    }
+
+    #[test]
+    fn the_digest_tells_tables_and_templates_only() {
+        let digest = |list: &[config::Guard]| Guards::new(list).expect("guards").digest();
+        let (a, b) = (settings("users", &["a:<id>", "b:<id>"]), settings("orders", &["o:<id>"]));
+        let both = digest(&[a.clone(), b.clone()]);
+        // Written in every marker: a change would purge every cache at the next upgrade.
+        assert_eq!(both, 0x8eec_da64_3151_abdb);
+        assert_eq!(both, digest(&[b.clone(), settings("public.users", &["b:<id>", "a:<id>"])]));
+        assert_ne!(both, digest(std::slice::from_ref(&a)));
+        assert_ne!(digest(&[a]), digest(&[settings("users", &["a:<id>"])]));
+    }
+
+    #[test]
+    fn wrong_guards_name_the_setting() {
+        let error = |list: &[config::Guard]| Guards::new(list).expect_err("an error").to_string();
+        let users = settings("users", &["user:<id>"]);
+        assert!(error(&[settings("a.", &["k"])]).starts_with("guard[0].table: \"a.\""));
+        assert!(error(&[settings("\"A\"", &["k"])]).contains("without quotes"));
+        assert!(
+            error(&[users.clone(), settings("public.users", &["u"])]).starts_with("guard[1].table: guard[0]")
+        );
+        assert!(error(&[settings("users", &[])]).starts_with("guard[0].keys: "));
+        assert!(error(&[users.clone(), settings("o", &["k", "o:<id"])]).starts_with("guard[1].keys[1]: "));
+        assert!(error(&[settings("o", &["k", "k"])]).starts_with("guard[0].keys[1]: "));
+    }
+
+    #[test]
+    fn key_hashes_tell_dbs_and_keys_apart() {
+        assert_eq!(key_hash(0, b"user:1"), key_hash(0, b"user:1"));
+        assert_ne!(key_hash(0, b"user:1"), key_hash(1, b"user:1"));
+        assert_ne!(key_hash(0, b"user:1"), key_hash(0, b"user:2"));
+    }
+}

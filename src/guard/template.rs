@@ -1,0 +1,420 @@
+//! Key templates: `user:<id>:profile` makes keys from rows, and tells which keys rows could have made.
+
+use smallvec::SmallVec;
+use thiserror::Error;
+
+/// Why a template is not one.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum TemplateError {
+    /// Nothing at all.
+    #[error("the template is empty; write the key's shape, such as \"user:<id>\"")]
+    Empty,
+    /// `<` without its `>`.
+    #[error("the `<` at byte {at} is not closed; placeholders are written <column>")]
+    Unclosed {
+        /// Where the `<` stands.
+        at: usize,
+    },
+    /// `<>`.
+    #[error("the placeholder at byte {at} names no column; placeholders are written <column>")]
+    EmptyPlaceholder {
+        /// Where the `<` stands.
+        at: usize,
+    },
+    /// A placeholder comes first: every key in Redis could be of that shape.
+    #[error(
+        "it begins with a placeholder, so it would guard every key; begin it with fixed text, such as \"user:<id>\""
+    )]
+    NoPrefix,
+}
+
+/// The texts that a column can print, as far as they tell keys apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ColumnKind {
+    /// Any text, the empty one and `:` included.
+    #[default]
+    Any,
+    /// `smallint`, `integer`, `bigint`: an optional minus, then up to 19 digits.
+    Integer,
+    /// 8-4-4-4-12 lower-case hexadecimal digits.
+    Uuid,
+    /// `t` or `f`.
+    Bool,
+}
+
+/// The longest run of digits that a `bigint` prints.
+const INTEGER_DIGITS: usize = 19;
+const UUID_LEN: usize = 36;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Segment {
+    Literal(Box<[u8]>),
+    Column(ColumnKind),
+}
+
+/// The shape of the keys that a table's rows feed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    text: String,
+    segments: Vec<Segment>,
+    columns: Vec<String>,
+}
+
+impl Template {
+    /// Parses literal text with `<column>` placeholders.
+    pub fn parse(text: &str) -> Result<Self, TemplateError> {
+        if text.is_empty() {
+            return Err(TemplateError::Empty);
+        }
+        let mut segments = Vec::new();
+        let mut columns = Vec::new();
+        let mut rest = text;
+        while !rest.is_empty() {
+            let at = text.len() - rest.len();
+            let Some(inside) = rest.strip_prefix('<') else {
+                let end = rest.find('<').unwrap_or(rest.len());
+                segments.push(Segment::Literal(rest.as_bytes()[..end].into()));
+                rest = &rest[end..];
+                continue;
+            };
+            // `<a<b>` is a forgotten `>`, not a column of that name.
+            let end = inside.find(['<', '>']).filter(|&end| inside.as_bytes()[end] == b'>');
+            let end = end.ok_or(TemplateError::Unclosed { at })?;
+            if inside[..end].trim().is_empty() {
+                return Err(TemplateError::EmptyPlaceholder { at });
+            }
+            columns.push(inside[..end].to_owned());
+            segments.push(Segment::Column(ColumnKind::Any));
+            rest = &inside[end + 1..];
+        }
+        match segments.first() {
+            Some(Segment::Literal(_)) => Ok(Self { text: text.to_owned(), segments, columns }),
+            _ => Err(TemplateError::NoPrefix),
+        }
+    }
+
+    /// The template as it was written.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The column of each placeholder, in order; a column used twice is there twice.
+    pub fn columns(&self) -> &[String] {
+        &self.columns
+    }
+
+    /// The text before the first placeholder: never empty; all of it when there is none.
+    pub fn prefix(&self) -> &[u8] {
+        match self.segments.first() {
+            Some(Segment::Literal(text)) => text,
+            _ => &[],
+        }
+    }
+
+    /// Appends the key of a row to `out`. `value(n)` is the text of the n-th placeholder's column; where it is NULL
+    /// there is no key: the answer is false, and `out` is as it was.
+    pub fn render<'a>(&self, value: impl Fn(usize) -> Option<&'a [u8]>, out: &mut Vec<u8>) -> bool {
+        let start = out.len();
+        let mut placeholder = 0;
+        for segment in &self.segments {
+            match segment {
+                Segment::Literal(text) => out.extend_from_slice(text),
+                Segment::Column(_) => {
+                    let Some(text) = value(placeholder) else {
+                        out.truncate(start);
+                        return false;
+                    };
+                    out.extend_from_slice(text);
+                    placeholder += 1;
+                }
+            }
+        }
+        true
+    }
+
+    /// The `SCAN MATCH` pattern that finds every key of this shape. It may find others as well: ask
+    /// [`matches`](Self::matches) before touching one.
+    pub fn glob(&self) -> String {
+        let mut pattern = String::with_capacity(self.text.len() + 4);
+        let mut rest = self.text.as_str();
+        // Parsed before, so every `<` has its `>`.
+        while let Some((literal, placeholder)) = rest.split_once('<') {
+            escape_glob(literal, &mut pattern);
+            // Redis backtracks per star: two in a row would only cost.
+            if !literal.is_empty() || pattern.is_empty() {
+                pattern.push('*');
+            }
+            rest = placeholder.split_once('>').map_or("", |(_, rest)| rest);
+        }
+        escape_glob(rest, &mut pattern);
+        pattern
+    }
+
+    /// Narrows what the n-th placeholder matches, once the catalog has told the column's type.
+    pub fn set_column_kind(&mut self, n: usize, kind: ColumnKind) {
+        let columns = self.segments.iter_mut().filter_map(|segment| match segment {
+            Segment::Column(kind) => Some(kind),
+            Segment::Literal(_) => None,
+        });
+        if let Some(column) = columns.into_iter().nth(n) {
+            *column = kind;
+        }
+    }
+
+    /// Whether some row could have made this key.
+    pub fn matches(&self, key: &[u8]) -> bool {
+        key.starts_with(self.prefix()) && self.matches_after_prefix(key)
+    }
+
+    /// [`matches`](Self::matches) for a key that is known to start with [`prefix`](Self::prefix).
+    ///
+    /// Walks the segments once, with the set of places where the text so far can end: time grows with the key's
+    /// length times the number of segments, never faster, whatever the client sends.
+    pub(super) fn matches_after_prefix(&self, key: &[u8]) -> bool {
+        let mut ends = Ends::At(SmallVec::from_slice(&[self.prefix().len()]));
+        let mut segments = self.segments.iter().skip(1).peekable();
+        while let Some(segment) = segments.next() {
+            ends = match (segment, segments.peek()) {
+                (Segment::Column(ColumnKind::Any), None) => return !ends.is_empty(),
+                (Segment::Column(ColumnKind::Any), Some(_)) => ends.any(),
+                (Segment::Column(kind), _) => ends.column(*kind, key),
+                (Segment::Literal(text), None) => return ends.reaches_end_by(text, key),
+                (Segment::Literal(text), Some(next)) => {
+                    ends.literal(text, key, **next == Segment::Column(ColumnKind::Any))
+                }
+            };
+            if ends.is_empty() {
+                return false;
+            }
+        }
+        ends.contains(key.len())
+    }
+}
+
+/// Where in a key the segments so far can end.
+enum Ends {
+    /// At these places, ascending.
+    At(SmallVec<[usize; 24]>),
+    /// Anywhere from here on.
+    From(usize),
+}
+
+impl Ends {
+    fn is_empty(&self) -> bool {
+        matches!(self, Ends::At(places) if places.is_empty())
+    }
+
+    fn contains(&self, place: usize) -> bool {
+        match self {
+            Ends::At(places) => places.binary_search(&place).is_ok(),
+            Ends::From(first) => *first <= place,
+        }
+    }
+
+    /// After a placeholder that matches any text.
+    fn any(self) -> Self {
+        match self {
+            Ends::At(places) => places.first().map_or(Ends::At(SmallVec::new()), |&first| Ends::From(first)),
+            from => from,
+        }
+    }
+
+    /// After a literal. When anything may follow, the first place implies all others.
+    fn literal(self, text: &[u8], key: &[u8], first_only: bool) -> Self {
+        let limit = if first_only { 1 } else { usize::MAX };
+        let fits = |&at: &usize| key[at..].starts_with(text);
+        let after = |at| at + text.len();
+        Ends::At(match self {
+            Ends::At(places) => places.into_iter().filter(fits).take(limit).map(after).collect(),
+            Ends::From(first) => (first..key.len()).filter(fits).take(limit).map(after).collect(),
+        })
+    }
+
+    /// Whether a literal from one of these places reaches the end of the key.
+    fn reaches_end_by(&self, text: &[u8], key: &[u8]) -> bool {
+        key.ends_with(text) && self.contains(key.len() - text.len())
+    }
+
+    /// After a placeholder of a known type.
+    fn column(self, kind: ColumnKind, key: &[u8]) -> Self {
+        let mut ends: SmallVec<[usize; 24]> = SmallVec::new();
+        let mut from = |at: usize| {
+            let text = &key[at..];
+            match kind {
+                // Handled by `any`; kept total.
+                ColumnKind::Any => ends.extend(at..=key.len()),
+                ColumnKind::Bool => ends.extend(matches!(text.first(), Some(b't' | b'f')).then_some(at + 1)),
+                ColumnKind::Uuid => ends.extend(is_uuid_prefix(text).then_some(at + UUID_LEN)),
+                ColumnKind::Integer => {
+                    let sign = usize::from(text.first() == Some(&b'-'));
+                    let digits = text[sign..].iter().take(INTEGER_DIGITS).take_while(|b| b.is_ascii_digit());
+                    let first = at + sign + 1;
+                    ends.extend(first..first + digits.count());
+                }
+            }
+        };
+        match self {
+            Ends::At(places) => places.into_iter().for_each(&mut from),
+            Ends::From(first) => (first..key.len()).for_each(&mut from),
+        }
+        // Integers that start at different places of one run of digits end at the same places.
+        ends.sort_unstable();
+        ends.dedup();
+        Ends::At(ends)
+    }
+}
+
+fn is_uuid_prefix(text: &[u8]) -> bool {
+    text.len() >= UUID_LEN
+        && text[..UUID_LEN].iter().enumerate().all(|(n, byte)| match n {
+            8 | 13 | 18 | 23 => *byte == b'-',
+            _ => matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
+        })
+}
+
+fn escape_glob(literal: &str, pattern: &mut String) {
+    for c in literal.chars() {
+        if matches!(c, '*' | '?' | '[' | ']' | '\\' | '^') {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn template(text: &str, kinds: &[ColumnKind]) -> Template {
+        let mut template = Template::parse(text).expect("a template");
+        for (n, kind) in kinds.iter().enumerate() {
+            template.set_column_kind(n, *kind);
+        }
+        template
+    }
+
+    #[test]
+    fn a_template_says_its_columns_prefix_and_pattern() {
+        let t = template("user:<id>:by[<email>]", &[]);
+        assert_eq!(t.columns(), ["id", "email"]);
+        assert_eq!(t.prefix(), b"user:");
+        assert_eq!(t.glob(), r"user:*:by\[*\]");
+        assert_eq!(template("products:all", &[]).glob(), "products:all");
+        assert_eq!(template("a<b><c>", &[]).glob(), "a*");
+        assert_eq!(template("{user:<id>}:profile", &[]).glob(), "{user:*}:profile");
+    }
+
+    #[test]
+    fn what_is_not_a_template_says_why() {
+        assert_eq!(Template::parse(""), Err(TemplateError::Empty));
+        assert_eq!(Template::parse("user:<id"), Err(TemplateError::Unclosed { at: 5 }));
+        assert_eq!(Template::parse("user:<id:<name>"), Err(TemplateError::Unclosed { at: 5 }));
+        assert_eq!(Template::parse("user:<>"), Err(TemplateError::EmptyPlaceholder { at: 5 }));
+        assert_eq!(Template::parse("<id>:user"), Err(TemplateError::NoPrefix));
+        assert!(Template::parse("a>b").is_ok());
+    }
+
+    #[test]
+    fn a_null_makes_no_key() {
+        let t = template("user:<id>:<name>", &[]);
+        let mut out = b"kept".to_vec();
+        assert!(!t.render(|n| [Some(&b"7"[..]), None][n], &mut out));
+        assert_eq!(out, b"kept");
+        assert!(t.render(|n| Some([&b"7"[..], b"x"][n]), &mut out));
+        assert_eq!(out, b"keptuser:7:x");
+    }
+
+    #[test]
+    fn a_placeholder_of_unknown_type_matches_anything() {
+        let t = template("user:<id>:profile", &[]);
+        for key in ["user:1:profile", "user::profile", "user:a:b:profile", "user:x:profile:profile"] {
+            assert!(t.matches(key.as_bytes()), "{key}");
+        }
+        for key in ["user:profile", "user:1:profil", "user:1:profiles", "user", "", "xuser:1:profile"] {
+            assert!(!t.matches(key.as_bytes()), "{key}");
+        }
+        assert!(template("user:<id>", &[]).matches(b"user:"));
+        assert!(template("products:all", &[]).matches(b"products:all"));
+        assert!(!template("products:all", &[]).matches(b"products:all:1"));
+    }
+
+    #[test]
+    fn a_type_narrows_what_a_placeholder_matches() {
+        use ColumnKind::*;
+        let id = template("user:<id>", &[Integer]);
+        assert!(id.matches(b"user:1") && id.matches(b"user:-1") && id.matches(b"user:-9223372036854775808"));
+        for key in ["user:", "user:-", "user:1:profile", "user:1x", "user:12345678901234567890"] {
+            assert!(!id.matches(key.as_bytes()), "{key}");
+        }
+        // The digit after the placeholder belongs to the literal: the shortest and longest runs must be tried.
+        let digits = template("n<a>5<b>", &[Integer, Integer]);
+        assert!(digits.matches(b"n1555") && !digits.matches(b"n55") && !digits.matches(b"n15"));
+        let uuid = template("u:<id>:x", &[Uuid]);
+        assert!(uuid.matches(b"u:0123abcd-0000-0000-0000-0123456789ab:x"));
+        assert!(!uuid.matches(b"u:0123ABCD-0000-0000-0000-0123456789ab:x"));
+        let flag = template("f:<flag>:<text>:<id>", &[Bool, Any, Integer]);
+        assert!(flag.matches(b"f:t::1") && flag.matches(b"f:f:1:2:x:3") && !flag.matches(b"f:x::1"));
+        assert!(!flag.matches(b"f:t:1"));
+    }
+
+    #[test]
+    fn a_hostile_key_costs_linear_time() {
+        let t = template("a<b>a<c>a<d>a<e>a<f>b", &[]);
+        assert!(!t.matches(&[b'a'; 200_000]));
+        let t = template("a<b>a<c>1<d>x", &[ColumnKind::Any, ColumnKind::Integer, ColumnKind::Integer]);
+        assert!(!t.matches(&b"a1".repeat(50_000)));
+    }
+
+    /// Redis's glob, by definition and slowly: `*`, and `\` before a literal byte.
+    fn glob_matches(pattern: &[u8], text: &[u8]) -> bool {
+        match pattern {
+            [] => text.is_empty(),
+            [b'*', rest @ ..] => (0..=text.len()).any(|n| glob_matches(rest, &text[n..])),
+            [b'\\', byte, rest @ ..] => text.first() == Some(byte) && glob_matches(rest, &text[1..]),
+            [b'?' | b'[', ..] => panic!("an unescaped special in {pattern:?}"),
+            [byte, rest @ ..] => text.first() == Some(byte) && glob_matches(rest, &text[1..]),
+        }
+    }
+
+    /// A placeholder's kind and a text that its type can print.
+    fn column() -> impl Strategy<Value = (ColumnKind, String)> {
+        prop_oneof![
+            "[a-c:0-9<*\\\\-]{0,6}".prop_map(|text| (ColumnKind::Any, text)),
+            any::<i64>().prop_map(|n| (ColumnKind::Integer, n.to_string())),
+            (-20..20i64).prop_map(|n| (ColumnKind::Integer, n.to_string())),
+            "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+                .prop_map(|text| (ColumnKind::Uuid, text)),
+            any::<bool>().prop_map(|b| (ColumnKind::Bool, if b { "t" } else { "f" }.to_owned())),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_rendered_key_matches_its_template_and_its_pattern(
+            prefix in "[a-c:0-9*?\\[\\]\\\\^{}]{1,5}",
+            parts in prop::collection::vec((column(), "[a-c:0-9*?\\[\\]\\\\^-]{0,3}"), 0..4),
+        ) {
+            let mut text = prefix;
+            for (n, (_, literal)) in parts.iter().enumerate() {
+                text += &format!("<c{n}>{literal}");
+            }
+            let kinds: Vec<_> = parts.iter().map(|((kind, _), _)| *kind).collect();
+            let t = template(&text, &kinds);
+            let mut key = Vec::new();
+            prop_assert!(t.render(|n| Some(parts[n].0.1.as_bytes()), &mut key));
+            prop_assert!(t.matches(&key));
+            prop_assert!(template(&text, &[]).matches(&key), "an unknown type matches no less");
+            prop_assert!(key.starts_with(t.prefix()));
+            prop_assert!(glob_matches(t.glob().as_bytes(), &key));
+        }
+
+        #[test]
+        fn matching_agrees_with_the_pattern_where_types_are_unknown(
+            text in "[ab](<c>|[ab]){0,5}", key in "[ab]{0,8}",
+        ) {
+            let t = template(&text, &[]);
+            prop_assert_eq!(t.matches(key.as_bytes()), glob_matches(t.glob().as_bytes(), key.as_bytes()));
+        }
+    }
+}
