@@ -441,3 +441,6 @@ fn mark(state: &FeedState, guards: &Guards, problems: &[Problem]) {
         state.mended.notify_one();
     }
 }
+
+#[cfg(test)]
+mod tests;

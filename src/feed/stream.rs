@@ -104,7 +104,9 @@ impl Stream {
                 self.drain(sender, &mut progress)?;
             }
             self.hand_out(&mut progress)?;
-            self.confirm(sender, &mut progress, *settled.borrow_and_update()).await?;
+            // Copied out: a borrow of the channel must not live across an await.
+            let settled_now = *settled.borrow_and_update();
+            self.confirm(sender, &mut progress, settled_now).await?;
 
             let cache_has_room = progress.outbox.is_empty();
             tokio::select! {
@@ -138,7 +140,7 @@ impl Stream {
                     }
                     if silence >= asks_after && asked_at.elapsed() >= asks_after {
                         asked_at = Instant::now();
-                        let status = Status { request_reply: true, ..self.status(&progress, *settled.borrow()) };
+                        let status = Status { request_reply: true, ..self.status(&progress, settled_now) };
                         self.report(sender, &mut progress, status).await?;
                     }
                 }

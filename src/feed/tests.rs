@@ -1,0 +1,338 @@
+//! The whole feed against a real Postgres, with a cache that only takes notes.
+//!
+//! They need a server with `wal_level = logical` and a superuser's URL of an existing database in
+//! `CACHEFENCE_TEST_POSTGRES`, and make a database of their own there:
+//! `CACHEFENCE_TEST_POSTGRES=postgres://postgres@127.0.0.1/postgres cargo test feed::tests -- --ignored`
+
+use std::sync::Mutex;
+use std::time::Instant;
+
+use super::*;
+use crate::fence::{Fence, Limits, SourceKind};
+
+const WAIT: Duration = Duration::from_secs(10);
+
+fn guards(settings: &[(&str, &[&str])]) -> Arc<Guards> {
+    let guard = |(table, keys): &(&str, &[&str])| {
+        toml::from_str(&format!("table = {table:?}\nkeys = {keys:?}")).expect("settings")
+    };
+    Arc::new(Guards::new(&settings.iter().map(guard).collect::<Vec<_>>()).expect("guards"))
+}
+
+/// A database of its own for a test.
+struct Database {
+    url: String,
+    client: Client,
+}
+
+async fn database(name: &str) -> Database {
+    let admin_url = std::env::var("CACHEFENCE_TEST_POSTGRES").expect("CACHEFENCE_TEST_POSTGRES");
+    let admin = catalog::connect(&admin_url, "test").await.expect("a connection");
+    let drop_slots =
+        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = $1 AND active";
+    admin.execute(drop_slots, &[&name]).await.expect("terminate");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let drop_slots =
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = $1";
+    admin.execute(drop_slots, &[&name]).await.expect("drop slots");
+    admin.batch_execute(&format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await.expect("drop");
+    admin.batch_execute(&format!("CREATE DATABASE {name}")).await.expect("create");
+    let (base, _) = admin_url.rsplit_once('/').expect("a database in the URL");
+    let url = format!("{base}/{name}");
+    let client = catalog::connect(&url, "test").await.expect("a connection");
+    Database { url, client }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Note {
+    Start(Lsn, Option<GapReason>),
+    Keys(Vec<String>, usize),
+}
+
+/// A running feed and what its cache was told.
+struct Running {
+    state: Arc<FeedState>,
+    positions: Arc<Positions>,
+    notes: Arc<Mutex<Vec<Note>>>,
+    task: tokio::task::JoinHandle<Result<(), FeedError>>,
+}
+
+impl Running {
+    fn start(database: &Database, guards: Arc<Guards>, name: &str) -> Self {
+        let limits = Limits {
+            history: 60_000,
+            lease_ttl: 5_000,
+            max_keys: 1_000,
+            max_leases: 10,
+            guards: 8,
+            shards: 4,
+        };
+        let positions =
+            Arc::new(Positions::new(Arc::new(Fence::new(limits)), &[SourceKind::Primary], Instant::now()));
+        let state = Arc::new(FeedState::new(guards.len()));
+        let (jobs, mut queue) = mpsc::channel(4);
+        let (applied, applied_reader) = watch::channel(Lsn(0));
+        let notes = Arc::new(Mutex::new(Vec::new()));
+        let written = notes.clone();
+        tokio::spawn(async move {
+            while let Some(job) = queue.recv().await {
+                let note = match job {
+                    CacheJob::Start { slot_position, gap, ready, .. } => {
+                        applied.send_replace(slot_position);
+                        let _ = ready.send(());
+                        Note::Start(slot_position, gap)
+                    }
+                    CacheJob::Invalidate(invalidation) => {
+                        applied.send_replace(invalidation.end_lsn);
+                        let mut keys: Vec<String> = invalidation
+                            .keys
+                            .into_iter()
+                            .map(|k| String::from_utf8(k).expect("UTF-8"))
+                            .collect();
+                        keys.sort();
+                        Note::Keys(keys, invalidation.truncated.len())
+                    }
+                    CacheJob::Advance(position) => {
+                        applied.send_replace(position);
+                        continue;
+                    }
+                };
+                written.lock().expect("notes").push(note);
+            }
+        });
+        let settings = Settings {
+            url: database.url.clone(),
+            slot: name.to_owned(),
+            publication: name.to_owned(),
+            application_name: name.to_owned(),
+            feed_lost_after: Duration::from_secs(1),
+            max_lag: Duration::from_secs(10),
+            poll_interval: Duration::from_millis(5),
+            db: 0,
+        };
+        let source = Source {
+            index: Some(0),
+            url: database.url.clone(),
+            state: Arc::new(SourceState::new("primary", SourceKind::Primary)),
+        };
+        let feed =
+            Feed::new(settings, guards, vec![source], positions.clone(), state.clone(), jobs, applied_reader);
+        Self { state, positions, notes, task: tokio::spawn(feed.run()) }
+    }
+
+    async fn until(&self, what: &str, done: impl Fn(&Self) -> bool) {
+        let started = Instant::now();
+        while !done(self) {
+            assert!(started.elapsed() < WAIT, "{what}: {:?} {:?}", self.state, self.notes);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    async fn until_note(&self, note: &Note) {
+        self.until(&format!("{note:?}"), |r| r.notes.lock().expect("notes").contains(note)).await;
+    }
+
+    async fn until_streaming(&self) {
+        self.until("streaming", |r| r.state.streaming.load(Ordering::Relaxed)).await;
+    }
+
+    fn starts(&self) -> Vec<Option<GapReason>> {
+        let starts = |note: &Note| match note {
+            Note::Start(_, gap) => Some(*gap),
+            Note::Keys(..) => None,
+        };
+        self.notes.lock().expect("notes").iter().filter_map(starts).collect()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn keys(keys: &[&str]) -> Note {
+    Note::Keys(keys.iter().map(|key| (*key).to_owned()).collect(), 0)
+}
+
+#[tokio::test]
+#[ignore = "needs CACHEFENCE_TEST_POSTGRES"]
+async fn commits_become_keys_and_are_confirmed_and_resumed() {
+    let db = database("cachefence_stream").await;
+    let sql = "CREATE TABLE users (id int PRIMARY KEY, email text NOT NULL, name text);
+               ALTER TABLE users REPLICA IDENTITY FULL; CREATE TABLE other (id int PRIMARY KEY)";
+    db.client.batch_execute(sql).await.expect("tables");
+    let guards = guards(&[("users", &["user:<id>", "users:by-email:<email>"])]);
+    sql::init(&db.client, &guards, "cachefence_stream", "cachefence_stream").await.expect("init");
+    sql::init(&db.client, &guards, "cachefence_stream", "cachefence_stream").await.expect("init again");
+
+    let feed = Running::start(&db, guards.clone(), "cachefence_stream");
+    feed.until_streaming().await;
+    assert_eq!(feed.starts(), [None]);
+    db.client.batch_execute("INSERT INTO users VALUES (1, 'a', 'x')").await.expect("insert");
+    feed.until_note(&keys(&["user:1", "users:by-email:a"])).await;
+    db.client.batch_execute("UPDATE users SET email = 'b'").await.expect("update");
+    feed.until_note(&keys(&["user:1", "users:by-email:a", "users:by-email:b"])).await;
+    db.client.batch_execute("SELECT cachefence.fence('report:1')").await.expect("fence");
+    feed.until_note(&keys(&["report:1"])).await;
+    db.client.batch_execute("TRUNCATE users").await.expect("truncate");
+    feed.until_note(&Note::Keys(vec![], 1)).await;
+    feed.until("not lost", |r| !r.state.is_lost()).await;
+
+    // A commit that nobody guards moves the confirmed position as well, and everything settles.
+    db.client.batch_execute("INSERT INTO other VALUES (1)").await.expect("insert");
+    let row = db.client.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.expect("lsn");
+    let now: Lsn = row.get::<_, &str>(0).parse().expect("an LSN");
+    feed.until("confirmed", |r| r.state.confirmed_lsn.load(Ordering::Relaxed) >= now.0).await;
+    feed.until("settled", |r| *r.positions.primary_settled().borrow() >= now).await;
+    assert!(!feed.positions.unsettled());
+    drop(feed);
+
+    // While nobody listens: the slot keeps it.
+    db.client.batch_execute("INSERT INTO users VALUES (2, 'c', 'x')").await.expect("insert");
+    let feed = Running::start(&db, guards.clone(), "cachefence_stream");
+    feed.until_note(&keys(&["user:2", "users:by-email:c"])).await;
+    assert_eq!(feed.starts(), [None]);
+
+    // The walsender is killed: a plain reconnect, no gap.
+    let kill = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database()";
+    db.client.execute(kill, &[]).await.expect("kill");
+    feed.until("a second start", |r| r.starts().len() == 2).await;
+    db.client.batch_execute("INSERT INTO users VALUES (3, 'd', 'x')").await.expect("insert");
+    feed.until_note(&keys(&["user:3", "users:by-email:d"])).await;
+    assert_eq!(feed.starts(), [None, None]);
+}
+
+#[tokio::test]
+#[ignore = "needs CACHEFENCE_TEST_POSTGRES"]
+async fn publication_and_slot_are_created_and_a_dropped_slot_is_a_gap() {
+    let db = database("cachefence_gap").await;
+    db.client.batch_execute("CREATE TABLE users (id int PRIMARY KEY)").await.expect("table");
+    let guards = guards(&[("users", &["user:<id>"])]);
+    let feed = Running::start(&db, guards.clone(), "cachefence_gap");
+    feed.until_streaming().await;
+    assert_eq!(feed.starts(), [Some(GapReason::FreshSlot)]);
+    db.client.batch_execute("INSERT INTO users VALUES (1)").await.expect("insert");
+    feed.until_note(&keys(&["user:1"])).await;
+    feed.until("settled", |r| !r.positions.unsettled()).await;
+
+    // Dropped under our feet.
+    let kill = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'cachefence_gap'";
+    db.client.execute(kill, &[]).await.expect("kill");
+    let drop_slot = "SELECT pg_drop_replication_slot('cachefence_gap')";
+    while let Err(error) = db.client.batch_execute(drop_slot).await {
+        assert!(error.code().is_some_and(|code| code.code() == "55006"), "{error:?}");
+        db.client.execute(kill, &[]).await.expect("kill");
+    }
+    feed.until("a second start", |r| r.starts().len() >= 2).await;
+    assert_eq!(feed.starts().last(), Some(&Some(GapReason::FreshSlot)));
+    feed.until_streaming().await;
+    db.client.batch_execute("INSERT INTO users VALUES (2)").await.expect("insert");
+    feed.until_note(&keys(&["user:2"])).await;
+    drop(feed);
+
+    // A publication that is newer than its slot.
+    db.client.batch_execute("DROP PUBLICATION cachefence_gap").await.expect("drop");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let feed = Running::start(&db, guards.clone(), "cachefence_gap");
+    feed.until_streaming().await;
+    assert_eq!(feed.starts(), [Some(GapReason::NewPublication)]);
+    db.client.batch_execute("INSERT INTO users VALUES (3)").await.expect("insert");
+    feed.until_note(&keys(&["user:3"])).await;
+}
+
+#[tokio::test]
+#[ignore = "needs CACHEFENCE_TEST_POSTGRES"]
+async fn a_catalog_that_does_not_fit_stops_the_start_with_the_sql() {
+    let db = database("cachefence_catalog").await;
+    let sql =
+        "CREATE TABLE users (id int PRIMARY KEY, email text, n int GENERATED ALWAYS AS (id + 1) STORED);
+               CREATE UNLOGGED TABLE logs (id int PRIMARY KEY); CREATE TABLE bare (id int);
+               CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id);
+               CREATE TABLE by_index (id int PRIMARY KEY, a int NOT NULL, b int NOT NULL);
+               CREATE UNIQUE INDEX i ON by_index (a) INCLUDE (b);
+               ALTER TABLE by_index REPLICA IDENTITY USING INDEX i;
+               CREATE TABLE filtered (id int PRIMARY KEY);
+               CREATE TABLE late (id int PRIMARY KEY, CONSTRAINT u UNIQUE (id) DEFERRABLE);
+               CREATE PUBLICATION cachefence_catalog FOR TABLE users, filtered WHERE (id > 1)
+                   WITH (publish = 'insert')";
+    db.client.batch_execute(sql).await.expect("tables");
+    let guards = guards(&[
+        ("users", &["user:<id>", "users:by-email:<email>", "u:<nope>", "n:<n>"]),
+        ("logs", &["log:<id>"]),
+        ("bare", &["bare:all"]),
+        ("parts", &["part:<id>"]),
+        ("by_index", &["i:<a>", "i:<a>:<b>"]),
+        ("filtered", &["f:<id>"]),
+        ("missing", &["m:<id>"]),
+    ]);
+    let (tables, problems) = catalog::tables(&db.client, &guards).await.expect("tables");
+    let text = catalog::describe(&problems);
+    println!("{text}");
+    for expected in [
+        "\"users:by-email:<email>\" uses column \"email\", which is outside the table's replica identity",
+        "; run: ALTER TABLE public.users REPLICA IDENTITY FULL;",
+        "uses column \"nope\", which the table does not have (it has id, email, n)",
+        "uses column \"n\", which is generated",
+        "; run: ALTER TABLE public.logs SET LOGGED;",
+        "; run: ALTER TABLE public.bare REPLICA IDENTITY FULL;",
+        "guard public.parts: partitioned tables are not supported yet",
+        "template \"i:<a>:<b>\" uses column \"b\"",
+        "guard public.missing: there is no such table in database \"cachefence_catalog\"",
+    ] {
+        assert!(text.contains(expected), "{expected}");
+    }
+    assert_eq!(problems.len(), 8);
+    assert_eq!(tables.iter().map(|t| t.guard.0).collect::<Vec<_>>(), [5]);
+    let found = catalog::publication(&db.client, "cachefence_catalog", &guards).await.expect("publication");
+    let Publication::Present(problems) = found else { panic!("{found:?}") };
+    let text = catalog::describe(&problems);
+    println!("{text}");
+    for expected in [
+        "leaves out update, delete, truncate; run: ALTER PUBLICATION cachefence_catalog SET (publish",
+        "does not contain public.bare; run: ALTER PUBLICATION cachefence_catalog ADD TABLE public.bare;",
+        "restricts public.filtered by a row filter",
+    ] {
+        assert!(text.contains(expected), "{expected}");
+    }
+    let feed = Running::start(&db, guards, "cachefence_catalog");
+    feed.until("stopped", |r| r.task.is_finished()).await;
+}
+
+#[tokio::test]
+#[ignore = "needs CACHEFENCE_TEST_POSTGRES"]
+async fn a_column_dropped_while_running_breaks_the_guard() {
+    let db = database("cachefence_broken").await;
+    let sql = "CREATE TABLE users (id int PRIMARY KEY, email text); ALTER TABLE users REPLICA IDENTITY FULL";
+    db.client.batch_execute(sql).await.expect("table");
+    let guards = guards(&[("users", &["by-email:<email>"])]);
+    let feed = Running::start(&db, guards, "cachefence_broken");
+    feed.until_streaming().await;
+    db.client.batch_execute("INSERT INTO users VALUES (1, 'a')").await.expect("insert");
+    feed.until_note(&keys(&["by-email:a"])).await;
+    let sql = "ALTER TABLE users RENAME email TO mail; INSERT INTO users VALUES (2, 'b')";
+    db.client.batch_execute(sql).await.expect("rename");
+    feed.until_note(&Note::Keys(vec![], 1)).await;
+    assert!(feed.state.is_broken(GuardId(0)));
+    let sql = "ALTER TABLE users RENAME mail TO email; INSERT INTO users VALUES (3, 'c')";
+    db.client.batch_execute(sql).await.expect("rename");
+    feed.until("mended", |r| !r.state.is_broken(GuardId(0))).await;
+    db.client.batch_execute("INSERT INTO users VALUES (4, 'd')").await.expect("insert");
+    feed.until_note(&keys(&["by-email:d"])).await;
+}
+
+#[tokio::test]
+#[ignore = "needs CACHEFENCE_TEST_POSTGRES"]
+async fn asof_puts_the_own_transaction_in_progress() {
+    let mut db = database("cachefence_asof").await;
+    sql::init(&db.client, &guards(&[]), "cachefence_asof", "cachefence_asof").await.expect("init");
+    let transaction = db.client.transaction().await.expect("begin");
+    let sql = "SELECT pg_current_xact_id()::text, cachefence.asof(), pg_current_snapshot()::text";
+    transaction.query_one(sql, &[]).await.expect("an xid");
+    let row = transaction.query_one(sql, &[]).await.expect("asof");
+    let (own, asof, plain): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+    let asof: crate::position::Snapshot = asof.parse().expect("a snapshot");
+    let plain: crate::position::Snapshot = plain.parse().expect("a snapshot");
+    let own = crate::position::Xid(own.parse().expect("an xid"));
+    assert!(!asof.sees(own) && plain.includes(&asof), "{asof} {plain}");
+}
