@@ -151,8 +151,10 @@ impl Applier {
             self.guards.iter().find(|guard| guard.schema == relation.schema && guard.table == relation.name);
         let before = self.relations.remove(&relation.oid);
         let Some(guard) = guard else {
-            // A guarded table that now has another name.
-            if let Some(before) = before {
+            // A guarded table that now has another name, and no other has taken its place.
+            if let Some(before) = before
+                && !self.relations.values().any(|rules| rules.guard == before.guard && !rules.broken)
+            {
                 let why = format!("the table was renamed to {}.{}", relation.schema, relation.name);
                 self.break_guard(before.guard, &why);
             }

@@ -6,7 +6,7 @@ use thiserror::Error;
 use tokio_postgres::{Client, NoTls};
 
 use crate::guard::{ColumnKind, Guard, GuardId, Guards};
-use crate::pg::replication::{identifier, literal};
+use crate::pg::replication::{Walsender, identifier, literal};
 use crate::pg::wire::{PgError, SESSION, Target, error_chain, permanent_sqlstate};
 use crate::position::{Lsn, Snapshot};
 
@@ -161,7 +161,7 @@ impl Problem {
             Problem::WalLevel { .. } => {
                 Some("ALTER SYSTEM SET wal_level = logical; -- and restart Postgres".into())
             }
-            Problem::Role { role } => Some(format!("ALTER ROLE {} REPLICATION;", identifier(role))),
+            Problem::Role { role } => Some(format!("ALTER ROLE {} REPLICATION;", quoted_name(role))),
             Problem::Unlogged { table, .. } => Some(format!("ALTER TABLE {table} SET LOGGED;")),
             Problem::OutsideIdentity { table, .. } | Problem::NoIdentity { table, .. } => {
                 Some(format!("ALTER TABLE {table} REPLICA IDENTITY FULL;"))
@@ -276,6 +276,18 @@ pub async fn connect(url: &str, application_name: &str) -> Result<Client, Catalo
     Ok(client)
 }
 
+/// Connects as a walsender. Whether the role may is asked of Postgres itself, not of the catalog: hosted servers
+/// grant it in ways of their own.
+///
+/// # Errors
+/// [`Problem::Role`] if it may not, or the connection's.
+pub async fn walsender(target: &Target, application_name: &str) -> Result<Walsender, CatalogError> {
+    Walsender::connect(target, application_name).await.map_err(|error| match error.code() {
+        Some("42501") => CatalogError::Problems(vec![Problem::Role { role: target.user().to_owned() }]),
+        _ => error.into(),
+    })
+}
+
 /// A column of a guarded table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
@@ -335,7 +347,7 @@ pub struct Server {
     pub snapshot: Snapshot,
 }
 
-/// Looks at the server: version, `wal_level`, rights.
+/// Looks at the server: version, `wal_level`.
 ///
 /// # Errors
 /// When it cannot be asked, or is a standby.
@@ -343,8 +355,7 @@ pub async fn server(client: &Client) -> Result<Server, CatalogError> {
     let row = client
         .query_one(
             "SELECT current_setting('server_version_num')::int4, current_setting('wal_level'), \
-                    pg_is_in_recovery(), current_user::text, \
-                    (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user), \
+                    pg_is_in_recovery(), \
                     CASE WHEN pg_is_in_recovery() THEN '0/0' ELSE pg_current_wal_flush_lsn()::text END, \
                     pg_current_snapshot()::text",
             &[],
@@ -353,17 +364,14 @@ pub async fn server(client: &Client) -> Result<Server, CatalogError> {
     if row.get(2) {
         return Err(CatalogError::Standby);
     }
-    let (version, wal_level, role): (i32, String, String) = (row.get(0), row.get(1), row.get(3));
-    let (flushed, snapshot): (String, String) = (row.get(5), row.get(6));
+    let (version, wal_level): (i32, String) = (row.get(0), row.get(1));
+    let (flushed, snapshot): (String, String) = (row.get(3), row.get(4));
     let mut problems = Vec::new();
     if version < OLDEST_VERSION {
         problems.push(Problem::Version { found: version });
     }
     if wal_level != "logical" {
         problems.push(Problem::WalLevel { found: wal_level });
-    }
-    if !row.get::<_, Option<bool>>(4).unwrap_or(false) {
-        problems.push(Problem::Role { role });
     }
     Ok(Server {
         version,

@@ -222,6 +222,7 @@ impl Feed {
         if self.identity.is_none() || ready.gap.is_some() {
             self.positions.restart(ready.identity, position, ready.floor, ready.gap.is_some());
             self.stream.confirmed = position;
+            self.state.server_end_lsn.store(position.0, Ordering::Relaxed);
         }
         self.identity = Some(ready.identity);
         self.state.set_tables(&ready.tables);
@@ -258,7 +259,7 @@ impl Feed {
         let target = Target::parse(&settings.url)?;
         let limit = |_| CatalogError::Timeout(SETUP_TIMEOUT);
         let setup = async {
-            let mut sender = Walsender::connect(&target, &settings.application_name).await?;
+            let mut sender = catalog::walsender(&target, &settings.application_name).await?;
             let system = sender.identify().await?;
             self.state.connected.store(true, Ordering::Relaxed);
             let client = catalog::connect(&settings.url, &settings.application_name).await?;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
 use super::backoff::Backoff;
@@ -21,7 +22,7 @@ use crate::position::{Lsn, Snapshot, Xid};
 const POLL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between polls while everything is settled.
 const IDLE: Duration = Duration::from_secs(1);
-/// Between polls while Postgres cannot be reached for long, at most; suspects are looked at no more often either.
+/// Between looks at suspects.
 const SUSPECTS: Duration = Duration::from_millis(50);
 
 /// A source as metrics and readiness see it.
@@ -108,6 +109,14 @@ enum PollError {
     WentBack { from: Lsn, to: Lsn },
 }
 
+impl PollError {
+    /// 57P03, cannot connect now: starting up, or shutting down.
+    fn is_not_connecting(&self) -> bool {
+        let PollError::Catalog(CatalogError::Sql(error)) = self else { return false };
+        error.code() == Some(&SqlState::CANNOT_CONNECT_NOW)
+    }
+}
+
 /// A connection to a source, checked once to be what it should be.
 struct Session {
     client: Client,
@@ -156,6 +165,9 @@ pub async fn poll(
                 match poll_once(&source, &mut session, &positions, &feed, &application_name, epoch).await {
                     Ok(()) => {
                         backoff.reset();
+                        if source.state.kind == SourceKind::Primary {
+                            feed.primary_stopping.store(false, Ordering::Relaxed);
+                        }
                         source.state.outcome(None);
                         if positions.unsettled() { poll_interval } else { IDLE }
                     }
@@ -163,7 +175,10 @@ pub async fn poll(
                         if let Some(index) = source.index {
                             positions.lost(index);
                         }
-                        // A source that only went back or was restarted is asked again in the same session.
+                        if source.state.kind == SourceKind::Primary {
+                            feed.primary_stopping.store(error.is_not_connecting(), Ordering::Relaxed);
+                        }
+                        // A source that only went back is asked again in the same session.
                         if !matches!(error, PollError::WentBack { .. }) {
                             session = None;
                         }

@@ -40,6 +40,10 @@ pub struct FeedState {
     pub lag_us: AtomicU64,
     /// Times that the stream had to be set up again.
     pub reconnects: AtomicU64,
+    /// Status messages sent to Postgres.
+    pub reports: AtomicU64,
+    /// The primary takes no connections while its stream goes on: it is shutting down.
+    pub(super) primary_stopping: AtomicBool,
     /// Keys of transactions in progress that have been collected so far: the progress of a huge one.
     pub transaction_keys: AtomicU64,
     /// What went wrong last; empty while streaming.
@@ -70,6 +74,8 @@ impl FeedState {
             server_end_lsn: AtomicU64::new(0),
             lag_us: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
+            reports: AtomicU64::new(0),
+            primary_stopping: AtomicBool::new(false),
             transaction_keys: AtomicU64::new(0),
             error: Mutex::new(None),
             broken: (0..guards).map(|_| AtomicU8::new(0)).collect(),

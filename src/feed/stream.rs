@@ -218,9 +218,13 @@ impl Stream {
 
     /// Our progress. Confirmed is what is deleted *and* visible on the primary: after a restart the slot then
     /// starts no later than what a reader there may not see yet.
+    ///
+    /// A server that is shutting down waits until we have confirmed all it has, and can no longer be polled. When it is
+    /// back, everything that it ever logged is visible: what is deleted may be confirmed.
     fn status(&self, progress: &Progress, settled: Lsn) -> Status {
         let apply = self.applied(progress).max(progress.reported.apply);
-        let flush = apply.min(settled).max(self.confirmed);
+        let stopping = self.state.primary_stopping.load(Ordering::Relaxed);
+        let flush = if stopping { apply } else { apply.min(settled) }.max(self.confirmed);
         Status { write: progress.received, flush, apply, request_reply: false }
     }
 
@@ -245,9 +249,11 @@ impl Stream {
         progress: &mut Progress,
         status: Status,
     ) -> Result<(), StreamError> {
+        // Before it is sent: should the connection break now, the server may have got it all the same.
+        self.confirmed = status.flush;
         let sent = tokio::time::timeout(REPORT_TIMEOUT, sender.report(status));
         sent.await.map_err(|_| StreamError::Stuck)??;
-        self.confirmed = status.flush;
+        self.state.reports.fetch_add(1, Ordering::Relaxed);
         self.state.applied_lsn.store(status.apply.0, Ordering::Relaxed);
         self.state.confirmed_lsn.store(status.flush.0, Ordering::Relaxed);
         (progress.reported, progress.reported_at, progress.reply) = (status, Instant::now(), false);

@@ -267,6 +267,11 @@ impl Target {
         })
     }
 
+    /// Who logs in.
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
     /// The database that is named, or meant: the user's name if none is.
     pub fn dbname(&self) -> &str {
         &self.dbname
@@ -684,5 +689,81 @@ mod tests {
         for end in 0..row.len() {
             assert!(data_row(&row[..end]).is_err(), "{end}");
         }
+    }
+
+    /// Plays a server: answers the startup message and then each message of ours with the next of `answers`.
+    async fn login(url: &str, answers: Vec<Vec<u8>>) -> (Result<Connection, PgError>, Vec<Vec<u8>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let port = listener.local_addr().expect("address").port();
+        let server = tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.expect("accept");
+            let mut heard = Vec::new();
+            for answer in answers {
+                let mut buf = vec![0; 4096];
+                let length = socket.read(&mut buf).await.expect("read");
+                heard.push(buf[..length].to_vec());
+                socket.write_all(&answer).await.expect("write");
+            }
+            heard
+        });
+        let target = Target::parse(&url.replace("PORT", &port.to_string())).expect("a target");
+        let connection = Connection::replication(&target, "cachefence").await;
+        (connection, server.await.expect("the server"))
+    }
+
+    fn backend(tag: u8, body: &[u8]) -> Vec<u8> {
+        [&[tag][..], &(body.len() as u32 + 4).to_be_bytes(), body].concat()
+    }
+
+    #[tokio::test]
+    async fn the_startup_message_fixes_the_session() {
+        let ready = [backend(b'R', b"\0\0\0\0"), backend(b'S', b"a\0b\0"), backend(b'Z', b"I")].concat();
+        let (connection, heard) =
+            login("postgres://me@127.0.0.1:PORT/app?options=-cgeqo%3Doff", vec![ready]).await;
+        assert!(connection.is_ok());
+        let startup = String::from_utf8_lossy(&heard[0]).replace('\0', " ");
+        for part in [
+            "user me",
+            "database app",
+            "replication database",
+            "application_name cachefence",
+            "options -cgeqo=off",
+        ] {
+            assert!(startup.contains(part), "{part}: {startup}");
+        }
+        assert!(startup.contains("client_encoding UTF8") && startup.contains("wal_sender_timeout 60s"));
+    }
+
+    #[tokio::test]
+    async fn passwords_are_sent_as_asked_for() {
+        let url = "postgres://me:secret@127.0.0.1:PORT/app";
+        let ready = [backend(b'R', b"\0\0\0\0"), backend(b'Z', b"I")].concat();
+        let (connection, heard) = login(url, vec![backend(b'R', b"\0\0\0\x03"), ready.clone()]).await;
+        assert!(connection.is_ok());
+        assert_eq!(heard[1], backend(b'p', b"secret\0"));
+        let (connection, heard) = login(url, vec![backend(b'R', b"\0\0\0\x05salt"), ready]).await;
+        assert!(connection.is_ok());
+        assert!(heard[1].starts_with(b"p\0\0\0\x28md5"));
+    }
+
+    #[tokio::test]
+    async fn logins_that_cannot_work_say_why() {
+        let refused = backend(b'E', b"VFATAL\0C28P01\0Mpassword authentication failed\0\0");
+        let cases = [
+            ("postgres://me@127.0.0.1:PORT/app", backend(b'R', b"\0\0\0\x03"), "the URL has none"),
+            ("postgres://me:x@127.0.0.1:PORT/app", backend(b'R', b"\0\0\0\x07"), "login method 7"),
+            ("postgres://me:x@127.0.0.1:PORT/app", backend(b'R', b"\0\0\0\x0aOTHER\0\0"), "no login method"),
+            (
+                "postgres://me:x@127.0.0.1:PORT/app",
+                refused,
+                "password authentication failed (SQLSTATE 28P01)",
+            ),
+        ];
+        for (url, answer, expected) in cases {
+            let error = login(url, vec![answer]).await.0.expect_err("an error");
+            assert!(error.is_permanent() && error.to_string().contains(expected), "{error}");
+        }
+        let garbled = login("postgres://me:x@127.0.0.1:PORT/app", vec![backend(b'R', b"\0")]).await.0;
+        assert!(garbled.is_err_and(|error| !error.is_permanent()));
     }
 }
