@@ -1,1 +1,447 @@
 //! Follows Postgres's logical replication: commits become fences and deletions.
+//!
+//! ```text
+//!  catalog   does the database fit the guards?  publication, slot
+//!  stream    the socket: read, apply, confirm
+//!  apply     rows -> keys; a commit -> fences, settlement, deletions
+//!  sources   polls what the sources show -> settlement
+//!  state     how all this is doing, for everyone else
+//! ```
+//!
+//! [`Feed::run`] is the whole of it: it connects, starts a stream, and starts over when that ends. Commits are
+//! handed to the cache as [`CacheJob`]s; the cache answers with a position that moves, and that is confirmed.
+
+pub mod apply;
+mod backoff;
+pub mod catalog;
+mod job;
+mod positions;
+pub mod sources;
+pub mod sql;
+mod state;
+mod stream;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_postgres::Client;
+
+pub use apply::MESSAGE_PREFIX;
+pub use catalog::{CatalogError, Problem};
+pub use job::{CacheJob, GapReason, Identity, Invalidation};
+pub use positions::Positions;
+pub use sources::{Source, SourceState};
+pub use state::FeedState;
+pub use stream::StreamError;
+
+use crate::guard::{GuardId, Guards};
+use crate::pg::replication::{System, Walsender, now_unix_micros};
+use crate::pg::wire::Target;
+use crate::position::Lsn;
+use apply::Applier;
+use backoff::Backoff;
+use catalog::{Publication, Table};
+use state::BROKEN_BY_CATALOG;
+use stream::Stream;
+
+/// Between looks at the catalog while the stream runs.
+const CATALOG_INTERVAL: Duration = Duration::from_secs(10);
+/// Between judgements of the feed's health.
+const HEALTH_INTERVAL: Duration = Duration::from_millis(50);
+/// An attempt to set the stream up, waiting for transactions and for the cache left out, takes no longer.
+const SETUP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What the feed needs to know.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `postgres.url`.
+    pub url: String,
+    /// The replication slot.
+    pub slot: String,
+    /// The publication.
+    pub publication: String,
+    /// The name in `pg_stat_replication`.
+    pub application_name: String,
+    /// The feed counts as lost after this long without a message.
+    pub feed_lost_after: Duration,
+    /// The feed counts as lost when it lags by more than this.
+    pub max_lag: Duration,
+    /// How often sources are polled while a commit is unsettled.
+    pub poll_interval: Duration,
+    /// The Redis db that guards apply to.
+    pub db: u32,
+}
+
+/// Why the feed ended. It ends only for what a person has to mend, and only before its first stream.
+#[derive(Debug, thiserror::Error)]
+pub enum FeedError {
+    /// The database, or our access to it, is not as it must be.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The stream.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+}
+
+impl FeedError {
+    fn is_permanent(&self) -> bool {
+        match self {
+            FeedError::Catalog(error) => error.is_permanent(),
+            FeedError::Stream(StreamError::Postgres(error)) => error.is_permanent(),
+            FeedError::Stream(StreamError::CacheGone) => true,
+            FeedError::Stream(_) => false,
+        }
+    }
+}
+
+impl From<crate::pg::wire::PgError> for FeedError {
+    fn from(error: crate::pg::wire::PgError) -> Self {
+        CatalogError::from(error).into()
+    }
+}
+
+/// The feed.
+#[derive(Debug)]
+pub struct Feed {
+    settings: Settings,
+    guards: Arc<Guards>,
+    sources: Vec<Source>,
+    positions: Arc<Positions>,
+    state: Arc<FeedState>,
+    stream: Stream,
+    identity: Option<Identity>,
+    ever_streamed: bool,
+    /// The next stream starts over for this reason.
+    regap: Option<GapReason>,
+}
+
+/// All is in place for a stream.
+struct Ready {
+    sender: Walsender,
+    position: Lsn,
+    floor: Lsn,
+    identity: Identity,
+    gap: Option<GapReason>,
+    tables: Vec<Table>,
+}
+
+impl Feed {
+    /// Puts the feed together; nothing happens before [`Feed::run`].
+    ///
+    /// `sources` are polled; the primary has to be among them, with `index: None` if it is not configured as a
+    /// source. `applied` is the cache's answer to `jobs`: up to where all is deleted.
+    pub fn new(
+        settings: Settings,
+        guards: Arc<Guards>,
+        sources: Vec<Source>,
+        positions: Arc<Positions>,
+        state: Arc<FeedState>,
+        jobs: mpsc::Sender<CacheJob>,
+        applied: watch::Receiver<Lsn>,
+    ) -> Self {
+        let stream = Stream {
+            applier: Applier::new(guards.clone(), settings.db, positions.clone(), state.clone()),
+            positions: positions.clone(),
+            state: state.clone(),
+            jobs,
+            applied,
+            confirmed: Lsn(0),
+            feed_lost_after: settings.feed_lost_after,
+        };
+        Self {
+            settings,
+            guards,
+            sources,
+            positions,
+            state,
+            stream,
+            identity: None,
+            ever_streamed: false,
+            regap: None,
+        }
+    }
+
+    /// Follows the database for ever. Everything it starts ends when the future is dropped.
+    ///
+    /// # Errors
+    /// Before the first stream: what a person has to mend. Later: only if the cache's task has ended.
+    pub async fn run(mut self) -> Result<(), FeedError> {
+        let mut tasks = tokio::task::JoinSet::new();
+        for source in std::mem::take(&mut self.sources) {
+            tasks.spawn(sources::poll(
+                source,
+                self.positions.clone(),
+                self.state.clone(),
+                self.settings.application_name.clone(),
+                self.settings.poll_interval,
+            ));
+        }
+        tasks.spawn(judge_health(self.state.clone(), self.positions.clone(), self.settings.clone()));
+        tasks.spawn(watch_catalog(self.state.clone(), self.guards.clone(), self.settings.clone()));
+
+        let mut backoff = Backoff::default();
+        loop {
+            let streaming_since = std::time::Instant::now();
+            let error = match self.connect_and_stream().await {
+                Ok(()) => continue,
+                Err(error) => error,
+            };
+            self.state.connected.store(false, Ordering::Relaxed);
+            self.state.streaming.store(false, Ordering::Relaxed);
+            self.state.reconnects.fetch_add(1, Ordering::Relaxed);
+            let cache_gone = matches!(error, FeedError::Stream(StreamError::CacheGone));
+            if cache_gone || (error.is_permanent() && !self.ever_streamed) {
+                return Err(error);
+            }
+            if matches!(error, FeedError::Stream(StreamError::Mended)) {
+                self.regap = Some(GapReason::CatalogMended);
+            }
+            if self.state.set_error(Some(error.to_string())) {
+                tracing::error!(%error, "the feed is interrupted; trying again");
+            }
+            if streaming_since.elapsed() > Duration::from_secs(10) {
+                backoff.reset();
+            }
+            tokio::time::sleep(backoff.next()).await;
+        }
+    }
+
+    async fn connect_and_stream(&mut self) -> Result<(), FeedError> {
+        let mut ready = self.prepare().await?;
+        let (settings, position) = (&self.settings, ready.position);
+        if let Some(reason) = ready.gap {
+            self.state.count_gap(reason);
+            tracing::warn!(
+                %reason,
+                %position,
+                "a gap: commits before this position may have been missed, all guarded keys are purged"
+            );
+        }
+        if self.identity.is_none() || ready.gap.is_some() {
+            self.positions.restart(ready.identity, position, ready.floor, ready.gap.is_some());
+            self.stream.confirmed = position;
+            self.state.server_end_lsn.store(position.0, Ordering::Relaxed);
+        }
+        self.identity = Some(ready.identity);
+        self.state.set_tables(&ready.tables);
+        self.stream.applier.restart(std::mem::take(&mut ready.tables));
+
+        let (answer, answered) = oneshot::channel();
+        let job = CacheJob::Start {
+            identity: ready.identity,
+            slot_position: position,
+            gap: ready.gap,
+            ready: answer,
+        };
+        self.stream.jobs.send(job).await.map_err(|_| StreamError::CacheGone)?;
+        // An answer that never comes because the job was dropped: the cache starts over, and so do we.
+        if answered.await.is_err() {
+            let what = CatalogError::Answer("the cache gave up the start of the stream".into());
+            return Err(what.into());
+        }
+        // Told and taken: the gap is dealt with, even if this stream never starts.
+        self.regap = None;
+        ready.sender.start(&settings.slot, position, &settings.publication).await?;
+        self.state.heard(self.positions.now());
+        self.state.streaming.store(true, Ordering::Relaxed);
+        self.state.set_error(None);
+        self.ever_streamed = true;
+        tracing::info!(slot = settings.slot, %position, "streaming");
+        Ok(self.stream.run(&mut ready.sender, position).await?)
+    }
+
+    /// Connects, looks at the catalog, makes publication and slot if they are missing, and works out whether
+    /// commits may have been missed.
+    async fn prepare(&mut self) -> Result<Ready, FeedError> {
+        let settings = &self.settings;
+        let target = Target::parse(&settings.url)?;
+        let limit = |_| CatalogError::Timeout(SETUP_TIMEOUT);
+        let setup = async {
+            let mut sender = catalog::walsender(&target, &settings.application_name).await?;
+            let system = sender.identify().await?;
+            self.state.connected.store(true, Ordering::Relaxed);
+            let client = catalog::connect(&settings.url, &settings.application_name).await?;
+            let server = catalog::server(&client).await?;
+            self.positions.seen_next_xid(server.snapshot.xmax());
+            let (tables, problems) = catalog::tables(&client, &self.guards).await?;
+            // All at once: a person mends them in one go.
+            let mut problems = [server.problems, problems].concat();
+            let publication = catalog::publication(&client, &settings.publication, &self.guards).await?;
+            if let Publication::Present(found) = &publication {
+                problems.extend_from_slice(found);
+            }
+            let slot = catalog::slot(&client, &settings.slot).await?;
+            problems.extend(slot.iter().filter_map(|slot| slot.problem.clone()));
+            if !problems.is_empty() {
+                return Err(CatalogError::Problems(problems));
+            }
+            Ok((sender, system, client, server.flushed, tables, publication, slot))
+        };
+        let (mut sender, system, client, flushed, tables, publication, slot) =
+            tokio::time::timeout(SETUP_TIMEOUT, setup).await.map_err(limit)??;
+
+        // The publication comes first: a slot decodes with the catalog of its time, and knows no publication that
+        // was made after it (fact F14).
+        let published = match publication {
+            Publication::Missing => {
+                let sql = catalog::create_publication(&settings.publication, &self.guards);
+                client.batch_execute(&sql).await.map_err(CatalogError::from)?;
+                tracing::info!(sql, "created the publication");
+                true
+            }
+            Publication::Present(_) => false,
+        };
+        let identity = Identity { system_id: system.system_id, timeline: system.timeline };
+        let mut gap = self.regap.or_else(|| elsewhere(self.identity, identity));
+        let position = match slot {
+            Some(slot) if !slot.lost && !published => {
+                // More was confirmed than we did: commits in between are gone.
+                if gap.is_none() && self.identity.is_some() && slot.confirmed > self.stream.confirmed {
+                    gap = Some(GapReason::SlotAdvanced);
+                }
+                slot.confirmed
+            }
+            other => {
+                let reason = match &other {
+                    None => GapReason::FreshSlot,
+                    Some(slot) if slot.lost => GapReason::SlotLost,
+                    Some(_) => GapReason::NewPublication,
+                };
+                if other.is_some() {
+                    sender.drop_slot(&settings.slot).await?;
+                }
+                gap = gap.or(Some(reason));
+                create_slot(&mut sender, &client, settings, &system).await?
+            }
+        };
+        // A new process does not know since when the publication has contained each table: what was committed
+        // before now may have gone by unseen. So it starts to vouch from here; a running one knows.
+        let floor = position.max(flushed);
+        Ok(Ready { sender, position, floor, identity, gap, tables })
+    }
+}
+
+/// Whether positions of two identities cannot be compared.
+fn elsewhere(before: Option<Identity>, now: Identity) -> Option<GapReason> {
+    let before = before?;
+    if before.system_id != now.system_id {
+        Some(GapReason::NewSystem)
+    } else if before.timeline != now.timeline {
+        Some(GapReason::NewTimeline)
+    } else {
+        None
+    }
+}
+
+/// Creates the slot. Postgres waits for every transaction that is running: say so while it does.
+async fn create_slot(
+    sender: &mut Walsender,
+    client: &Client,
+    settings: &Settings,
+    system: &System,
+) -> Result<Lsn, CatalogError> {
+    let creating = sender.create_slot(&settings.slot);
+    tokio::pin!(creating);
+    loop {
+        tokio::select! {
+            created = &mut creating => {
+                let position = created?.consistent_point;
+                tracing::info!(slot = settings.slot, %position, system = system.system_id, "created the slot");
+                return Ok(position);
+            }
+            () = tokio::time::sleep(Duration::from_secs(5)) => {
+                let oldest = client
+                    .query_opt(
+                        "SELECT pid, now() - xact_start || '' FROM pg_stat_activity \
+                         WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 1",
+                        &[],
+                    )
+                    .await?;
+                let oldest = oldest.map(|row| {
+                    format!("pid {}, open for {}", row.get::<_, i32>(0), row.get::<_, Option<&str>>(1).unwrap_or("?"))
+                });
+                tracing::warn!(oldest, "creating the slot waits for open transactions");
+            }
+        }
+    }
+}
+
+async fn judge_health(state: Arc<FeedState>, positions: Arc<Positions>, settings: Settings) {
+    let mut tick = tokio::time::interval(HEALTH_INTERVAL);
+    loop {
+        tick.tick().await;
+        state.judge(positions.now(), now_unix_micros(), settings.feed_lost_after, settings.max_lag);
+    }
+}
+
+/// Looks at the catalog while the stream runs: a table that leaves the publication, or is replaced by another of
+/// its name, is silent in the stream.
+async fn watch_catalog(state: Arc<FeedState>, guards: Arc<Guards>, settings: Settings) {
+    let name = &settings.application_name;
+    let mut client: Option<Client> = None;
+    loop {
+        tokio::time::sleep(CATALOG_INTERVAL).await;
+        if !state.streaming.load(Ordering::Relaxed) {
+            continue;
+        }
+        let connected = match client.take().filter(|client| !client.is_closed()) {
+            Some(client) => client,
+            None => match catalog::connect(&settings.url, name).await {
+                Ok(client) => client,
+                // The stream's own troubles are told by the stream.
+                Err(_) => continue,
+            },
+        };
+        match look(&connected, &guards, &settings.publication).await {
+            Ok(problems) => {
+                mark(&state, &guards, &problems);
+                client = Some(connected);
+            }
+            Err(error) => tracing::debug!(%error, "the catalog cannot be read"),
+        }
+    }
+}
+
+async fn look(client: &Client, guards: &Guards, publication: &str) -> Result<Vec<Problem>, CatalogError> {
+    let looked = async {
+        let (_, mut problems) = catalog::tables(client, guards).await?;
+        match catalog::publication(client, publication, guards).await? {
+            Publication::Present(found) => problems.extend(found),
+            Publication::Missing => problems.push(Problem::Operations {
+                publication: catalog::quoted_name(publication),
+                missing: "everything: it is gone".into(),
+            }),
+        }
+        Ok(problems)
+    };
+    tokio::time::timeout(SETUP_TIMEOUT, looked).await.map_err(|_| CatalogError::Timeout(SETUP_TIMEOUT))?
+}
+
+/// Raises and lowers the guards' flags. A guard that is mended makes the stream start over: what was changed
+/// meanwhile is not known.
+fn mark(state: &FeedState, guards: &Guards, problems: &[Problem]) {
+    let mut mended = false;
+    for guard in guards {
+        let id: GuardId = guard.id;
+        let found: Vec<Problem> =
+            problems.iter().filter(|problem| problem.guard().is_none_or(|of| of == id)).cloned().collect();
+        let was = state.is_broken_by(id, BROKEN_BY_CATALOG);
+        state.set_broken(id, BROKEN_BY_CATALOG, !found.is_empty());
+        if !found.is_empty() && !was {
+            tracing::error!(
+                guard = guard.label,
+                problems = catalog::describe(&found),
+                "a guard is broken: its fills are refused until this is mended"
+            );
+        }
+        mended |= was && found.is_empty();
+    }
+    if mended {
+        state.mended.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,258 @@
+//! Rows to keys, without a database.
+
+use std::time::Instant;
+
+use super::*;
+use crate::fence::{Fence, Limits, SourceKind};
+use crate::pg::pgoutput::decode;
+use crate::position::Xid;
+
+/// Builds pgoutput messages.
+struct Bytes(Vec<u8>);
+
+impl Bytes {
+    fn begin(xid: u32) -> Vec<u8> {
+        Bytes(vec![b'B']).u64(100).u64(0).u32(xid).0
+    }
+
+    fn commit(end: u64) -> Vec<u8> {
+        Bytes(vec![b'C', 0]).u64(end - 8).u64(end).u64(1_000_000).0
+    }
+
+    /// `columns`: name, in the identity, type.
+    fn relation(oid: u32, name: &str, columns: &[(&str, bool, u32)]) -> Vec<u8> {
+        let head = Bytes(vec![b'R']).u32(oid).text("public").text(name).u8(b'd').u16(columns.len() as u16);
+        columns
+            .iter()
+            .fold(head, |bytes, (name, key, oid)| bytes.u8(u8::from(*key)).text(name).u32(*oid).u32(0))
+            .0
+    }
+
+    fn u8(mut self, n: u8) -> Self {
+        self.0.push(n);
+        self
+    }
+
+    fn u16(mut self, n: u16) -> Self {
+        self.0.extend_from_slice(&n.to_be_bytes());
+        self
+    }
+
+    fn u32(mut self, n: u32) -> Self {
+        self.0.extend_from_slice(&n.to_be_bytes());
+        self
+    }
+
+    fn u64(mut self, n: u64) -> Self {
+        self.0.extend_from_slice(&n.to_be_bytes());
+        self
+    }
+
+    fn text(mut self, text: &str) -> Self {
+        self.0.extend_from_slice(text.as_bytes());
+        self.u8(0)
+    }
+
+    /// `-` is NULL, `=` is unchanged.
+    fn row(self, kind: u8, values: &[&str]) -> Self {
+        values.iter().fold(self.u8(kind).u16(values.len() as u16), |bytes, value| match *value {
+            "-" => bytes.u8(b'n'),
+            "=" => bytes.u8(b'u'),
+            text => {
+                let mut bytes = bytes.u8(b't').u32(text.len() as u32);
+                bytes.0.extend_from_slice(text.as_bytes());
+                bytes
+            }
+        })
+    }
+}
+
+const USERS: u32 = 16_395;
+
+fn insert(values: &[&str]) -> Vec<u8> {
+    Bytes(vec![b'I']).u32(USERS).row(b'N', values).0
+}
+
+fn update(old: Option<(u8, &[&str])>, new: &[&str]) -> Vec<u8> {
+    let bytes = Bytes(vec![b'U']).u32(USERS);
+    let bytes = match old {
+        Some((kind, old)) => bytes.row(kind, old),
+        None => bytes,
+    };
+    bytes.row(b'N', new).0
+}
+
+fn delete(kind: u8, old: &[&str]) -> Vec<u8> {
+    Bytes(vec![b'D']).u32(USERS).row(kind, old).0
+}
+
+fn truncate() -> Vec<u8> {
+    Bytes(vec![b'T']).u32(1).u8(0).u32(USERS).0
+}
+
+fn message(prefix: &str, content: &str) -> Vec<u8> {
+    let mut bytes = Bytes(vec![b'M', 1]).u64(1).text(prefix).u32(content.len() as u32);
+    bytes.0.extend_from_slice(content.as_bytes());
+    bytes.0
+}
+
+fn layout() -> Vec<u8> {
+    Bytes::relation(USERS, "users", &[("id", true, 23), ("email", true, 25)])
+}
+
+fn applier() -> Applier {
+    let settings = toml::from_str(
+        "table = \"users\"\nkeys = [\"user:<id>\", \"users:by-email:<email>\", \"users:all\"]",
+    );
+    let guards = Arc::new(Guards::new(&[settings.expect("settings")]).expect("guards"));
+    let limits =
+        Limits { history: 60_000, lease_ttl: 5_000, max_keys: 1_000, max_leases: 10, guards: 1, shards: 4 };
+    let fence = Arc::new(Fence::new(limits));
+    let positions = Arc::new(Positions::new(fence, &[SourceKind::Primary], Instant::now()));
+    positions.seen_next_xid(Xid(7 << 32 | 1_000));
+    Applier::new(guards, 0, positions, Arc::new(FeedState::new(1)))
+}
+
+/// Runs one transaction: what its commit hands out, with the keys in order.
+fn transaction(applier: &mut Applier, end: u64, messages: &[Vec<u8>]) -> Option<Invalidation> {
+    let begin = Bytes::begin(990);
+    let commit = Bytes::commit(end);
+    let mut last = Applied::Nothing;
+    for bytes in [&begin].into_iter().chain(messages).chain([&commit]) {
+        assert_eq!(last, Applied::Nothing);
+        last = applier.apply(decode(bytes).expect("a message"));
+    }
+    match last {
+        Applied::Commit(mut invalidation) => {
+            invalidation.keys.sort();
+            Some(invalidation)
+        }
+        Applied::Position(position) => {
+            assert_eq!(position, Lsn(end));
+            None
+        }
+        Applied::Nothing => panic!("nothing came of a commit"),
+    }
+}
+
+fn keys(applier: &mut Applier, messages: &[Vec<u8>]) -> Vec<String> {
+    let messages = [&[layout()], messages].concat();
+    let invalidation = transaction(applier, 500, &messages).expect("an invalidation");
+    invalidation.keys.into_iter().map(|key| String::from_utf8(key).expect("UTF-8")).collect()
+}
+
+#[test]
+fn every_row_names_its_keys_once() {
+    let found = keys(&mut applier(), &[insert(&["1", "a:b"]), insert(&["1", "a:b"]), insert(&["2", "-"])]);
+    assert_eq!(found, ["user:1", "user:2", "users:all", "users:by-email:a:b"], "NULL is no key");
+}
+
+#[test]
+fn old_and_new_row_are_both_named() {
+    let mut applier = applier();
+    let moved = update(Some((b'O', &["1", "old"])), &["1", "new"]);
+    assert_eq!(
+        keys(&mut applier, &[moved]),
+        ["user:1", "users:all", "users:by-email:new", "users:by-email:old"]
+    );
+    let kept = update(None, &["1", "same"]);
+    assert_eq!(keys(&mut applier, &[kept]), ["user:1", "users:all", "users:by-email:same"]);
+    let gone = delete(b'K', &["3", "gone"]);
+    assert_eq!(keys(&mut applier, &[gone]), ["user:3", "users:all", "users:by-email:gone"]);
+}
+
+#[test]
+fn a_value_left_out_as_unchanged_is_taken_from_the_old_row() {
+    let mut applier = applier();
+    let large = update(Some((b'K', &["1", "large"])), &["2", "="]);
+    assert_eq!(keys(&mut applier, &[large]), ["user:1", "user:2", "users:all", "users:by-email:large"]);
+    // Nowhere to take it from: the whole guard goes rather than one key too few.
+    let lost = transaction(&mut applier, 600, &[update(None, &["1", "="])]).expect("an invalidation");
+    assert_eq!((lost.keys.len(), lost.truncated), (0, vec![GuardId(0)]));
+}
+
+#[test]
+fn truncate_fences_the_guard_and_messages_name_keys() {
+    let mut applier = applier();
+    let all = transaction(
+        &mut applier,
+        500,
+        &[layout(), insert(&["1", "x"]), truncate(), message("cachefence", "k")],
+    )
+    .expect("an invalidation");
+    assert_eq!((all.keys, all.truncated), (vec![b"k".to_vec()], vec![GuardId(0)]));
+    assert_eq!(transaction(&mut applier, 600, &[message("other", "k")]), None);
+}
+
+#[test]
+fn an_unguarded_table_only_moves_the_position() {
+    let mut applier = applier();
+    let other = Bytes::relation(USERS, "orders", &[("id", true, 23)]);
+    assert_eq!(transaction(&mut applier, 500, &[other, insert(&["1"])]), None);
+    assert_eq!(transaction(&mut applier, 600, &[]), None);
+}
+
+#[test]
+fn commits_carry_their_end_and_the_settlement_hears_of_them() {
+    let mut applier = applier();
+    let invalidation =
+        transaction(&mut applier, 500, &[layout(), insert(&["1", "x"])]).expect("an invalidation");
+    assert_eq!((invalidation.end_lsn, invalidation.commit_time_us), (Lsn(500), unix_micros(1_000_000)));
+    assert!(applier.positions.unsettled());
+    assert_eq!(applier.positions.extend(990), Xid(7 << 32 | 990));
+}
+
+#[test]
+fn a_column_that_is_gone_breaks_the_guard_until_it_is_back() {
+    let mut applier = applier();
+    let guard = GuardId(0);
+    assert!(transaction(&mut applier, 500, &[layout(), insert(&["1", "x"])]).is_some());
+    assert!(!applier.state.is_broken(guard));
+
+    let without = Bytes::relation(USERS, "users", &[("id", true, 23)]);
+    let broken = transaction(&mut applier, 600, &[without, insert(&["2"])]).expect("an invalidation");
+    assert_eq!(broken.truncated, [guard]);
+    assert!(applier.state.is_broken(guard));
+
+    let mended = transaction(&mut applier, 700, &[layout(), insert(&["3", "x"])]).expect("an invalidation");
+    assert_eq!(mended.truncated, [guard]);
+    assert!(!applier.state.is_broken(guard));
+    assert_eq!(keys(&mut applier, &[insert(&["4", "-"])]), ["user:4", "users:all"]);
+}
+
+#[test]
+fn a_lost_identity_a_rename_and_another_type_break_the_guard() {
+    let bad = [
+        Bytes::relation(USERS, "users", &[("id", true, 23), ("email", false, 25)]),
+        Bytes::relation(USERS, "people", &[("id", true, 23), ("email", true, 25)]),
+        Bytes::relation(USERS, "users", &[("id", true, 25), ("email", true, 25)]),
+    ];
+    for relation in bad {
+        let mut applier = applier();
+        let column = |name: &str, type_oid| super::super::catalog::Column {
+            name: name.into(),
+            type_oid,
+            type_name: String::new(),
+        };
+        applier.restart(vec![Table {
+            guard: GuardId(0),
+            oid: USERS,
+            columns: vec![column("id", 20), column("email", 25)],
+        }]);
+        assert!(transaction(&mut applier, 500, &[layout(), insert(&["1", "x"])]).is_some());
+        assert!(!applier.state.is_broken(GuardId(0)), "int4 for int8 prints the same texts");
+        let broken = transaction(&mut applier, 600, &[relation]).expect("an invalidation");
+        assert_eq!(broken.truncated, [GuardId(0)]);
+        assert!(applier.state.is_broken(GuardId(0)));
+    }
+}
+
+#[test]
+fn a_huge_transaction_becomes_a_truncate() {
+    let mut applier = applier();
+    applier.max_keys = 100;
+    let rows: Vec<Vec<u8>> = (0..1_000).map(|n| insert(&[&n.to_string(), "-"])).collect();
+    let messages = [&[layout(), message("cachefence", "k")], &rows[..]].concat();
+    let invalidation = transaction(&mut applier, 500, &messages).expect("an invalidation");
+    assert_eq!((invalidation.keys, invalidation.truncated), (vec![b"k".to_vec()], vec![GuardId(0)]));
+}

@@ -1,0 +1,105 @@
+//! What the feed hands to the cache, in commit order, through a bounded channel.
+
+use std::fmt;
+
+use tokio::sync::oneshot;
+
+use crate::fence::{FillId, KeyHash};
+use crate::guard::GuardId;
+use crate::position::Lsn;
+
+/// Which history a position belongs to. Positions of different identities cannot be compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster, made at `initdb`.
+    pub system_id: u64,
+    /// Its timeline: a failover starts a new one.
+    pub timeline: u32,
+}
+
+/// Why commits may be missing between what was applied and what comes now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum GapReason {
+    /// There was no slot.
+    FreshSlot,
+    /// Postgres gave the slot up (`max_slot_wal_keep_size`) or invalidated it.
+    SlotLost,
+    /// Someone else confirmed positions that we had not.
+    SlotAdvanced,
+    /// The publication is newer than the slot, so the slot's older changes cannot be decoded with it.
+    NewPublication,
+    /// Another cluster.
+    NewSystem,
+    /// A failover, or a recovery to an earlier point.
+    NewTimeline,
+    /// A guard's table had left the publication or lost its replica identity for a while.
+    CatalogMended,
+}
+
+impl GapReason {
+    /// All of them, for metrics that must exist before the first gap.
+    pub const ALL: [GapReason; 7] = [
+        GapReason::FreshSlot,
+        GapReason::SlotLost,
+        GapReason::SlotAdvanced,
+        GapReason::NewPublication,
+        GapReason::NewSystem,
+        GapReason::NewTimeline,
+        GapReason::CatalogMended,
+    ];
+
+    /// Its name in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            GapReason::FreshSlot => "fresh_slot",
+            GapReason::SlotLost => "slot_lost",
+            GapReason::SlotAdvanced => "slot_advanced",
+            GapReason::NewPublication => "new_publication",
+            GapReason::NewSystem => "new_system",
+            GapReason::NewTimeline => "new_timeline",
+            GapReason::CatalogMended => "catalog_mended",
+        }
+    }
+}
+
+impl fmt::Display for GapReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A commit whose keys are fenced and have to be deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invalidation {
+    /// The end of the commit record: the position that is applied once all of this is done.
+    pub end_lsn: Lsn,
+    /// When it was committed, in microseconds since 1970 by Postgres's clock.
+    pub commit_time_us: i64,
+    /// The keys, each once.
+    pub keys: Vec<Vec<u8>>,
+    /// Guards all of whose keys have to go.
+    pub truncated: Vec<GuardId>,
+    /// Fills that were let in before the fence and must end before the deletion.
+    pub draining: Vec<(KeyHash, FillId)>,
+}
+
+/// Work for the cache.
+#[derive(Debug)]
+pub enum CacheJob {
+    /// A stream is about to start. The feed applies nothing before `ready` is answered, and takes no position from
+    /// before that answer for one of this stream.
+    Start {
+        /// Which history the positions belong to.
+        identity: Identity,
+        /// Where the stream goes on.
+        slot_position: Lsn,
+        /// Commits may be missing before `slot_position`: all guarded keys have to go.
+        gap: Option<GapReason>,
+        /// Predecessors are gone, the marker has been read, and what it asks for is under way.
+        ready: oneshot::Sender<()>,
+    },
+    /// Delete, write the marker, move the applied position.
+    Invalidate(Invalidation),
+    /// Nothing guarded was committed up to here: move the applied position once everything before is done.
+    Advance(Lsn),
+}

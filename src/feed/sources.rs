@@ -1,0 +1,347 @@
+//! Polls the sources: what does each of them show?
+//!
+//! Each source has a task and a connection of its own, so that one that hangs holds up nobody else's poll. The
+//! primary is always polled, listed as a source or not: it is the only one that can say that a commit has become
+//! visible there (fact F1). Quick polls only while something is unsettled, else one a second (fact F11).
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, SimpleQueryMessage, Statement};
+
+use super::backoff::Backoff;
+use super::catalog::{self, CatalogError};
+use super::positions::{Epoch, Positions};
+use super::state::FeedState;
+use crate::fence::SourceKind;
+use crate::position::{Lsn, Snapshot, Xid};
+
+/// A poll that takes longer makes the source count as lost.
+const POLL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between polls while everything is settled.
+const IDLE: Duration = Duration::from_secs(1);
+/// Between looks at suspects.
+const SUSPECTS: Duration = Duration::from_millis(50);
+
+/// A source as metrics and readiness see it.
+#[derive(Debug)]
+pub struct SourceState {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub kind: SourceKind,
+    /// The last poll was right.
+    pub up: AtomicBool,
+    /// A replica's replay position; on the primary, how far its log is flushed.
+    pub position: AtomicU64,
+    error: Mutex<Option<String>>,
+}
+
+impl SourceState {
+    /// Not seen yet.
+    pub fn new(name: &str, kind: SourceKind) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind,
+            up: AtomicBool::new(false),
+            position: AtomicU64::new(0),
+            error: Mutex::new(None),
+        }
+    }
+
+    /// Why it is not up.
+    pub fn error(&self) -> Option<String> {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Remembers a poll's outcome and says so once per change.
+    fn outcome(&self, error: Option<String>) {
+        let was_up = self.up.swap(error.is_none(), Ordering::Relaxed);
+        let mut held = self.error.lock().unwrap_or_else(PoisonError::into_inner);
+        match &error {
+            Some(error) if held.as_ref() != Some(error) => tracing::error!(
+                source = self.name,
+                error,
+                "a source cannot be trusted: what is settled stays where it is, recently written keys stay unfilled"
+            ),
+            None if !was_up => tracing::info!(source = self.name, "the source is right"),
+            _ => {}
+        }
+        *held = error;
+    }
+}
+
+/// A source to poll.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Its place among the kinds that [`Positions`] was made with; none for a primary that is not listed.
+    pub index: Option<usize>,
+    /// Where it is.
+    pub url: String,
+    /// What the rest of the program sees of it.
+    pub state: Arc<SourceState>,
+}
+
+/// Why a poll does not count.
+#[derive(Debug, thiserror::Error)]
+enum PollError {
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error("{}", crate::pg::wire::error_chain(.0))]
+    Sql(#[from] tokio_postgres::Error),
+    #[error("no answer for {POLL_TIMEOUT:?}")]
+    Timeout,
+    #[error("unexpected answer {0:?}")]
+    Answer(String),
+    #[error("belongs to another cluster (system identifier {found}, the feed's is {expected})")]
+    System { found: u64, expected: u64 },
+    #[error("is on timeline {found}, the feed on {expected}")]
+    Timeline { found: u32, expected: u32 },
+    #[error("is not a standby; leave its url out if it is the feed's primary")]
+    NotStandby,
+    #[error("is a standby: the feed's primary is gone")]
+    NotPrimary,
+    #[error("was restarted")]
+    Restarted,
+    #[error("its replay went back from {from} to {to}")]
+    WentBack { from: Lsn, to: Lsn },
+}
+
+impl PollError {
+    /// 57P03, cannot connect now: starting up, or shutting down.
+    fn is_not_connecting(&self) -> bool {
+        let PollError::Catalog(CatalogError::Sql(error)) = self else { return false };
+        error.code() == Some(&SqlState::CANNOT_CONNECT_NOW)
+    }
+}
+
+/// A connection to a source, checked once to be what it should be.
+struct Session {
+    client: Client,
+    poll: Statement,
+    system_id: u64,
+    started: String,
+    last: Lsn,
+}
+
+// One query, one snapshot: what it says holds together.
+const POLL_PRIMARY: &str = "\
+    SELECT pg_is_in_recovery(), pg_postmaster_start_time()::text, pg_current_snapshot()::text, \
+           CASE WHEN pg_is_in_recovery() THEN '0/0' ELSE pg_current_wal_flush_lsn()::text END, \
+           CASE WHEN pg_is_in_recovery() THEN '' ELSE left(pg_walfile_name(pg_current_wal_flush_lsn()), 8) END";
+const POLL_REPLICA: &str = "\
+    SELECT pg_is_in_recovery(), pg_postmaster_start_time()::text, \
+           coalesce(pg_last_wal_replay_lsn(), '0/0')::text, \
+           coalesce((SELECT received_tli FROM pg_stat_wal_receiver), 0)::int8, \
+           (SELECT timeline_id FROM pg_control_checkpoint())::int8";
+// Not idle any more between the two reads of a row? It was idle when its state was read, and that is what counts.
+// A prepared transaction has not begun to commit either.
+const IDLE_TRANSACTIONS: &str = "\
+    SELECT backend_xid::text FROM pg_stat_activity \
+    WHERE state IN ('idle in transaction', 'idle in transaction (aborted)') AND backend_xid IS NOT NULL \
+    UNION ALL SELECT transaction::text FROM pg_prepared_xacts";
+
+/// Polls one source for ever.
+pub async fn poll(
+    source: Source,
+    positions: Arc<Positions>,
+    feed: Arc<FeedState>,
+    application_name: String,
+    poll_interval: Duration,
+) {
+    let mut backoff = Backoff::default();
+    let mut session: Option<Session> = None;
+    loop {
+        // Registered before the question: a commit that arrives in between must not be slept over.
+        let woken = positions.wake.notified();
+        tokio::pin!(woken);
+        woken.as_mut().enable();
+
+        let pause = match positions.epoch() {
+            None => IDLE,
+            Some(epoch) => {
+                match poll_once(&source, &mut session, &positions, &feed, &application_name, epoch).await {
+                    Ok(()) => {
+                        backoff.reset();
+                        if source.state.kind == SourceKind::Primary {
+                            feed.primary_stopping.store(false, Ordering::Relaxed);
+                        }
+                        source.state.outcome(None);
+                        if positions.unsettled() { poll_interval } else { IDLE }
+                    }
+                    Err(error) => {
+                        if let Some(index) = source.index {
+                            positions.lost(index);
+                        }
+                        if source.state.kind == SourceKind::Primary {
+                            feed.primary_stopping.store(error.is_not_connecting(), Ordering::Relaxed);
+                        }
+                        // A source that only went back is asked again in the same session.
+                        if !matches!(error, PollError::WentBack { .. }) {
+                            session = None;
+                        }
+                        source.state.outcome(Some(error.to_string()));
+                        tokio::time::sleep(backoff.next()).await;
+                        continue;
+                    }
+                }
+            }
+        };
+        if pause == poll_interval {
+            tokio::time::sleep(pause).await;
+        } else {
+            let _ = tokio::time::timeout(pause, woken).await;
+        }
+    }
+}
+
+async fn poll_once(
+    source: &Source,
+    session: &mut Option<Session>,
+    positions: &Positions,
+    feed: &FeedState,
+    application_name: &str,
+    epoch: Epoch,
+) -> Result<(), PollError> {
+    let connected = match session {
+        Some(session) => session,
+        None => {
+            let opened = tokio::time::timeout(
+                POLL_TIMEOUT,
+                Session::open(&source.url, source.state.kind, application_name),
+            );
+            session.insert(opened.await.map_err(|_| PollError::Timeout)??)
+        }
+    };
+    if connected.system_id != epoch.identity.system_id {
+        let (found, expected) = (connected.system_id, epoch.identity.system_id);
+        return Err(PollError::System { found, expected });
+    }
+    let polled = async {
+        match source.state.kind {
+            SourceKind::Primary => connected.poll_primary(source, positions, feed, epoch).await,
+            SourceKind::Replica => connected.poll_replica(source, positions, epoch).await,
+        }
+    };
+    tokio::time::timeout(POLL_TIMEOUT, polled).await.map_err(|_| PollError::Timeout)?
+}
+
+impl Session {
+    async fn open(url: &str, kind: SourceKind, application_name: &str) -> Result<Self, PollError> {
+        let client = catalog::connect(url, application_name).await?;
+        let row = client
+            .query_one(
+                "SELECT system_identifier, pg_postmaster_start_time()::text FROM pg_control_system()",
+                &[],
+            )
+            .await?;
+        let poll = match kind {
+            SourceKind::Primary => client.prepare(POLL_PRIMARY).await?,
+            SourceKind::Replica => client.prepare(POLL_REPLICA).await?,
+        };
+        // Postgres prints the identifier unsigned in IDENTIFY_SYSTEM and returns it as a signed bigint here.
+        let system_id = row.get::<_, i64>(0).cast_unsigned();
+        Ok(Self { client, poll, system_id, started: row.get(1), last: Lsn(0) })
+    }
+
+    async fn poll_primary(
+        &mut self,
+        source: &Source,
+        positions: &Positions,
+        feed: &FeedState,
+        epoch: Epoch,
+    ) -> Result<(), PollError> {
+        if positions.wants_suspects() {
+            self.find_suspects(positions, epoch).await?;
+        } else if positions.has_suspects() {
+            self.clear_suspects(positions, epoch).await?;
+            tokio::time::sleep(SUSPECTS).await;
+        }
+        let row = self.client.query_one(&self.poll, &[]).await?;
+        if row.get(0) {
+            return Err(PollError::NotPrimary);
+        }
+        if row.get::<_, &str>(1) != self.started {
+            return Err(PollError::Restarted);
+        }
+        let timeline: &str = row.get(4);
+        let found = u32::from_str_radix(timeline, 16).map_err(|_| PollError::Answer(timeline.into()))?;
+        if found != epoch.identity.timeline {
+            return Err(PollError::Timeline { found, expected: epoch.identity.timeline });
+        }
+        let snapshot: Snapshot = parse(row.get(2))?;
+        let flushed: Lsn = parse(row.get(3))?;
+        source.state.position.store(flushed.0, Ordering::Relaxed);
+        feed.server_end_lsn.fetch_max(flushed.0, Ordering::Relaxed);
+        positions.primary(epoch, snapshot);
+        Ok(())
+    }
+
+    /// The transactions that may have committed before a fresh slot's position without being visible yet: those
+    /// that have an xid below a new one and that a snapshot does not see.
+    async fn find_suspects(&mut self, positions: &Positions, epoch: Epoch) -> Result<(), PollError> {
+        // The session commits with synchronous_commit = local (F14); the xid must be assigned now, so this is the
+        // one transaction of ours that writes.
+        let messages = self.client.simple_query("SELECT pg_current_xact_id()::text").await?;
+        let next = messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).and_then(|text| text.parse().ok()).map(Xid),
+            _ => None,
+        });
+        let next = next.ok_or_else(|| PollError::Answer("no transaction id".into()))?;
+        let row = self.client.query_one(&self.poll, &[]).await?;
+        let snapshot: Snapshot = parse(row.get(2))?;
+        positions.suspect(epoch, &snapshot, next);
+        Ok(())
+    }
+
+    async fn clear_suspects(&mut self, positions: &Positions, epoch: Epoch) -> Result<(), PollError> {
+        let rows = self.client.query(IDLE_TRANSACTIONS, &[]).await?;
+        let idle: Vec<Xid> = rows
+            .iter()
+            .filter_map(|row| row.get::<_, &str>(0).parse().ok())
+            .map(|xid| positions.extend(xid))
+            .collect();
+        positions.seen_idle(epoch, &idle);
+        Ok(())
+    }
+
+    async fn poll_replica(
+        &mut self,
+        source: &Source,
+        positions: &Positions,
+        epoch: Epoch,
+    ) -> Result<(), PollError> {
+        let row = self.client.query_one(&self.poll, &[]).await?;
+        if !row.get::<_, bool>(0) {
+            return Err(PollError::NotStandby);
+        }
+        if row.get::<_, &str>(1) != self.started {
+            return Err(PollError::Restarted);
+        }
+        let (received, checkpoint): (i64, i64) = (row.get(3), row.get(4));
+        let expected = epoch.identity.timeline;
+        // Between a failover and its next restartpoint a standby's control file still names the old timeline;
+        // a newer one than the feed's it can never name rightly. What it receives must be the feed's.
+        let wrong = |timeline: i64| timeline > i64::from(expected);
+        if wrong(checkpoint) || (received != 0 && received != i64::from(expected)) {
+            let found = u32::try_from(if received != 0 { received } else { checkpoint }).unwrap_or_default();
+            return Err(PollError::Timeline { found, expected });
+        }
+        let replay: Lsn = parse(row.get(2))?;
+        let from = std::mem::replace(&mut self.last, replay);
+        if replay < from {
+            return Err(PollError::WentBack { from, to: replay });
+        }
+        source.state.position.store(replay.0, Ordering::Relaxed);
+        if let Some(index) = source.index {
+            positions.replica(epoch, index, replay);
+        }
+        Ok(())
+    }
+}
+
+fn parse<T: std::str::FromStr>(text: &str) -> Result<T, PollError> {
+    text.parse().map_err(|_| PollError::Answer(text.chars().take(80).collect()))
+}

@@ -1,0 +1,236 @@
+//! How the feed is doing, for everyone who must know without asking it: the proxy (is the feed lost, is a guard
+//! broken), metrics, readiness.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use super::catalog::Table;
+use super::job::GapReason;
+use crate::fence::Millis;
+use crate::guard::GuardId;
+
+/// The stream itself said that a guard's layout no longer fits.
+pub(super) const BROKEN_BY_STREAM: u8 = 1;
+/// The periodic look at the catalog found something.
+pub(super) const BROKEN_BY_CATALOG: u8 = 2;
+
+/// The feed's health. Positions are raw LSNs.
+#[derive(Debug)]
+pub struct FeedState {
+    /// The walsender connection stands.
+    pub connected: AtomicBool,
+    /// Changes are coming.
+    pub streaming: AtomicBool,
+    /// No word from Postgres for `feed_lost_after`, or lag beyond `max_lag`, or never streamed: guards do what
+    /// their `when_feed_lost` says.
+    pub lost: AtomicBool,
+    /// How far the feed has received.
+    pub received_lsn: AtomicU64,
+    /// How far all is deleted.
+    pub applied_lsn: AtomicU64,
+    /// How far the slot has been told to forget.
+    pub confirmed_lsn: AtomicU64,
+    /// How far the server has come, as far as we know.
+    pub server_end_lsn: AtomicU64,
+    /// Age of the oldest commit that has arrived and whose keys are not deleted yet, in microseconds.
+    pub lag_us: AtomicU64,
+    /// Times that the stream had to be set up again.
+    pub reconnects: AtomicU64,
+    /// Status messages sent to Postgres.
+    pub reports: AtomicU64,
+    /// The primary takes no connections while its stream goes on: it is shutting down.
+    pub(super) primary_stopping: AtomicBool,
+    /// Keys of transactions in progress that have been collected so far: the progress of a huge one.
+    pub transaction_keys: AtomicU64,
+    /// What went wrong last; empty while streaming.
+    error: Mutex<Option<String>>,
+    /// Per guard, why it is broken; 0: it is not.
+    broken: Vec<AtomicU8>,
+    /// Per [`GapReason::ALL`].
+    gaps: [AtomicU64; GapReason::ALL.len()],
+    /// The guarded tables as the catalog has them, once it has been read.
+    tables: watch::Sender<Vec<Table>>,
+    last_message: AtomicU64,
+    /// Commit time of the oldest commit that is not applied; 0: none.
+    oldest_unapplied_us: AtomicI64,
+    /// A broken guard was mended: the stream has to start over as after a gap.
+    pub(super) mended: Notify,
+}
+
+impl FeedState {
+    /// Lost, until the first stream.
+    pub fn new(guards: usize) -> Self {
+        Self {
+            connected: AtomicBool::new(false),
+            streaming: AtomicBool::new(false),
+            lost: AtomicBool::new(true),
+            received_lsn: AtomicU64::new(0),
+            applied_lsn: AtomicU64::new(0),
+            confirmed_lsn: AtomicU64::new(0),
+            server_end_lsn: AtomicU64::new(0),
+            lag_us: AtomicU64::new(0),
+            reconnects: AtomicU64::new(0),
+            reports: AtomicU64::new(0),
+            primary_stopping: AtomicBool::new(false),
+            transaction_keys: AtomicU64::new(0),
+            error: Mutex::new(None),
+            broken: (0..guards).map(|_| AtomicU8::new(0)).collect(),
+            gaps: Default::default(),
+            tables: watch::Sender::new(Vec::new()),
+            // No message ever.
+            last_message: AtomicU64::new(u64::MAX),
+            oldest_unapplied_us: AtomicI64::new(0),
+            mended: Notify::new(),
+        }
+    }
+
+    /// Whether the feed is lost.
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Whether fills of a guard have to be refused because rows can no longer be turned into its keys.
+    pub fn is_broken(&self, guard: GuardId) -> bool {
+        // SeqCst: the flag is raised before the guard's fills in flight are collected.
+        self.broken.get(usize::from(guard.0)).is_some_and(|flags| flags.load(Ordering::SeqCst) != 0)
+    }
+
+    /// The broken guards.
+    pub fn broken(&self) -> impl Iterator<Item = GuardId> + '_ {
+        (0..self.broken.len()).map(|id| GuardId(id as u16)).filter(|id| self.is_broken(*id))
+    }
+
+    pub(super) fn set_broken(&self, guard: GuardId, why: u8, broken: bool) {
+        let Some(flags) = self.broken.get(usize::from(guard.0)) else { return };
+        if broken {
+            flags.fetch_or(why, Ordering::SeqCst);
+        } else {
+            flags.fetch_and(!why, Ordering::SeqCst);
+        }
+    }
+
+    pub(super) fn is_broken_by(&self, guard: GuardId, why: u8) -> bool {
+        self.broken.get(usize::from(guard.0)).is_some_and(|flags| flags.load(Ordering::SeqCst) & why != 0)
+    }
+
+    /// Times there was a gap, by reason.
+    pub fn gaps(&self) -> impl Iterator<Item = (GapReason, u64)> + '_ {
+        GapReason::ALL.iter().zip(&self.gaps).map(|(reason, count)| (*reason, count.load(Ordering::Relaxed)))
+    }
+
+    pub(super) fn count_gap(&self, reason: GapReason) {
+        let counted = GapReason::ALL.iter().zip(&self.gaps).find(|(other, _)| **other == reason);
+        if let Some((_, count)) = counted {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// What went wrong last, while it is wrong.
+    pub fn error(&self) -> Option<String> {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Remembers what is wrong; says whether that is news.
+    pub(super) fn set_error(&self, error: Option<String>) -> bool {
+        let mut held = self.error.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = *held != error;
+        *held = error;
+        news
+    }
+
+    /// The guarded tables, whenever the catalog has been read: the types of their columns tell which texts a
+    /// key can contain.
+    pub fn tables(&self) -> watch::Receiver<Vec<Table>> {
+        self.tables.subscribe()
+    }
+
+    pub(super) fn set_tables(&self, tables: &[Table]) {
+        self.tables.send_if_modified(|held| {
+            let news = held != tables;
+            if news {
+                *held = tables.to_vec();
+            }
+            news
+        });
+    }
+
+    /// Postgres was heard.
+    pub(super) fn heard(&self, now: Millis) {
+        self.last_message.store(now, Ordering::Relaxed);
+    }
+
+    /// How long Postgres has been silent.
+    pub fn silent_for(&self, now: Millis) -> Option<Duration> {
+        match self.last_message.load(Ordering::Relaxed) {
+            u64::MAX => None,
+            last => Some(Duration::from_millis(now.saturating_sub(last))),
+        }
+    }
+
+    pub(super) fn set_oldest_unapplied(&self, commit_time_us: Option<i64>) {
+        self.oldest_unapplied_us.store(commit_time_us.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Works out the lag and whether the feed is lost.
+    pub(super) fn judge(&self, now: Millis, unix_us: i64, lost_after: Duration, max_lag: Duration) {
+        let lag = match self.oldest_unapplied_us.load(Ordering::Relaxed) {
+            0 => 0,
+            oldest => u64::try_from(unix_us.saturating_sub(oldest)).unwrap_or(0),
+        };
+        self.lag_us.store(lag, Ordering::Relaxed);
+        let silent = self.silent_for(now).is_none_or(|silence| silence > lost_after);
+        let lost = silent || Duration::from_micros(lag) > max_lag;
+        if self.lost.swap(lost, Ordering::Relaxed) != lost {
+            if lost {
+                tracing::error!(lag_us = lag, silent, "the feed is lost: guards do what when_feed_lost says");
+            } else {
+                tracing::info!("the feed is level again");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn lost_until_heard_and_after_silence_or_lag() {
+        let state = FeedState::new(1);
+        assert!(state.is_lost());
+        state.judge(0, 0, SECOND, SECOND);
+        assert!(state.is_lost(), "nothing has been heard");
+        state.heard(100);
+        state.judge(1_100, 0, SECOND, SECOND);
+        assert!(!state.is_lost());
+        state.judge(1_101, 0, SECOND, SECOND);
+        assert!(state.is_lost(), "silent for too long");
+        state.heard(1_101);
+        state.set_oldest_unapplied(Some(5_000_000));
+        state.judge(1_101, 6_000_000, SECOND, SECOND);
+        assert!(!state.is_lost());
+        state.judge(1_101, 6_000_001, SECOND, SECOND);
+        assert!(state.is_lost(), "too far behind");
+        state.set_oldest_unapplied(None);
+        state.judge(1_101, 6_000_001, SECOND, SECOND);
+        assert!(!state.is_lost());
+    }
+
+    #[test]
+    fn a_guard_is_broken_while_any_reason_stands() {
+        let state = FeedState::new(2);
+        let guard = GuardId(1);
+        state.set_broken(guard, BROKEN_BY_STREAM, true);
+        state.set_broken(guard, BROKEN_BY_CATALOG, true);
+        state.set_broken(guard, BROKEN_BY_STREAM, false);
+        assert_eq!(state.broken().collect::<Vec<_>>(), [guard]);
+        state.set_broken(guard, BROKEN_BY_CATALOG, false);
+        assert_eq!(state.broken().count(), 0);
+    }
+}

@@ -1,0 +1,262 @@
+//! The stream: one task owns the socket, reads what is there, applies all of it, acknowledges once.
+//!
+//! Somebody's COMMIT may wait for each acknowledgement, so it leaves as soon as the confirmable position has moved
+//! or the server asks. It never leaves otherwise: the server answers some status messages, and two peers that
+//! answer each other's answers fill the line.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::apply::{Applied, Applier};
+use super::job::CacheJob;
+use super::positions::Positions;
+use super::state::FeedState;
+use crate::pg::pgoutput;
+use crate::pg::replication::{Event, Status, Walsender};
+use crate::pg::wire::PgError;
+use crate::position::Lsn;
+
+/// A status message that does not leave within this time means that the connection is dead.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
+/// While the cache takes nothing more, the server hears of us this often (it gives up after 60 s).
+const BLOCKED_REPORT: Duration = Duration::from_secs(1);
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The connection, or Postgres.
+    #[error(transparent)]
+    Postgres(#[from] PgError),
+    /// Bytes that pgoutput would not send.
+    #[error(transparent)]
+    Decode(#[from] pgoutput::DecodeError),
+    /// Postgres did not take a status message.
+    #[error("Postgres took no status message for {REPORT_TIMEOUT:?}")]
+    Stuck,
+    /// Nothing was heard, and asking did not help.
+    #[error("no message from Postgres for {0:?}")]
+    Silent(Duration),
+    /// A broken guard was mended: the stream starts over, as after a gap.
+    #[error("the catalog was mended")]
+    Mended,
+    /// The cache's task is gone: the process is about to end.
+    #[error("the cache's task has ended")]
+    CacheGone,
+}
+
+/// What outlives one connection.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub applier: Applier,
+    pub positions: Arc<Positions>,
+    pub state: Arc<FeedState>,
+    pub jobs: mpsc::Sender<CacheJob>,
+    pub applied: watch::Receiver<Lsn>,
+    /// The highest position that was ever confirmed in this history.
+    pub confirmed: Lsn,
+    pub feed_lost_after: Duration,
+}
+
+/// What belongs to one connection.
+#[derive(Debug)]
+struct Progress {
+    /// Everything that ends at or before this has been received and, if guarded, handed out or put into `outbox`.
+    received: Lsn,
+    /// The last position that was given to the cache.
+    handed: Lsn,
+    /// Jobs that the channel had no room for: at most what one decoded message makes, plus an advance.
+    outbox: VecDeque<CacheJob>,
+    /// Commits given to the cache: end, and commit time.
+    unapplied: VecDeque<(Lsn, i64)>,
+    /// The last status that was sent.
+    reported: Status,
+    reported_at: Instant,
+    /// The server wants an answer.
+    reply: bool,
+}
+
+impl Stream {
+    /// Runs one stream until it ends. It goes on from `start`.
+    pub async fn run(&mut self, sender: &mut Walsender, start: Lsn) -> Result<(), StreamError> {
+        let mut progress = Progress {
+            received: start,
+            handed: start,
+            outbox: VecDeque::new(),
+            unapplied: VecDeque::new(),
+            reported: Status { write: start, flush: self.confirmed, apply: start, request_reply: false },
+            reported_at: Instant::now(),
+            reply: false,
+        };
+        let mut settled = self.positions.primary_settled();
+        let asks_after = self.feed_lost_after / 3;
+        let mut tick = tokio::time::interval(asks_after.min(BLOCKED_REPORT).max(Duration::from_millis(10)));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut asked_at = Instant::now();
+        let jobs = self.jobs.clone();
+
+        loop {
+            if progress.outbox.is_empty() {
+                self.drain(sender, &mut progress)?;
+            }
+            self.hand_out(&mut progress)?;
+            // Copied out: a borrow of the channel must not live across an await.
+            let settled_now = *settled.borrow_and_update();
+            self.confirm(sender, &mut progress, settled_now).await?;
+
+            let cache_has_room = progress.outbox.is_empty();
+            tokio::select! {
+                filled = sender.fill(), if cache_has_room => {
+                    filled?;
+                    self.state.heard(self.positions.now());
+                }
+                permit = jobs.reserve(), if !cache_has_room => {
+                    let permit = permit.map_err(|_| StreamError::CacheGone)?;
+                    if let Some(job) = progress.outbox.pop_front() {
+                        permit.send(job);
+                    }
+                }
+                changed = self.applied.changed() => changed.map_err(|_| StreamError::CacheGone)?,
+                // The sender lives in `positions`, which we hold.
+                _ = settled.changed() => {}
+                () = self.state.mended.notified() => return Err(StreamError::Mended),
+                _ = tick.tick() => {
+                    let now = self.positions.now();
+                    if !cache_has_room {
+                        // It is us who do not read. The lag tells how long that has been.
+                        self.state.heard(now);
+                        if progress.reported_at.elapsed() >= BLOCKED_REPORT {
+                            progress.reply = true;
+                        }
+                        continue;
+                    }
+                    let silence = self.state.silent_for(now).unwrap_or_default();
+                    if silence > self.feed_lost_after * 4 {
+                        return Err(StreamError::Silent(silence));
+                    }
+                    if silence >= asks_after && asked_at.elapsed() >= asks_after {
+                        asked_at = Instant::now();
+                        let status = Status { request_reply: true, ..self.status(&progress, settled_now) };
+                        self.report(sender, &mut progress, status).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Applies everything that has been read, until the cache has no room.
+    fn drain(&mut self, sender: &mut Walsender, progress: &mut Progress) -> Result<(), StreamError> {
+        let before = progress.received;
+        while progress.outbox.is_empty() {
+            let Some(event) = sender.buffered()? else { break };
+            match event {
+                Event::Data { server_end, payload, .. } => {
+                    self.state.server_end_lsn.fetch_max(server_end.0, Ordering::Relaxed);
+                    match self.applier.apply(pgoutput::decode(payload)?) {
+                        Applied::Nothing => {}
+                        Applied::Position(end) => progress.received = progress.received.max(end),
+                        Applied::Commit(invalidation) => {
+                            let end = invalidation.end_lsn;
+                            progress.received = progress.received.max(end);
+                            progress.handed = progress.handed.max(end);
+                            progress.unapplied.push_back((end, invalidation.commit_time_us));
+                            progress.outbox.push_back(CacheJob::Invalidate(invalidation));
+                            self.push_out(progress)?;
+                        }
+                    }
+                }
+                Event::Keepalive { server_end, reply_requested } => {
+                    self.state.server_end_lsn.fetch_max(server_end.0, Ordering::Relaxed);
+                    progress.reply |= reply_requested;
+                    // Inside a transaction the position belongs to what has not been committed to us yet.
+                    if !self.applier.in_transaction() {
+                        progress.received = progress.received.max(server_end);
+                    }
+                }
+            }
+        }
+        if progress.received > before {
+            self.state.received_lsn.store(progress.received.0, Ordering::Relaxed);
+            self.positions.advanced(progress.received);
+        }
+        Ok(())
+    }
+
+    /// Gives the cache what there is, and an advance if it has nothing else to do. One advance at a time: the next
+    /// one, with the position of then, when this one is done.
+    fn hand_out(&mut self, progress: &mut Progress) -> Result<(), StreamError> {
+        let idle = progress.outbox.is_empty() && self.applied(progress) >= progress.handed;
+        if idle && progress.received > progress.handed {
+            progress.handed = progress.received;
+            progress.outbox.push_back(CacheJob::Advance(progress.received));
+        }
+        self.push_out(progress)
+    }
+
+    fn push_out(&self, progress: &mut Progress) -> Result<(), StreamError> {
+        while let Some(job) = progress.outbox.pop_front() {
+            match self.jobs.try_send(job) {
+                Ok(()) => {}
+                Err(mpsc::error::TrySendError::Full(job)) => {
+                    progress.outbox.push_front(job);
+                    break;
+                }
+                Err(mpsc::error::TrySendError::Closed(_)) => return Err(StreamError::CacheGone),
+            }
+        }
+        Ok(())
+    }
+
+    /// How far this stream is applied: never beyond what it has given out, whatever an earlier one has.
+    fn applied(&self, progress: &Progress) -> Lsn {
+        (*self.applied.borrow()).min(progress.handed)
+    }
+
+    /// Our progress. Confirmed is what is deleted *and* visible on the primary: after a restart the slot then
+    /// starts no later than what a reader there may not see yet.
+    ///
+    /// A server that is shutting down waits until we have confirmed all it has, and can no longer be polled. When it is
+    /// back, everything that it ever logged is visible: what is deleted may be confirmed.
+    fn status(&self, progress: &Progress, settled: Lsn) -> Status {
+        let apply = self.applied(progress).max(progress.reported.apply);
+        let stopping = self.state.primary_stopping.load(Ordering::Relaxed);
+        let flush = if stopping { apply } else { apply.min(settled) }.max(self.confirmed);
+        Status { write: progress.received, flush, apply, request_reply: false }
+    }
+
+    async fn confirm(
+        &mut self,
+        sender: &mut Walsender,
+        progress: &mut Progress,
+        settled: Lsn,
+    ) -> Result<(), StreamError> {
+        let status = self.status(progress, settled);
+        while progress.unapplied.front().is_some_and(|(end, _)| *end <= status.apply) {
+            progress.unapplied.pop_front();
+        }
+        self.state.set_oldest_unapplied(progress.unapplied.front().map(|(_, time)| *time));
+        let moved = status.flush > progress.reported.flush || status.apply > progress.reported.apply;
+        if moved || progress.reply { self.report(sender, progress, status).await } else { Ok(()) }
+    }
+
+    async fn report(
+        &mut self,
+        sender: &mut Walsender,
+        progress: &mut Progress,
+        status: Status,
+    ) -> Result<(), StreamError> {
+        // Before it is sent: should the connection break now, the server may have got it all the same.
+        self.confirmed = status.flush;
+        let sent = tokio::time::timeout(REPORT_TIMEOUT, sender.report(status));
+        sent.await.map_err(|_| StreamError::Stuck)??;
+        self.state.reports.fetch_add(1, Ordering::Relaxed);
+        self.state.applied_lsn.store(status.apply.0, Ordering::Relaxed);
+        self.state.confirmed_lsn.store(status.flush.0, Ordering::Relaxed);
+        (progress.reported, progress.reported_at, progress.reply) = (status, Instant::now(), false);
+        Ok(())
+    }
+}

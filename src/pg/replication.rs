@@ -1,0 +1,281 @@
+//! A walsender connection: which cluster this is, slots, and the stream of changes.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{BufMut, BytesMut};
+
+use super::wire::{Connection, PgError, ServerError, Target};
+use crate::position::Lsn;
+
+/// Microseconds from 1970-01-01 to 2000-01-01, where Postgres starts to count.
+const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+
+/// Microseconds since 1970 of a Postgres timestamp.
+pub fn unix_micros(postgres: i64) -> i64 {
+    postgres.saturating_add(POSTGRES_EPOCH_US)
+}
+
+/// Now, in microseconds since 1970.
+pub fn now_unix_micros() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// What `IDENTIFY_SYSTEM` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct System {
+    /// The cluster, made at `initdb` and shared with its standbys.
+    pub system_id: u64,
+    /// Its timeline: a failover starts a new one.
+    pub timeline: u32,
+    /// Where its log is flushed to.
+    pub flushed: Lsn,
+    /// The database of the connection.
+    pub dbname: String,
+}
+
+/// A slot that was just created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreatedSlot {
+    /// Commits that end after this position are in the stream.
+    pub consistent_point: Lsn,
+}
+
+/// What arrives on the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// A message of the output plugin.
+    Data {
+        /// Where the change is in the log.
+        start: Lsn,
+        /// How far the server has come.
+        server_end: Lsn,
+        /// For [`super::pgoutput::decode`].
+        payload: &'a [u8],
+    },
+    /// How far the server has come.
+    Keepalive {
+        /// Every commit that ends at or before this position has been sent.
+        server_end: Lsn,
+        /// The server wants an answer now.
+        reply_requested: bool,
+    },
+}
+
+/// What we tell the server of our progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Status {
+    /// Received.
+    pub write: Lsn,
+    /// Confirmed: the slot may forget what is before; a synchronous commit up to here returns.
+    pub flush: Lsn,
+    /// Applied.
+    pub apply: Lsn,
+    /// Ask for a keepalive in return.
+    pub request_reply: bool,
+}
+
+/// A connection in walsender mode.
+#[derive(Debug)]
+pub struct Walsender {
+    connection: Connection,
+}
+
+impl Walsender {
+    /// Connects and logs in.
+    ///
+    /// # Errors
+    /// The connection's, or Postgres's.
+    pub async fn connect(target: &Target, application_name: &str) -> Result<Self, PgError> {
+        Ok(Self { connection: Connection::replication(target, application_name).await? })
+    }
+
+    /// `IDENTIFY_SYSTEM`.
+    ///
+    /// # Errors
+    /// The connection's, or Postgres's.
+    pub async fn identify(&mut self) -> Result<System, PgError> {
+        let rows = self.connection.simple_query("IDENTIFY_SYSTEM").await?;
+        let row = rows.into_iter().next().unwrap_or_default();
+        let [Some(system_id), Some(timeline), Some(flushed), Some(dbname)] = row.as_slice() else {
+            return Err(PgError::Protocol("IDENTIFY_SYSTEM answered without a database".into()));
+        };
+        let bad = |what: &str| PgError::Protocol(format!("IDENTIFY_SYSTEM answered {what:?}"));
+        Ok(System {
+            system_id: system_id.parse().map_err(|_| bad(system_id))?,
+            timeline: timeline.parse().map_err(|_| bad(timeline))?,
+            flushed: flushed.parse().map_err(|_| bad(flushed))?,
+            dbname: dbname.clone(),
+        })
+    }
+
+    /// Creates a logical slot for pgoutput. Waits for every transaction that is running now.
+    ///
+    /// # Errors
+    /// The connection's, or Postgres's.
+    pub async fn create_slot(&mut self, slot: &str) -> Result<CreatedSlot, PgError> {
+        // The spelling of PostgreSQL 14 is understood by all later ones.
+        let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput NOEXPORT_SNAPSHOT", identifier(slot));
+        let rows = self.connection.simple_query(&sql).await?;
+        let point = rows.first().and_then(|row| row.get(1)).and_then(Option::as_deref).unwrap_or_default();
+        let consistent_point = point
+            .parse()
+            .map_err(|_| PgError::Protocol(format!("CREATE_REPLICATION_SLOT answered {point:?}")))?;
+        Ok(CreatedSlot { consistent_point })
+    }
+
+    /// Drops a slot.
+    ///
+    /// # Errors
+    /// The connection's, or Postgres's (55006: somebody is using it).
+    pub async fn drop_slot(&mut self, slot: &str) -> Result<(), PgError> {
+        let sql = format!("DROP_REPLICATION_SLOT {}", identifier(slot));
+        self.connection.simple_query(&sql).await.map(drop)
+    }
+
+    /// Starts the stream. The server goes on from the later of `from` and the slot's own position.
+    ///
+    /// # Errors
+    /// The connection's, or Postgres's (55006: somebody is using the slot).
+    pub async fn start(&mut self, slot: &str, from: Lsn, publication: &str) -> Result<(), PgError> {
+        // publication_names is a list of identifiers inside a string literal: both are quoted.
+        let sql = format!(
+            "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names {}, messages 'true')",
+            identifier(slot),
+            literal(&identifier(publication)),
+        );
+        self.connection.start_copy(&sql).await
+    }
+
+    /// The next event that has already been read, if any.
+    ///
+    /// # Errors
+    /// When the server ended the stream, or sent what it should not.
+    pub fn buffered(&mut self) -> Result<Option<Event<'_>>, PgError> {
+        // A server's notice says nothing about the stream; a loop here would keep `self` borrowed.
+        let Some(frame) = self.connection.buffered()? else { return Ok(None) };
+        match frame.tag {
+            b'd' => event(frame.body).map(Some),
+            b'E' => Err(PgError::Server(Box::new(ServerError::parse(frame.body)))),
+            b'N' | b'S' => Ok(Some(Event::Keepalive { server_end: Lsn(0), reply_requested: false })),
+            b'c' | b'C' => Err(PgError::Protocol("the server ended the stream".into())),
+            other => Err(PgError::Protocol(format!("message {:?} in the stream", char::from(other)))),
+        }
+    }
+
+    /// Reads what has arrived, at least one byte. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// When the connection broke or was closed.
+    pub async fn fill(&mut self) -> Result<(), PgError> {
+        self.connection.fill().await
+    }
+
+    /// Reports progress.
+    ///
+    /// # Errors
+    /// When the connection broke.
+    pub async fn report(&mut self, status: Status) -> Result<(), PgError> {
+        encode_status(status, now_unix_micros() - POSTGRES_EPOCH_US, self.connection.output());
+        self.connection.flush().await
+    }
+}
+
+fn event(body: &[u8]) -> Result<Event<'_>, PgError> {
+    let short = || PgError::Protocol("a stream message that ends too early".into());
+    let number = |from: usize| -> Result<Lsn, PgError> {
+        let bytes = body.get(from..).and_then(|rest| rest.first_chunk::<8>()).ok_or_else(short)?;
+        Ok(Lsn(u64::from_be_bytes(*bytes)))
+    };
+    match body.first() {
+        // Start, end, clock, payload.
+        Some(b'w') => Ok(Event::Data {
+            start: number(1)?,
+            server_end: number(9)?,
+            payload: body.get(25..).ok_or_else(short)?,
+        }),
+        // End, clock, reply requested.
+        Some(b'k') => Ok(Event::Keepalive {
+            server_end: number(1)?,
+            reply_requested: *body.get(17).ok_or_else(short)? != 0,
+        }),
+        Some(other) => Err(PgError::Protocol(format!("stream message {:?}", char::from(*other)))),
+        None => Err(short()),
+    }
+}
+
+fn encode_status(status: Status, clock: i64, out: &mut BytesMut) {
+    out.put_u8(b'd');
+    out.put_u32(4 + 34);
+    out.put_u8(b'r');
+    out.put_u64(status.write.0);
+    out.put_u64(status.flush.0);
+    out.put_u64(status.apply.0);
+    out.put_i64(clock);
+    out.put_u8(u8::from(status.request_reply));
+}
+
+/// A name as SQL and the replication commands read it back.
+pub fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A text as an SQL literal.
+pub fn literal(text: &str) -> String {
+    // With a backslash only the E form means the same whatever standard_conforming_strings says.
+    let quoted = text.replace('\'', "''");
+    if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_texts_are_quoted() {
+        assert_eq!(identifier("we\"ird"), "\"we\"\"ird\"");
+        assert_eq!(literal("it's"), "'it''s'");
+        assert_eq!(literal("a\\'b"), "E'a\\\\''b'");
+    }
+
+    #[test]
+    fn events_are_decoded_and_short_ones_refused() {
+        let mut data = vec![b'w'];
+        data.extend_from_slice(&1u64.to_be_bytes());
+        data.extend_from_slice(&2u64.to_be_bytes());
+        data.extend_from_slice(&3u64.to_be_bytes());
+        for end in 0..data.len() {
+            assert!(event(&data[..end]).is_err(), "{end}");
+        }
+        data.extend_from_slice(b"B...");
+        let expected = Event::Data { start: Lsn(1), server_end: Lsn(2), payload: b"B..." };
+        assert_eq!(event(&data).expect("data"), expected);
+
+        let mut keepalive = vec![b'k'];
+        keepalive.extend_from_slice(&7u64.to_be_bytes());
+        keepalive.extend_from_slice(&0u64.to_be_bytes());
+        assert!(event(&keepalive).is_err());
+        keepalive.push(1);
+        let expected = Event::Keepalive { server_end: Lsn(7), reply_requested: true };
+        assert_eq!(event(&keepalive).expect("keepalive"), expected);
+        assert!(event(b"x").is_err());
+    }
+
+    #[test]
+    fn a_status_update_is_a_copy_data_of_34_bytes() {
+        let mut out = BytesMut::new();
+        let status = Status { write: Lsn(3), flush: Lsn(1), apply: Lsn(2), request_reply: true };
+        encode_status(status, 9, &mut out);
+        assert_eq!(out.len(), 1 + 4 + 34);
+        assert_eq!(&out[..6], b"d\0\0\0\x26r");
+        assert_eq!(out[13], 3);
+        assert_eq!(out[21], 1);
+        assert_eq!(out[29], 2);
+        assert_eq!(out[38], 1);
+    }
+
+    #[test]
+    fn postgres_counts_from_2000() {
+        assert_eq!(unix_micros(0), 946_684_800_000_000);
+    }
+}

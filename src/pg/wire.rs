@@ -1,0 +1,769 @@
+//! One connection to Postgres: address, login, frames in and out.
+//!
+//! Frames are cut by hand. `postgres-protocol` encodes what we send and does the cryptography, but its message
+//! parser does not know CopyBothResponse, the message that starts a replication stream.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use postgres_protocol::authentication::md5_hash;
+use postgres_protocol::authentication::sasl::{self, ScramSha256};
+use postgres_protocol::message::frontend;
+use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_postgres::config::{ChannelBinding, Host, SslMode};
+
+/// The longest message body that is believed. Postgres cannot build a longer one (`MaxAllocSize` is 1 GB).
+const MAX_FRAME: usize = 1 << 30;
+/// The longest message before the login is over: a peer that is not Postgres must not make us wait for more.
+const MAX_LOGIN_FRAME: usize = 64 * 1024;
+/// Room that is made for every read.
+const READ_ROOM: usize = 64 * 1024;
+/// A read buffer that one huge row has blown up is given back when it is empty again.
+const KEEP_BUFFER: usize = 1024 * 1024;
+/// A server that accepts and then says nothing is given up after this long.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Session settings that decide how values are printed, and settings that could end the session. They are sent
+/// with the startup message, which wins over `ALTER ROLE ... SET` and over the URL's own `options`: keys must
+/// look the same whoever administers the database.
+pub const SESSION: &[(&str, &str)] = &[
+    ("client_encoding", "UTF8"),
+    ("datestyle", "ISO, MDY"),
+    ("intervalstyle", "postgres"),
+    ("timezone", "UTC"),
+    ("extra_float_digits", "1"),
+    ("bytea_output", "hex"),
+    ("wal_sender_timeout", "60s"),
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
+    // Our own transactions must not wait for a synchronous standby that may be ourselves.
+    ("synchronous_commit", "local"),
+];
+
+/// What can go wrong between us and Postgres.
+#[derive(Debug, Error)]
+pub enum PgError {
+    /// The connection could not be made, broke, or was closed.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// Postgres answered with an error.
+    #[error("{0}")]
+    Server(Box<ServerError>),
+    /// Bytes that Postgres would not send.
+    #[error("unexpected answer from Postgres: {0}")]
+    Protocol(String),
+    /// The login cannot work as configured.
+    #[error("login at Postgres: {0}")]
+    Login(String),
+    /// A setting in the URL that is not supported.
+    #[error("postgres.url: {0}")]
+    Url(String),
+}
+
+impl PgError {
+    /// The SQLSTATE, if Postgres itself answered.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            PgError::Server(error) => Some(&error.code),
+            _ => None,
+        }
+    }
+
+    /// Whether trying again later cannot help: a person has to change something.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            PgError::Io(_) | PgError::Protocol(_) => false,
+            PgError::Login(_) | PgError::Url(_) => true,
+            PgError::Server(error) => permanent_sqlstate(&error.code),
+        }
+    }
+}
+
+/// Whether an SQLSTATE says that a person has to change something: wrong password (28), no such database (3D),
+/// no such object or syntax, or a missing right (42), a feature or setting that is absent (0A).
+///
+/// Everything else (starting up, shutting down, out of slots, object in use) may pass by itself.
+pub fn permanent_sqlstate(code: &str) -> bool {
+    ["28", "3D", "42", "0A"].iter().any(|class| code.starts_with(class))
+}
+
+/// Postgres's ErrorResponse (or NoticeResponse).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServerError {
+    /// `ERROR`, `FATAL`, `PANIC`, never translated.
+    pub severity: String,
+    /// The SQLSTATE, five characters.
+    pub code: String,
+    /// The message for people.
+    pub message: String,
+    /// More about it.
+    pub detail: Option<String>,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl ServerError {
+    /// Reads the fields of an ErrorResponse's body; what is missing or garbled stays empty.
+    pub fn parse(mut body: &[u8]) -> Self {
+        let mut error = ServerError::default();
+        let mut translated = None;
+        while let [field, rest @ ..] = body {
+            if *field == 0 {
+                break;
+            }
+            let Some(end) = rest.iter().position(|b| *b == 0) else { break };
+            let text = String::from_utf8_lossy(&rest[..end]).into_owned();
+            match field {
+                b'V' => error.severity = text,
+                b'S' => translated = Some(text),
+                b'C' => error.code = text,
+                b'M' => error.message = text,
+                b'D' => error.detail = Some(text),
+                b'H' => error.hint = Some(text),
+                _ => {}
+            }
+            body = &rest[end + 1..];
+        }
+        if error.severity.is_empty() {
+            error.severity = translated.unwrap_or_else(|| "ERROR".into());
+        }
+        error
+    }
+}
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} (SQLSTATE {})", self.severity, self.message, self.code)?;
+        if let Some(detail) = &self.detail {
+            write!(f, "; {detail}")?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "; hint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One message of the server, still in the read buffer.
+#[derive(Debug, Clone, Copy)]
+pub struct Frame<'a> {
+    /// The message type.
+    pub tag: u8,
+    /// What follows the length.
+    pub body: &'a [u8],
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Socket {
+    async fn read(&mut self, buf: &mut BytesMut) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(stream) => stream.read_buf(buf).await,
+            Socket::Unix(stream) => stream.read_buf(buf).await,
+        }
+    }
+
+    async fn write(&mut self, buf: &mut BytesMut) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(stream) => stream.write_buf(buf).await,
+            Socket::Unix(stream) => stream.write_buf(buf).await,
+        }
+    }
+}
+
+/// Where and as whom to connect: what a URL says, in the form the startup message needs.
+#[derive(Clone)]
+pub struct Target {
+    hosts: Vec<(Address, u16)>,
+    user: String,
+    password: Option<Vec<u8>>,
+    dbname: String,
+    options: Option<String>,
+    connect_timeout: Duration,
+}
+
+#[derive(Clone, Debug)]
+enum Address {
+    Tcp(String),
+    Unix(PathBuf),
+}
+
+impl fmt::Debug for Target {
+    /// Never the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{:?}/{}", self.user, self.hosts, self.dbname)
+    }
+}
+
+impl Target {
+    /// Reads a URL or `key=value` string with the rules of `tokio-postgres`, so that both of our clients go to
+    /// the same place.
+    ///
+    /// # Errors
+    /// When it cannot be parsed, names no host or user, or demands TLS.
+    pub fn parse(url: &str) -> Result<Self, PgError> {
+        let config: tokio_postgres::Config =
+            url.parse().map_err(|error: tokio_postgres::Error| PgError::Url(error_chain(&error)))?;
+        Self::from_config(&config)
+    }
+
+    /// The same from a parsed URL.
+    ///
+    /// # Errors
+    /// As [`Target::parse`].
+    pub fn from_config(config: &tokio_postgres::Config) -> Result<Self, PgError> {
+        if !matches!(config.get_ssl_mode(), SslMode::Disable | SslMode::Prefer) {
+            return Err(PgError::Url(
+                "TLS to Postgres is not supported yet: use sslmode=disable or sslmode=prefer".into(),
+            ));
+        }
+        if config.get_channel_binding() == ChannelBinding::Require {
+            return Err(PgError::Url("channel_binding=require needs TLS, which is not supported yet".into()));
+        }
+        let names: Vec<Address> = match config.get_hostaddrs() {
+            [] => config
+                .get_hosts()
+                .iter()
+                .map(|host| match host {
+                    Host::Tcp(name) => Address::Tcp(name.clone()),
+                    #[cfg(unix)]
+                    Host::Unix(path) => Address::Unix(path.clone()),
+                })
+                .collect(),
+            addresses => addresses.iter().map(|address| Address::Tcp(address.to_string())).collect(),
+        };
+        let ports = config.get_ports();
+        let hosts: Vec<_> = names
+            .into_iter()
+            .enumerate()
+            .map(|(i, name)| {
+                // One port stands for all hosts, as in libpq.
+                let port = ports.get(i).or(ports.first()).copied().unwrap_or(5432);
+                (name, port)
+            })
+            .collect();
+        if hosts.is_empty() {
+            return Err(PgError::Url("names no host".into()));
+        }
+        let user = config.get_user().ok_or_else(|| PgError::Url("names no user".into()))?.to_owned();
+        Ok(Self {
+            hosts,
+            dbname: config.get_dbname().unwrap_or(&user).to_owned(),
+            user,
+            password: config.get_password().map(<[u8]>::to_vec),
+            options: config.get_options().map(str::to_owned),
+            connect_timeout: config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT),
+        })
+    }
+
+    /// Who logs in.
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// The database that is named, or meant: the user's name if none is.
+    pub fn dbname(&self) -> &str {
+        &self.dbname
+    }
+}
+
+/// An error with all its causes: `tokio-postgres` says "db error" and hides the rest in `source()`.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// A connection after login.
+#[derive(Debug)]
+pub struct Connection {
+    socket: Socket,
+    input: BytesMut,
+    /// Bytes at the front of `input` that the frame handed out last occupied.
+    taken: usize,
+    output: BytesMut,
+}
+
+impl Connection {
+    /// Connects to the first host that answers and logs in, as a walsender of the database.
+    ///
+    /// # Errors
+    /// The last host's error.
+    pub async fn replication(target: &Target, application_name: &str) -> Result<Self, PgError> {
+        let mut last = None;
+        for (host, port) in &target.hosts {
+            let attempt = Self::login(host, *port, target, application_name);
+            match tokio::time::timeout(target.connect_timeout, attempt).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(error)) => last = Some(error),
+                Err(_) => {
+                    let what = format!("no answer within {:?}", target.connect_timeout);
+                    last = Some(io::Error::new(io::ErrorKind::TimedOut, what).into());
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| PgError::Url("names no host".into())))
+    }
+
+    async fn login(
+        host: &Address,
+        port: u16,
+        target: &Target,
+        application_name: &str,
+    ) -> Result<Self, PgError> {
+        let named = |error: io::Error, place: String| {
+            PgError::Io(io::Error::new(
+                error.kind(),
+                format!("cannot connect to Postgres at {place}: {error}"),
+            ))
+        };
+        let socket = match host {
+            Address::Tcp(name) => {
+                let stream = TcpStream::connect((name.as_str(), port))
+                    .await
+                    .map_err(|error| named(error, format!("{name}:{port}")))?;
+                // An acknowledgement must leave at once: somebody's COMMIT may wait for it.
+                stream.set_nodelay(true)?;
+                Socket::Tcp(stream)
+            }
+            Address::Unix(directory) => {
+                let path = directory.join(format!(".s.PGSQL.{port}"));
+                let stream = UnixStream::connect(&path)
+                    .await
+                    .map_err(|error| named(error, path.display().to_string()))?;
+                Socket::Unix(stream)
+            }
+        };
+        let mut connection =
+            Self { socket, input: BytesMut::with_capacity(READ_ROOM), taken: 0, output: BytesMut::new() };
+        let mut parameters = vec![
+            ("user", target.user.as_str()),
+            ("database", target.dbname.as_str()),
+            ("replication", "database"),
+            ("application_name", application_name),
+        ];
+        if let Some(options) = &target.options {
+            parameters.push(("options", options));
+        }
+        parameters.extend_from_slice(SESSION);
+        frontend::startup_message(parameters, &mut connection.output)?;
+        connection.flush().await?;
+        connection.authenticate(target).await?;
+        connection.until_ready().await?;
+        Ok(connection)
+    }
+
+    async fn authenticate(&mut self, target: &Target) -> Result<(), PgError> {
+        let mut scram: Option<ScramSha256> = None;
+        loop {
+            let frame = self.next(MAX_LOGIN_FRAME).await?;
+            match frame.tag {
+                b'E' => return Err(PgError::Server(Box::new(ServerError::parse(frame.body)))),
+                b'N' => continue,
+                b'R' => {}
+                other => {
+                    return Err(PgError::Protocol(format!("message {:?} during login", char::from(other))));
+                }
+            }
+            let Some((kind, rest)) = frame.body.split_first_chunk::<4>() else {
+                return Err(PgError::Protocol("a login message without a kind".into()));
+            };
+            let password = || {
+                target.password.as_deref().ok_or_else(|| {
+                    PgError::Login("Postgres wants a password and the URL has none".to_owned())
+                })
+            };
+            let mut answer = BytesMut::new();
+            match u32::from_be_bytes(*kind) {
+                0 => return Ok(()),
+                3 => frontend::password_message(password()?, &mut answer)?,
+                5 => {
+                    let salt: [u8; 4] = rest
+                        .try_into()
+                        .map_err(|_| PgError::Protocol("an MD5 login message without a salt".into()))?;
+                    let hash = md5_hash(target.user.as_bytes(), password()?, salt);
+                    frontend::password_message(hash.as_bytes(), &mut answer)?;
+                }
+                10 => {
+                    if !rest.split(|b| *b == 0).any(|name| name == sasl::SCRAM_SHA_256.as_bytes()) {
+                        return Err(PgError::Login("Postgres offers no login method that we know".into()));
+                    }
+                    let started = ScramSha256::new(password()?, sasl::ChannelBinding::unsupported());
+                    frontend::sasl_initial_response(sasl::SCRAM_SHA_256, started.message(), &mut answer)?;
+                    scram = Some(started);
+                }
+                11 | 12 => {
+                    let Some(exchange) = scram.as_mut() else {
+                        return Err(PgError::Protocol("a SCRAM message out of turn".into()));
+                    };
+                    let wrong = |error: io::Error| PgError::Login(error.to_string());
+                    if kind[3] == 11 {
+                        exchange.update(rest).map_err(wrong)?;
+                        frontend::sasl_response(exchange.message(), &mut answer)?;
+                    } else {
+                        exchange.finish(rest).map_err(wrong)?;
+                    }
+                }
+                other => {
+                    return Err(PgError::Login(format!(
+                        "Postgres wants login method {other} (Kerberos, GSS or SSPI), which is not supported"
+                    )));
+                }
+            }
+            self.output.extend_from_slice(&answer);
+            self.flush().await?;
+        }
+    }
+
+    /// Skips to ReadyForQuery.
+    async fn until_ready(&mut self) -> Result<(), PgError> {
+        loop {
+            let frame = self.next(MAX_FRAME).await?;
+            match frame.tag {
+                b'Z' => return Ok(()),
+                b'E' => return Err(PgError::Server(Box::new(ServerError::parse(frame.body)))),
+                _ => {}
+            }
+        }
+    }
+
+    /// Runs one command and returns its rows as text.
+    ///
+    /// # Errors
+    /// Postgres's error, or the connection's. After a [`PgError::Server`] the connection can be used again.
+    pub async fn simple_query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, PgError> {
+        frontend::query(sql, &mut self.output)?;
+        self.flush().await?;
+        let mut rows = Vec::new();
+        let mut failed = None;
+        loop {
+            let frame = self.next(MAX_FRAME).await?;
+            match frame.tag {
+                b'D' => rows.push(data_row(frame.body)?),
+                b'E' => {
+                    let error = ServerError::parse(frame.body);
+                    // After FATAL there is no ReadyForQuery to wait for.
+                    let fatal = error.severity != "ERROR";
+                    failed = Some(PgError::Server(Box::new(error)));
+                    if fatal {
+                        break;
+                    }
+                }
+                b'Z' => break,
+                b'W' | b'G' | b'H' => {
+                    return Err(PgError::Protocol("a copy started where rows were expected".into()));
+                }
+                _ => {}
+            }
+        }
+        failed.map_or(Ok(rows), Err)
+    }
+
+    /// Sends a query and waits until it has started a stream in both directions.
+    ///
+    /// # Errors
+    /// Postgres's error, or the connection's.
+    pub async fn start_copy(&mut self, sql: &str) -> Result<(), PgError> {
+        frontend::query(sql, &mut self.output)?;
+        self.flush().await?;
+        loop {
+            let frame = self.next(MAX_FRAME).await?;
+            match frame.tag {
+                b'W' => return Ok(()),
+                b'E' => return Err(PgError::Server(Box::new(ServerError::parse(frame.body)))),
+                b'N' | b'S' => {}
+                other => {
+                    let what = format!("message {:?} instead of a stream", char::from(other));
+                    return Err(PgError::Protocol(what));
+                }
+            }
+        }
+    }
+
+    /// The next whole message in the read buffer, if there is one. It stays valid until the next call.
+    ///
+    /// # Errors
+    /// When the length cannot be true.
+    pub fn buffered(&mut self) -> Result<Option<Frame<'_>>, PgError> {
+        self.cut(MAX_FRAME)
+    }
+
+    fn cut(&mut self, longest: usize) -> Result<Option<Frame<'_>>, PgError> {
+        self.input.advance(std::mem::take(&mut self.taken));
+        let Some((&[tag, a, b, c, d], _)) = self.input.split_first_chunk::<5>() else { return Ok(None) };
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        // The length counts itself.
+        if length < 4 || length > longest {
+            return Err(PgError::Protocol(format!("a message of {length} bytes")));
+        }
+        let end = 1 + length;
+        if self.input.len() < end {
+            return Ok(None);
+        }
+        self.taken = end;
+        Ok(Some(Frame { tag, body: &self.input[5..end] }))
+    }
+
+    /// Reads what has arrived, at least one byte. Dropping the future loses nothing.
+    ///
+    /// The buffer grows with what really arrives, not with what a length field announces.
+    ///
+    /// # Errors
+    /// When the connection broke or was closed.
+    pub async fn fill(&mut self) -> Result<(), PgError> {
+        self.input.advance(std::mem::take(&mut self.taken));
+        if self.input.is_empty() && self.input.capacity() > KEEP_BUFFER {
+            self.input = BytesMut::with_capacity(READ_ROOM);
+        }
+        self.input.reserve(READ_ROOM);
+        if self.socket.read(&mut self.input).await? == 0 {
+            let closed = "Postgres closed the connection";
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, closed).into());
+        }
+        Ok(())
+    }
+
+    async fn next(&mut self, longest: usize) -> Result<Frame<'_>, PgError> {
+        // Asked twice because a frame returned from inside a loop would keep `self` borrowed.
+        while self.incomplete(longest)? {
+            self.fill().await?;
+        }
+        self.cut(longest)?.ok_or_else(|| PgError::Protocol("a message vanished".into()))
+    }
+
+    fn incomplete(&mut self, longest: usize) -> Result<bool, PgError> {
+        let nothing = self.cut(longest)?.is_none();
+        // Not handed out: leave it for the real call.
+        self.taken = 0;
+        Ok(nothing)
+    }
+
+    /// What is to be sent with the next [`Connection::flush`].
+    pub fn output(&mut self) -> &mut BytesMut {
+        &mut self.output
+    }
+
+    /// Writes the output buffer out. Dropping the future loses nothing: the rest stays in the buffer.
+    ///
+    /// # Errors
+    /// When the connection broke.
+    pub async fn flush(&mut self) -> Result<(), PgError> {
+        while !self.output.is_empty() {
+            if self.socket.write(&mut self.output).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::WriteZero).into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The columns of a DataRow, as text.
+fn data_row(body: &[u8]) -> Result<Vec<Option<String>>, PgError> {
+    let short = || PgError::Protocol("a row that ends too early".into());
+    let (count, mut rest) = body.split_first_chunk::<2>().ok_or_else(short)?;
+    let mut row = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (length, after) = rest.split_first_chunk::<4>().ok_or_else(short)?;
+        let length = i32::from_be_bytes(*length);
+        rest = after;
+        row.push(match usize::try_from(length) {
+            Err(_) => None,
+            Ok(length) => {
+                let (value, after) = rest.split_at_checked(length).ok_or_else(short)?;
+                rest = after;
+                Some(String::from_utf8_lossy(value).into_owned())
+            }
+        });
+    }
+    Ok(row)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[test]
+    fn errors_keep_code_detail_and_hint() {
+        let error =
+            ServerError::parse(b"SFEHLER\0VERROR\0C55006\0Mslot is active\0DPID 42\0Htry later\0Fslot.c\0\0");
+        assert_eq!(error.severity, "ERROR");
+        assert_eq!(error.to_string(), "ERROR: slot is active (SQLSTATE 55006); PID 42; hint: try later");
+        // Garbled fields are skipped, not trusted.
+        assert_eq!(ServerError::parse(b"C42").severity, "ERROR");
+        assert_eq!(ServerError::parse(b"").code, "");
+    }
+
+    #[test]
+    fn permanent_are_errors_that_a_person_must_mend() {
+        for code in ["28P01", "28000", "3D000", "42704", "42501", "0A000"] {
+            assert!(permanent_sqlstate(code), "{code}");
+        }
+        for code in ["57P03", "57P01", "53300", "55006", "08006", "XX000"] {
+            assert!(!permanent_sqlstate(code), "{code}");
+        }
+    }
+
+    #[test]
+    fn targets_come_from_urls() {
+        let target = Target::parse("postgres://me:secret@db:5433/app?sslmode=prefer").expect("a target");
+        assert_eq!(format!("{target:?}"), r#"me@[(Tcp("db"), 5433)]/app"#);
+        let target = Target::parse("postgres://me@%2Frun%2Fpg").expect("a target");
+        assert_eq!(format!("{target:?}"), r#"me@[(Unix("/run/pg"), 5432)]/me"#);
+        let error = Target::parse("postgres://me@db/app?sslmode=require").expect_err("TLS");
+        assert!(error.to_string().contains("TLS to Postgres is not supported yet"), "{error}");
+        assert!(error.is_permanent());
+        assert!(Target::parse("postgres:///app").is_err());
+    }
+
+    /// A connection whose peer is the test.
+    async fn pair() -> (Connection, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let (ours, theirs) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let connection = Connection {
+            socket: Socket::Tcp(ours.expect("connect")),
+            input: BytesMut::new(),
+            taken: 0,
+            output: BytesMut::new(),
+        };
+        (connection, theirs.expect("accept").0)
+    }
+
+    #[tokio::test]
+    async fn frames_are_cut_wherever_the_bytes_break() {
+        let (mut connection, mut peer) = pair().await;
+        let writer = tokio::spawn(async move {
+            for byte in *b"Z\0\0\0\x05Id\0\0\0\x07abcE\0\0\0\x04" {
+                peer.write_all(&[byte]).await.expect("write");
+                tokio::task::yield_now().await;
+            }
+            peer
+        });
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            let frame = connection.next(100).await.expect("a frame");
+            seen.push((frame.tag, frame.body.to_vec()));
+        }
+        assert_eq!(seen, [(b'Z', b"I".to_vec()), (b'd', b"abc".to_vec()), (b'E', vec![])]);
+        drop(writer.await);
+        let closed = connection.fill().await.expect_err("closed");
+        assert!(!closed.is_permanent());
+    }
+
+    #[tokio::test]
+    async fn impossible_lengths_are_errors_without_allocation() {
+        for length in [0u32, 3, 0x7fff_ffff, 0xffff_ffff] {
+            let (mut connection, mut peer) = pair().await;
+            let mut bytes = vec![b'd'];
+            bytes.extend_from_slice(&length.to_be_bytes());
+            peer.write_all(&bytes).await.expect("write");
+            assert!(connection.next(MAX_FRAME).await.is_err(), "{length}");
+            assert!(connection.input.capacity() <= 2 * READ_ROOM);
+        }
+    }
+
+    #[test]
+    fn rows_that_end_early_are_errors() {
+        let row = b"\0\x02\0\0\0\x02ab\xff\xff\xff\xff";
+        assert_eq!(data_row(row).expect("a row"), [Some("ab".to_owned()), None]);
+        for end in 0..row.len() {
+            assert!(data_row(&row[..end]).is_err(), "{end}");
+        }
+    }
+
+    /// Plays a server: answers the startup message and then each message of ours with the next of `answers`.
+    async fn login(url: &str, answers: Vec<Vec<u8>>) -> (Result<Connection, PgError>, Vec<Vec<u8>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let port = listener.local_addr().expect("address").port();
+        let server = tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.expect("accept");
+            let mut heard = Vec::new();
+            for answer in answers {
+                let mut buf = vec![0; 4096];
+                let length = socket.read(&mut buf).await.expect("read");
+                heard.push(buf[..length].to_vec());
+                socket.write_all(&answer).await.expect("write");
+            }
+            heard
+        });
+        let target = Target::parse(&url.replace("PORT", &port.to_string())).expect("a target");
+        let connection = Connection::replication(&target, "cachefence").await;
+        (connection, server.await.expect("the server"))
+    }
+
+    fn backend(tag: u8, body: &[u8]) -> Vec<u8> {
+        [&[tag][..], &(body.len() as u32 + 4).to_be_bytes(), body].concat()
+    }
+
+    #[tokio::test]
+    async fn the_startup_message_fixes_the_session() {
+        let ready = [backend(b'R', b"\0\0\0\0"), backend(b'S', b"a\0b\0"), backend(b'Z', b"I")].concat();
+        let (connection, heard) =
+            login("postgres://me@127.0.0.1:PORT/app?options=-cgeqo%3Doff", vec![ready]).await;
+        assert!(connection.is_ok());
+        let startup = String::from_utf8_lossy(&heard[0]).replace('\0', " ");
+        for part in [
+            "user me",
+            "database app",
+            "replication database",
+            "application_name cachefence",
+            "options -cgeqo=off",
+        ] {
+            assert!(startup.contains(part), "{part}: {startup}");
+        }
+        assert!(startup.contains("client_encoding UTF8") && startup.contains("wal_sender_timeout 60s"));
+    }
+
+    #[tokio::test]
+    async fn passwords_are_sent_as_asked_for() {
+        let url = "postgres://me:secret@127.0.0.1:PORT/app";
+        let ready = [backend(b'R', b"\0\0\0\0"), backend(b'Z', b"I")].concat();
+        let (connection, heard) = login(url, vec![backend(b'R', b"\0\0\0\x03"), ready.clone()]).await;
+        assert!(connection.is_ok());
+        assert_eq!(heard[1], backend(b'p', b"secret\0"));
+        let (connection, heard) = login(url, vec![backend(b'R', b"\0\0\0\x05salt"), ready]).await;
+        assert!(connection.is_ok());
+        assert!(heard[1].starts_with(b"p\0\0\0\x28md5"));
+    }
+
+    #[tokio::test]
+    async fn logins_that_cannot_work_say_why() {
+        let refused = backend(b'E', b"VFATAL\0C28P01\0Mpassword authentication failed\0\0");
+        let cases = [
+            ("postgres://me@127.0.0.1:PORT/app", backend(b'R', b"\0\0\0\x03"), "the URL has none"),
+            ("postgres://me:x@127.0.0.1:PORT/app", backend(b'R', b"\0\0\0\x07"), "login method 7"),
+            ("postgres://me:x@127.0.0.1:PORT/app", backend(b'R', b"\0\0\0\x0aOTHER\0\0"), "no login method"),
+            (
+                "postgres://me:x@127.0.0.1:PORT/app",
+                refused,
+                "password authentication failed (SQLSTATE 28P01)",
+            ),
+        ];
+        for (url, answer, expected) in cases {
+            let error = login(url, vec![answer]).await.0.expect_err("an error");
+            assert!(error.is_permanent() && error.to_string().contains(expected), "{error}");
+        }
+        let garbled = login("postgres://me:x@127.0.0.1:PORT/app", vec![backend(b'R', b"\0")]).await.0;
+        assert!(garbled.is_err_and(|error| !error.is_permanent()));
+    }
+}
