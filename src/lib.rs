@@ -31,3 +31,5 @@ pub mod pg;
 pub mod position;
 pub mod proxy;
 pub mod resp;
+pub mod run;
+pub mod transport;

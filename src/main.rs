@@ -4,9 +4,12 @@ use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use cachefence::admin;
-use cachefence::config::{Config, ConfigError};
+use cachefence::cache::{Connection, purge_guards};
+use cachefence::config::{Config, ConfigError, RedisUrl};
+use cachefence::demo::DemoOptions;
+use cachefence::feed::{catalog, sql};
 use cachefence::guard::{GuardError, Guards};
+use cachefence::{admin, demo, run};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use thiserror::Error;
 use tracing_subscriber::EnvFilter;
@@ -80,6 +83,18 @@ enum Failure {
     NoSuchGuard(String, String),
     #[error("`cachefence {0}` is not supported by this version")]
     NotYet(&'static str),
+    #[error("{0}")]
+    Run(#[from] run::RunError),
+    #[error("{0}")]
+    Catalog(#[from] catalog::CatalogError),
+    #[error("{0}")]
+    Cache(#[from] cachefence::cache::CacheError),
+    #[error("{0}")]
+    Demo(#[from] demo::DemoError),
+    #[error("the demo did not show what it should: see the table above")]
+    DemoNotProven,
+    #[error("the operating system gives no threads: {0}")]
+    Threads(#[from] std::io::Error),
     #[error("not alive: {0}")]
     Health(#[from] admin::HealthError),
 }
@@ -91,7 +106,7 @@ impl Failure {
             Failure::Config(_) | Failure::Log(..) | Failure::Guard(_) | Failure::NoSuchGuard(..) => {
                 ExitCode::from(2)
             }
-            Failure::NotYet(_) | Failure::Health(_) => ExitCode::FAILURE,
+            _ => ExitCode::FAILURE,
         }
     }
 }
@@ -138,7 +153,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
     let config = Config::load(cli.options.config.as_deref())?;
     match &cli.command {
         Command::Run => run(config),
-        Command::Check => check(config),
+        Command::Check => Err(Failure::NotYet("check")),
         Command::Init { print } => init(config, *print),
         Command::Purge { guard } => purge(config, guard),
         Command::Healthcheck => Ok(admin::health(&config.admin.listen)?),
@@ -146,20 +161,37 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
     }
 }
 
-fn run(_config: Config) -> Result<(), Failure> {
-    Err(Failure::NotYet("run"))
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    // Clients have threads of their own; here is the feed, the deletions and the admin port.
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
 
-fn check(_config: Config) -> Result<(), Failure> {
-    Err(Failure::NotYet("check"))
+fn run(config: Config) -> Result<(), Failure> {
+    let runtime = runtime()?;
+    let ended = runtime.block_on(run::run(config));
+    // Tasks that sit in a blocking call (a look-up of a name) must not hold up the end.
+    runtime.shutdown_background();
+    Ok(ended?)
 }
 
-fn init(_config: Config, _print: bool) -> Result<(), Failure> {
-    Err(Failure::NotYet("init"))
+fn init(config: Config, print: bool) -> Result<(), Failure> {
+    let guards = Guards::new(&config.guards)?;
+    let (publication, slot) = (&config.postgres.publication, &config.postgres.slot);
+    if print {
+        print!("{}", sql::script(&guards, publication, slot));
+        return Ok(());
+    }
+    runtime()?.block_on(async {
+        let client = catalog::connect(&config.postgres.url, &config.postgres.application_name).await?;
+        sql::init(&client, &guards, publication, slot).await
+    })?;
+    println!("publication {publication}, slot {slot} and the functions of schema cachefence are there");
+    Ok(())
 }
 
-fn demo(_stay: bool) -> Result<(), Failure> {
-    Err(Failure::NotYet("demo"))
+fn demo(stay: bool) -> Result<(), Failure> {
+    let outcome = runtime()?.block_on(async { demo::run(DemoOptions::new(stay)?).await })?;
+    if outcome.proven() { Ok(()) } else { Err(Failure::DemoNotProven) }
 }
 
 fn purge(config: Config, table: &str) -> Result<(), Failure> {
@@ -169,5 +201,13 @@ fn purge(config: Config, table: &str) -> Result<(), Failure> {
         let known: Vec<&str> = guards.iter().map(|guard| guard.label.as_str()).collect();
         return Err(Failure::NoSuchGuard(label, known.join(", ")));
     }
-    Err(Failure::NotYet("purge"))
+    let redis = RedisUrl::parse(&config.redis.url).map_err(run::RunError::from)?;
+    let name = format!("cachefence:{}:purge", config.postgres.slot);
+    let purged = runtime()?.block_on(async {
+        let mut connection = Connection::open(&redis, &name).await?;
+        purge_guards(&mut connection, &guards, |id| guards.get(id).is_some_and(|guard| guard.label == label))
+            .await
+    })?;
+    println!("{purged} keys of {label} deleted");
+    Ok(())
 }

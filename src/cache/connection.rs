@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use redis_protocol::resp2::decode::decode_bytes_mut;
-use redis_protocol::resp2::types::BytesFrame;
+use redis_protocol::resp2::types::{BytesFrame, Resp2Frame};
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use super::Address;
+use crate::config::{Address, RedisUrl};
 use crate::resp::put_request;
 use crate::transport::Transport;
 
@@ -64,6 +65,28 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// given up too early only adds to its work.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
+impl RedisUrl {
+    /// Connects, without logging in.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub async fn connect(&self) -> io::Result<Transport> {
+        Ok(match &self.address {
+            Address::Tcp(address) => Transport::tcp(TcpStream::connect(address).await?),
+            Address::Unix(path) => Transport::Unix(UnixStream::connect(path).await?),
+        })
+    }
+
+    /// The `AUTH` of the proxy's own connections, if there is one.
+    fn auth(&self) -> Option<Vec<&[u8]>> {
+        let password = self.password.as_deref()?.as_bytes();
+        Some(match self.user.as_deref() {
+            Some(user) => vec![b"AUTH", user.as_bytes(), password],
+            None => vec![b"AUTH", password],
+        })
+    }
+}
+
 /// A connection of the proxy's own.
 #[derive(Debug)]
 pub struct Connection {
@@ -80,7 +103,7 @@ impl Connection {
     ///
     /// # Errors
     /// When any of it fails.
-    pub async fn open(address: &Address, name: &str) -> Result<Self, CacheError> {
+    pub async fn open(address: &RedisUrl, name: &str) -> Result<Self, CacheError> {
         let io = |source| CacheError::Io { address: address.to_string(), source };
         let connected = timeout(CONNECT_TIMEOUT, address.connect()).await;
         let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(io)?;
@@ -97,7 +120,7 @@ impl Connection {
         connection.call(&[b"CLIENT", b"SETNAME", name.as_bytes()]).await?;
         connection.call(&[b"SELECT", address.db.to_string().as_bytes()]).await?;
         let info = connection.call(&[b"INFO", b"server"]).await?;
-        let info = info.as_str().unwrap_or_default();
+        let info = text(&info).unwrap_or_default();
         let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
         connection.run_id = run_id.trim().to_owned();
         Ok(connection)
@@ -150,7 +173,10 @@ impl Connection {
                 Ok(Some((reply, _, _))) => return Ok(reply),
                 Ok(None) => {}
                 Err(_) => {
-                    return Err(CacheError::Unreadable { address: self.address.clone(), command: command.to_owned() });
+                    return Err(CacheError::Unreadable {
+                        address: self.address.clone(),
+                        command: command.to_owned(),
+                    });
                 }
             }
             let read = timeout(REPLY_TIMEOUT, self.stream.read_buf(&mut self.incoming)).await;
@@ -169,6 +195,11 @@ impl Connection {
         let seconds = REPLY_TIMEOUT.as_secs();
         CacheError::Silent { address: self.address.clone(), command: command.to_owned(), seconds }
     }
+}
+
+/// A reply's text; none if it has no text.
+pub(crate) fn text(reply: &Reply) -> Option<&str> {
+    reply.as_str()
 }
 
 /// The command's name, without its arguments, which may be keys or a password.

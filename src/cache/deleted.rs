@@ -56,7 +56,9 @@ mod tests {
         deleted.restart(Lsn(10));
         deleted.push(Lsn(20), b"a".to_vec());
         deleted.push(Lsn(30), b"b".to_vec());
-        let after = |deleted: &Deleted, lsn| deleted.after(Lsn(lsn)).map(|keys| keys.map(<[u8]>::to_vec).collect::<Vec<_>>());
+        let after = |deleted: &Deleted, lsn| {
+            deleted.after(Lsn(lsn)).map(|keys| keys.map(<[u8]>::to_vec).collect::<Vec<_>>())
+        };
         assert_eq!(after(&deleted, 10), Some(vec![b"a".to_vec(), b"b".to_vec()]));
         assert_eq!(after(&deleted, 20), Some(vec![b"b".to_vec()]));
         assert_eq!(after(&deleted, 9), None);

@@ -58,7 +58,10 @@ impl Marker {
         let mut words = text.split(' ');
         let mut field = |name: &str| words.next()?.strip_prefix(name)?.strip_prefix('=');
         Some(Self {
-            identity: Identity { system_id: field("system")?.parse().ok()?, timeline: field("timeline")?.parse().ok()? },
+            identity: Identity {
+                system_id: field("system")?.parse().ok()?,
+                timeline: field("timeline")?.parse().ok()?,
+            },
             slot: field("slot")?.to_owned(),
             applied: field("applied")?.parse().ok()?,
             incarnation: field("incarnation")?.to_owned(),

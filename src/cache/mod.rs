@@ -5,7 +5,6 @@
 //! with the marker, many commits in one round trip, and only then moves the applied position, which the feed
 //! confirms to Postgres. The [reaper](Reaper) ends fills whose connection broke.
 
-mod address;
 mod connection;
 mod deleted;
 mod marker;
@@ -14,7 +13,7 @@ mod reaper;
 mod upstreams;
 mod worker;
 
-pub use address::{Address, AddressError};
+pub(crate) use connection::text as reply_text;
 pub use connection::{CacheError, Connection, Reply};
 pub use marker::{Marker, Standing};
 pub use purge::purge_guards;

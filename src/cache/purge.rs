@@ -1,5 +1,6 @@
 //! Purges: the keys of a guard are deleted by pattern, when it is not known which of them are out of date.
 
+use super::connection::text;
 use super::{CacheError, Connection, Reply};
 use crate::fence::GuardId;
 use crate::guard::Guards;
@@ -23,7 +24,8 @@ pub async fn purge_guards(
     for (_, glob) in guards.globs().filter(|(guard, _)| wanted(*guard)) {
         let mut cursor = "0".to_owned();
         loop {
-            let scan: [&[u8]; 6] = [b"SCAN", cursor.as_bytes(), b"MATCH", glob.as_bytes(), b"COUNT", SCAN_COUNT];
+            let scan: [&[u8]; 6] =
+                [b"SCAN", cursor.as_bytes(), b"MATCH", glob.as_bytes(), b"COUNT", SCAN_COUNT];
             let (next, keys) = page(connection.call(&scan).await?);
             // A pattern finds more than the guard's keys: a `*` also stands for what the column cannot print.
             let keys = keys.iter().filter(|key| guards.matching(key).iter().any(|guard| wanted(*guard)));
@@ -46,7 +48,7 @@ pub async fn purge_guards(
 fn page(reply: Reply) -> (String, Vec<bytes::Bytes>) {
     let Reply::Array(parts) = reply else { return ("0".into(), Vec::new()) };
     let mut parts = parts.into_iter();
-    let cursor = parts.next().and_then(|cursor| cursor.as_str().map(str::to_owned)).unwrap_or_else(|| "0".into());
+    let cursor = parts.next().as_ref().and_then(text).unwrap_or("0").to_owned();
     let keys = match parts.next() {
         Some(Reply::Array(keys)) => keys,
         _ => Vec::new(),

@@ -12,14 +12,16 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::{Abandoned, Address, CacheError, Connection, Upstreams};
+use super::connection::text;
+use super::{Abandoned, CacheError, Connection, Upstreams};
+use crate::config::RedisUrl;
 use crate::fence::Fence;
 
 /// Ends abandoned fills, one connection's after another's.
 #[derive(Debug)]
 pub struct Reaper {
     /// Where Redis is.
-    pub address: Address,
+    pub address: RedisUrl,
     /// The name of this incarnation.
     pub name: String,
     /// Where the fills are in flight.
@@ -49,7 +51,11 @@ impl Reaper {
         }
     }
 
-    async fn reap(&self, connection: &mut Option<Connection>, abandoned: &Abandoned) -> Result<(), CacheError> {
+    async fn reap(
+        &self,
+        connection: &mut Option<Connection>,
+        abandoned: &Abandoned,
+    ) -> Result<(), CacheError> {
         // Nothing was sent on a connection that never learnt its id.
         let Some(id) = abandoned.redis_id else { return Ok(()) };
         let connection = match connection {
@@ -62,7 +68,11 @@ impl Reaper {
             unlink.extend(keys.iter().map(|fill| &*fill.key));
             connection.call(&unlink).await?;
         }
-        info!(connection = abandoned.name, fills = abandoned.fills.len(), "abandoned fills ended, keys deleted");
+        info!(
+            connection = abandoned.name,
+            fills = abandoned.fills.len(),
+            "abandoned fills ended, keys deleted"
+        );
         Ok(())
     }
 }
@@ -74,7 +84,7 @@ async fn kill(connection: &mut Connection, id: u64, name: &str) -> Result<(), Ca
     let id = id.to_string();
     loop {
         let listed = connection.call(&[b"CLIENT", b"LIST", b"ID", id.as_bytes()]).await?;
-        let listed = listed.as_str().unwrap_or_default().lines().any(|line| field(line, "name") == Some(name));
+        let listed = text(&listed).unwrap_or_default().lines().any(|line| field(line, "name") == Some(name));
         if !listed {
             return Ok(());
         }
@@ -86,17 +96,24 @@ async fn kill(connection: &mut Connection, id: u64, name: &str) -> Result<(), Ca
 ///
 /// # Errors
 /// When Redis fails or refuses.
-pub(super) async fn kill_predecessors(connection: &mut Connection, slot_name: &str, own: &str) -> Result<(), CacheError> {
+pub(super) async fn kill_predecessors(
+    connection: &mut Connection,
+    slot_name: &str,
+    own: &str,
+) -> Result<(), CacheError> {
     loop {
         let reply = connection.call(&[b"CLIENT", b"LIST"]).await?;
-        let list = reply.as_str().unwrap_or_default();
+        let list = text(&reply).unwrap_or_default();
         let predecessor = |line: &&str| {
             let name = field(line, "name").unwrap_or_default();
             let of_slot = name.strip_prefix(slot_name).is_some_and(|rest| rest.starts_with(':'));
             of_slot && name.strip_prefix(own).is_none_or(|rest| !rest.is_empty() && !rest.starts_with(':'))
         };
-        let ids: Vec<String> =
-            list.lines().filter(predecessor).filter_map(|line| field(line, "id").map(str::to_owned)).collect();
+        let ids: Vec<String> = list
+            .lines()
+            .filter(predecessor)
+            .filter_map(|line| field(line, "id").map(str::to_owned))
+            .collect();
         if ids.is_empty() {
             return Ok(());
         }

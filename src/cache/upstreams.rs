@@ -91,7 +91,10 @@ impl Upstreams {
     /// but by the fills that clients have in flight.
     pub fn new(name: String) -> (Self, mpsc::UnboundedReceiver<Abandoned>) {
         let (abandoned, receiver) = mpsc::unbounded_channel();
-        (Self { name, next: AtomicU32::new(1), open: DashMap::new(), ended: Notify::new(), abandoned }, receiver)
+        (
+            Self { name, next: AtomicU32::new(1), open: DashMap::new(), ended: Notify::new(), abandoned },
+            receiver,
+        )
     }
 
     /// Registers a new connection.

@@ -9,9 +9,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout_at};
 use tracing::{info, warn};
 
+use super::connection::text;
 use super::deleted::Deleted;
 use super::reaper::kill_predecessors;
-use super::{Address, CacheError, Connection, Marker, Reply, Standing, Upstreams, purge_guards};
+use super::{CacheError, Connection, Marker, Reply, Standing, Upstreams, purge_guards};
+use crate::config::RedisUrl;
 use crate::feed::{CacheJob, GapReason, Identity, Invalidation};
 use crate::fence::{Fence, FillId, GuardId, KeyHash};
 use crate::guard::Guards;
@@ -23,7 +25,7 @@ use crate::proxy::CommandTable;
 #[derive(Clone, Debug)]
 pub struct WorkerSettings {
     /// Where Redis is.
-    pub address: Address,
+    pub address: RedisUrl,
     /// The beginning of the names of all connections of this slot.
     pub slot_name: String,
     /// The name of this incarnation: `slot_name`, a colon, and the incarnation.
@@ -96,7 +98,12 @@ pub struct Shared {
 
 impl Worker {
     /// A worker that has not connected yet. Where everything is deleted up to goes to `applied`.
-    pub fn new(settings: WorkerSettings, shared: Shared, state: Arc<CacheState>, applied: watch::Sender<Lsn>) -> Self {
+    pub fn new(
+        settings: WorkerSettings,
+        shared: Shared,
+        state: Arc<CacheState>,
+        applied: watch::Sender<Lsn>,
+    ) -> Self {
         let Shared { fence, guards, upstreams, commands, metrics } = shared;
         Self {
             settings,
@@ -191,7 +198,10 @@ impl Worker {
             if doomed {
                 ended.await;
             } else if timeout_at(deadline, ended).await.is_err() {
-                warn!(fills = fills.len(), "fills not answered within drain_timeout: ending their connections");
+                warn!(
+                    fills = fills.len(),
+                    "fills not answered within drain_timeout: ending their connections"
+                );
                 fills.iter().for_each(|(_, fill)| self.upstreams.doom(*fill));
                 doomed = true;
             }
@@ -251,18 +261,19 @@ impl Worker {
         let applied = *self.applied.borrow();
         let Some(expected) = self.marker(applied) else { return Ok(()) };
         let key = Marker::key(&self.settings.slot);
-        let Some(connection) = &mut self.connection else { return Err(not_connected(&self.settings.address)) };
+        let Some(connection) = &mut self.connection else {
+            return Err(not_connected(&self.settings.address));
+        };
         let found = connection.call(&[b"GET", key.as_bytes()]).await?;
-        match expected.judge(found.as_str()) {
+        match expected.judge(text(&found)) {
             Standing::At(lsn) if lsn >= applied => Ok(()),
-            Standing::At(lsn) => match self.deleted.after(lsn) {
-                Some(keys) => {
-                    let keys: Vec<&[u8]> = keys.collect();
-                    info!(marker = %lsn, %applied, keys = keys.len(), "this Redis is behind: deleting again");
-                    unlink(connection, &keys, Some(&expected)).await
-                }
-                None => self.purge("marker_behind", |_| true).await,
-            },
+            Standing::At(lsn) => {
+                let Some(keys) = self.deleted.after(lsn).map(Iterator::collect::<Vec<&[u8]>>) else {
+                    return self.purge("marker_behind", |_| true).await;
+                };
+                info!(marker = %lsn, %applied, keys = keys.len(), "this Redis is behind: deleting again");
+                unlink(connection, &keys, Some(&expected)).await
+            }
             Standing::Missing => self.purge("marker_missing", |_| true).await,
             Standing::Foreign => self.purge("marker_foreign", |_| true).await,
             Standing::OtherGuards => self.purge("guards_changed", |_| true).await,
@@ -270,7 +281,11 @@ impl Worker {
     }
 
     /// Deletes every key of the guards.
-    async fn purge(&mut self, reason: &'static str, wanted: impl Fn(GuardId) -> bool) -> Result<(), CacheError> {
+    async fn purge(
+        &mut self,
+        reason: &'static str,
+        wanted: impl Fn(GuardId) -> bool,
+    ) -> Result<(), CacheError> {
         // Fills that were let in before the fence was raised must not come after the SCAN has passed.
         let mut draining = Vec::new();
         self.fence.in_flight(&mut draining);
@@ -357,12 +372,16 @@ impl Worker {
     }
 }
 
-fn not_connected(address: &Address) -> CacheError {
+fn not_connected(address: &RedisUrl) -> CacheError {
     CacheError::Io { address: address.to_string(), source: std::io::ErrorKind::NotConnected.into() }
 }
 
 /// Deletes keys and writes the marker after them, in as few round trips as their size allows.
-async fn unlink(connection: &mut Connection, keys: &[&[u8]], marker: Option<&Marker>) -> Result<(), CacheError> {
+async fn unlink(
+    connection: &mut Connection,
+    keys: &[&[u8]],
+    marker: Option<&Marker>,
+) -> Result<(), CacheError> {
     let mut sent = 0;
     let mut command: Vec<&[u8]> = Vec::with_capacity(UNLINK_KEYS + 1);
     for keys in keys.chunks(UNLINK_KEYS) {

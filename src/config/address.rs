@@ -90,6 +90,16 @@ impl fmt::Debug for RedisUrl {
     }
 }
 
+/// Without the credentials: it goes to logs and to clients.
+impl fmt::Display for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.address {
+            Address::Tcp(address) => write!(f, "redis://{address}/{}", self.db),
+            Address::Unix(path) => write!(f, "unix://{}?db={}", path.display(), self.db),
+        }
+    }
+}
+
 impl RedisUrl {
     /// Parses `redis://[[user]:password@]host[:port][/db]` or `unix://[[user]:password@]PATH[?db=N]`.
     pub fn parse(text: &str) -> Result<Self, AddressError> {

@@ -10,7 +10,7 @@ use super::catalog::{Table, column_kind};
 use super::job::Invalidation;
 use super::positions::Positions;
 use super::state::{BROKEN_BY_STREAM, FeedState};
-use crate::fence::{self, KeyHash, Write};
+use crate::fence::{self, Write};
 use crate::guard::{ColumnKind, Guard, GuardId, Guards, key_hash};
 use crate::pg::pgoutput::{Message, OldTuple, Relation, Tuple, Value};
 use crate::pg::replication::unix_micros;
@@ -263,7 +263,7 @@ impl Applier {
         let fence = self.positions.fence();
         let mut draining = Vec::new();
         for key in transaction.keys.keys() {
-            fence.write(KeyHash(key_hash(self.db, key)), write, &mut draining);
+            fence.write(key_hash(self.db, key), write, &mut draining);
         }
         for guard in &transaction.truncated {
             fence.write_guard(fence::GuardId(guard.0), write, &mut draining);

@@ -19,7 +19,13 @@ pub enum Capped {
 /// Writes the capped form of a fill to `out`, or leaves it if the command has to go as it came.
 ///
 /// `now_unix_ms` is for the forms that name an instant.
-pub fn cap(form: FillForm, arguments: Arguments<'_>, ttl_ms: u64, now_unix_ms: u64, out: &mut BytesMut) -> Capped {
+pub fn cap(
+    form: FillForm,
+    arguments: Arguments<'_>,
+    ttl_ms: u64,
+    now_unix_ms: u64,
+    out: &mut BytesMut,
+) -> Capped {
     let rewritten = match form {
         FillForm::Set => set(arguments, ttl_ms, now_unix_ms, out),
         FillForm::SetEx => expiring(arguments, ttl_ms, 1000, out),
@@ -155,7 +161,15 @@ mod tests {
         assert_eq!(set("SET k v PX 100 GET XX"), to("SET k v GET XX PX 100"));
         assert_eq!(set("SET k v EXAT 1000010"), to("SET k v PX 10000"));
         assert_eq!(set("SET k v PXAT 2000000000"), to("SET k v PX 60000"));
-        for as_it_came in ["SET k v KEEPTTL", "SET k v EX 0", "SET k v EX x", "SET k v EX", "SET k v EX 1 PX 1", "SET k v EXAT 1", "SET k"] {
+        for as_it_came in [
+            "SET k v KEEPTTL",
+            "SET k v EX 0",
+            "SET k v EX x",
+            "SET k v EX",
+            "SET k v EX 1 PX 1",
+            "SET k v EXAT 1",
+            "SET k",
+        ] {
             assert_eq!(set(as_it_came), (Capped::Afterwards, String::new()), "{as_it_came}");
         }
     }
@@ -165,7 +179,10 @@ mod tests {
         assert_eq!(capped(FillForm::SetEx, "SETEX k 300 v"), (Capped::Rewritten, "PSETEX k 60000 v".into()));
         assert_eq!(capped(FillForm::PSetEx, "PSETEX k 300 v"), (Capped::Rewritten, "PSETEX k 300 v".into()));
         assert_eq!(capped(FillForm::SetNx, "SETNX k v"), (Capped::SetNxAsSet, "SET k v NX PX 60000".into()));
-        assert_eq!(capped(FillForm::GetSet, "GETSET k v"), (Capped::Rewritten, "SET k v GET PX 60000".into()));
+        assert_eq!(
+            capped(FillForm::GetSet, "GETSET k v"),
+            (Capped::Rewritten, "SET k v GET PX 60000".into())
+        );
         assert_eq!(capped(FillForm::HSet, "HSET k f v"), (Capped::Afterwards, String::new()));
     }
 }

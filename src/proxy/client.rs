@@ -117,11 +117,6 @@ impl Client {
         self.own.borrow_mut().clear();
     }
 
-    /// Whether the session is gone.
-    pub fn is_gone(&self) -> bool {
-        self.gone.get()
-    }
-
     /// A reply ended in the middle.
     pub fn break_off(&self) {
         self.broken.set(true);

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use crate::cache::Reply;
+use crate::cache::{Reply, reply_text};
 
 /// A command, by what the proxy does with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,7 +174,7 @@ impl CommandTable {
             // name, arity, flags, ...
             let Reply::Array(parts) = entry else { continue };
             let [Reply::BulkString(name), _, Reply::Array(flags), ..] = parts.as_slice() else { continue };
-            let has = |flag: &str| flags.iter().any(|f| f.as_str() == Some(flag));
+            let has = |flag: &str| flags.iter().any(|f| reply_text(f) == Some(flag));
             let command = if has("blocking") {
                 Command::Blocking
             } else if has("pubsub") && !has("fast") {

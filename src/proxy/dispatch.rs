@@ -86,7 +86,8 @@ impl Session {
     /// The link for the next command, or none while it has to wait for those before it on another link: so
     /// that the order of commands is the client's order.
     pub(super) fn link(&mut self, wants_pin: bool) -> Option<Rc<Link>> {
-        let keeps = self.pinned_for_good || self.watching || self.transaction.is_some() || self.links.all_pinned();
+        let keeps =
+            self.pinned_for_good || self.watching || self.transaction.is_some() || self.links.all_pinned();
         let wants_pin = wants_pin || keeps;
         if let Some(pin) = &self.pin
             && wants_pin
@@ -235,7 +236,10 @@ impl Session {
             }),
             None => {
                 let Some(link) = self.link(false) else { return Step::Wait };
-                link.send(|out| out.extend_from_slice(b"*2\r\n$5\r\nHELLO\r\n$1\r\n2\r\n"), self.expect(Meaning::None));
+                link.send(
+                    |out| out.extend_from_slice(b"*2\r\n$5\r\nHELLO\r\n$1\r\n2\r\n"),
+                    self.expect(Meaning::None),
+                );
                 Step::Done
             }
         };
@@ -335,15 +339,17 @@ impl Session {
             Command::Reset => return self.reset(),
             Command::Fill(form) => {
                 let step = if form.has_pairs() { 2 } else { usize::MAX };
-                (1..arguments.len()).step_by(step).any(|n| {
-                    arguments.get(n).is_some_and(|key| self.gate.guarded(db, key).is_some())
-                })
+                (1..arguments.len())
+                    .step_by(step)
+                    .any(|n| arguments.get(n).is_some_and(|key| self.gate.guarded(db, key).is_some()))
             }
             Command::Asof | Command::Hello | Command::Client | Command::Select | Command::Forbidden => true,
             _ => false,
         };
         if refused {
-            return self.own("-FENCE cachefence: not on a connection that has subscribed or monitors; use another\r\n");
+            return self.own(
+                "-FENCE cachefence: not on a connection that has subscribed or monitors; use another\r\n",
+            );
         }
         let Some(link) = self.link(true) else { return Step::Wait };
         link.send_raw(arguments.bytes());

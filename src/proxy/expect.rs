@@ -67,7 +67,10 @@ pub struct GuardedKey {
 impl Expected {
     /// Whether the reply can be passed on as it comes in, without being seen whole.
     pub fn streams(&self) -> bool {
-        matches!((&self.delivery, &self.meaning), (Delivery::Forward | Delivery::Drop | Delivery::Hidden, Meaning::None))
+        matches!(
+            (&self.delivery, &self.meaning),
+            (Delivery::Forward | Delivery::Drop | Delivery::Hidden, Meaning::None)
+        )
     }
 }
 
@@ -115,7 +118,10 @@ mod tests {
         assert_eq!(miss(Read::Zero, ":1\r\n", 1), Some(false));
         assert_eq!(miss(Read::EmptyArray, "*0\r\n", 0), Some(true));
         let mget = "*3\r\n$1\r\na\r\n$-1\r\n$0\r\n\r\n";
-        assert_eq!((0..3).map(|n| miss(Read::NilPerKey, mget, n)).collect::<Vec<_>>(), [Some(false), Some(true), Some(false)]);
+        assert_eq!(
+            (0..3).map(|n| miss(Read::NilPerKey, mget, n)).collect::<Vec<_>>(),
+            [Some(false), Some(true), Some(false)]
+        );
         assert_eq!(miss(Read::NilPerField, mget, 0), Some(true));
         assert_eq!(miss(Read::NilPerField, "*1\r\n$1\r\na\r\n", 0), Some(false));
     }

@@ -37,7 +37,12 @@ struct Admitted {
 
 impl Session {
     /// A fill outside of a transaction.
-    pub(super) fn fill(&mut self, form: FillForm, arguments: Arguments<'_>, evidence: Option<&Evidence>) -> Step {
+    pub(super) fn fill(
+        &mut self,
+        form: FillForm,
+        arguments: Arguments<'_>,
+        evidence: Option<&Evidence>,
+    ) -> Step {
         let keys = self.guarded_keys(form, arguments, self.client.db.get());
         let wants_pin = arguments.bytes().len() > LANE_REQUEST;
         if keys.is_empty() {
@@ -67,7 +72,12 @@ impl Session {
     }
 
     /// The keys of a fill that have guards, with their places among the arguments.
-    fn guarded_keys(&self, form: FillForm, arguments: Arguments<'_>, db: u32) -> Vec<(usize, Box<[u8]>, GuardedKey)> {
+    fn guarded_keys(
+        &self,
+        form: FillForm,
+        arguments: Arguments<'_>,
+        db: u32,
+    ) -> Vec<(usize, Box<[u8]>, GuardedKey)> {
         let step = if form.has_pairs() { 2 } else { usize::MAX };
         let places = (1..arguments.len()).step_by(step);
         let guarded = |n: usize| {
@@ -102,7 +112,13 @@ impl Session {
         admitted
     }
 
-    fn send_admitted(&mut self, link: &Link, form: FillForm, arguments: Arguments<'_>, admitted: Admitted) -> Step {
+    fn send_admitted(
+        &mut self,
+        link: &Link,
+        form: FillForm,
+        arguments: Arguments<'_>,
+        admitted: Admitted,
+    ) -> Step {
         let fills = Meaning::Fills(admitted.fills.into());
         let mut rewritten = BytesMut::new();
         let capped = match admitted.caps.as_slice() {
@@ -181,7 +197,8 @@ impl Session {
             return self.refuse_asof("-ERR wrong number of arguments for 'asof' command\r\n".into());
         };
         let Command::Fill(form) = self.gate.commands.load().get(inner) else {
-            return self.refuse_asof("-ERR cachefence: ASOF takes evidence and a fill, such as SET\r\n".into());
+            return self
+                .refuse_asof("-ERR cachefence: ASOF takes evidence and a fill, such as SET\r\n".into());
         };
         let evidence = match evidence(arguments.get(1).unwrap_or_default()) {
             Ok(evidence) => evidence,
@@ -208,7 +225,12 @@ impl Session {
     }
 
     /// A fill inside MULTI: queued in Redis, judged at EXEC.
-    pub(super) fn queue_fill(&mut self, form: FillForm, arguments: Arguments<'_>, evidence: Option<Evidence>) -> Step {
+    pub(super) fn queue_fill(
+        &mut self,
+        form: FillForm,
+        arguments: Arguments<'_>,
+        evidence: Option<Evidence>,
+    ) -> Step {
         let db = self.transaction.as_ref().and_then(|t| t.db).unwrap_or_else(|| self.client.db.get());
         let keys = self.guarded_keys(form, arguments, db);
         let step = self.forward(arguments, true, Meaning::None);
@@ -228,10 +250,12 @@ impl Session {
         }
         let Some(transaction) = self.transaction.take() else { return Step::Done };
         self.watching = false;
-        let unknown = matches!(link.introduction(), Introduction::Refused(_)) && !transaction.fills.is_empty();
+        let unknown =
+            matches!(link.introduction(), Introduction::Refused(_)) && !transaction.fills.is_empty();
         let mut all = Admitted::default();
         for queued in &transaction.fills {
-            let keys: Vec<_> = queued.keys.iter().map(|(key, guarded)| (0, key.clone(), guarded.clone())).collect();
+            let keys: Vec<_> =
+                queued.keys.iter().map(|(key, guarded)| (0, key.clone(), guarded.clone())).collect();
             let admitted = self.admit(&link, queued.form, &keys, queued.evidence.as_ref());
             all.fills.extend(admitted.fills);
             all.caps.extend(admitted.caps);

@@ -10,8 +10,8 @@ use tracing::debug;
 
 use super::commands::{CommandTable, FillForm};
 use super::expect::GuardedKey;
-use crate::cache::{AbandonedFill, Address, Upstreams};
-use crate::config::{self, LostFills, LostReads};
+use crate::cache::{AbandonedFill, Upstreams};
+use crate::config::{self, LostFills, LostReads, RedisUrl};
 use crate::feed::FeedState;
 use crate::fence::{ConnId, Evidence, Fence, Fill, FillId, LeaseRule, Millis, Ruling, Unproven, Verdict};
 use crate::guard::{GuardList, Guards, key_hash};
@@ -32,7 +32,7 @@ pub struct Gate {
     /// The connections that carry fills.
     pub upstreams: Arc<Upstreams>,
     /// Where Redis is.
-    pub address: Address,
+    pub address: RedisUrl,
     /// Judge and count; change nothing.
     pub observe: bool,
     /// The origin of the fence's clock.
@@ -118,7 +118,8 @@ impl Gate {
             return false;
         }
         let guards = self.guards.load();
-        let misses = |guard| guards.get(guard).is_some_and(|g| g.policy.when_feed_lost.reads == LostReads::Miss);
+        let misses =
+            |guard| guards.get(guard).is_some_and(|g| g.policy.when_feed_lost.reads == LostReads::Miss);
         let bypassed = key.guards.iter().any(|guard| misses(*guard));
         if bypassed {
             key.guards.iter().for_each(|guard| self.metrics.guard(*guard).bypassed.inc());
@@ -175,7 +176,8 @@ impl Gate {
             });
             policy.broken |= self.feed.is_broken(*guard);
             if lost {
-                let refuse = policy.lost == Some(LostFills::Refuse) || own.when_feed_lost.fills == LostFills::Refuse;
+                let refuse =
+                    policy.lost == Some(LostFills::Refuse) || own.when_feed_lost.fills == LostFills::Refuse;
                 policy.lost = Some(if refuse { LostFills::Refuse } else { LostFills::Cap });
                 policy.lost_ttl = policy.lost_ttl.min(own.when_feed_lost.fills_ttl.as_millis() as u64);
             }
@@ -229,13 +231,17 @@ impl Policy {
     fn decide(&self, verdict: Verdict) -> Admission {
         let refuse = |error: String| Admission::Refuse(Refusal { reply: self.reply, error });
         if self.broken {
-            return refuse("FENCE the guard is broken: its table no longer has what its templates need".into());
+            return refuse(
+                "FENCE the guard is broken: its table no longer has what its templates need".into(),
+            );
         }
         match (verdict, self.lost) {
             // What is known to be stale is no better for the feed being lost.
             (Verdict::Stale(stale), _) => refuse(match stale.position() {
                 Some(lsn) if lsn.0 == u64::MAX => "STALE the feed has not begun".into(),
-                Some(lsn) => format!("STALE the fill's data is not proven to contain the commit that ended at {lsn}"),
+                Some(lsn) => {
+                    format!("STALE the fill's data is not proven to contain the commit that ended at {lsn}")
+                }
                 None => "STALE an earlier part of this value was refused".into(),
             }),
             (_, Some(LostFills::Refuse)) => refuse("FENCE the feed is lost: nothing can be proven".into()),
@@ -279,6 +285,7 @@ fn stricter_unproven(a: config::Unproven, b: config::Unproven) -> config::Unprov
 
 /// A key as a log can hold it.
 fn printable(key: &[u8]) -> Cow<'static, str> {
-    let shown: String = key.iter().take(128).flat_map(|b| std::ascii::escape_default(*b)).map(char::from).collect();
+    let shown: String =
+        key.iter().take(128).flat_map(|b| std::ascii::escape_default(*b)).map(char::from).collect();
     Cow::Owned(if key.len() > 128 { format!("{shown}...") } else { shown })
 }

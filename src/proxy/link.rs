@@ -124,13 +124,17 @@ impl Link {
         *self.introduction.borrow_mut() = Introduction::Again;
         let name = self.gate.upstreams.name(&self.upstream);
         let expected = |meaning| Expected { client: client.clone(), delivery: Delivery::Hidden, meaning };
-        self.send(|out| put_request(out, &[b"CLIENT", b"SETNAME", name.as_bytes()]), expected(Meaning::Named));
+        self.send(
+            |out| put_request(out, &[b"CLIENT", b"SETNAME", name.as_bytes()]),
+            expected(Meaning::Named),
+        );
         self.send(|out| put_request(out, &[b"CLIENT", b"ID"]), expected(Meaning::RedisId));
     }
 
     fn named(&self, reply: &[u8]) {
         if let Some(error) = reply.strip_prefix(b"-") {
-            *self.introduction.borrow_mut() = Introduction::Refused(String::from_utf8_lossy(error).trim_end().into());
+            *self.introduction.borrow_mut() =
+                Introduction::Refused(String::from_utf8_lossy(error).trim_end().into());
         }
     }
 
@@ -204,7 +208,8 @@ impl Link {
     }
 
     async fn serve(&self, mut stream: Transport) -> String {
-        let mut reading = Reading { incoming: BytesMut::with_capacity(READ_CHUNK), scanner: ReplyScanner::default() };
+        let mut reading =
+            Reading { incoming: BytesMut::with_capacity(READ_CHUNK), scanner: ReplyScanner::default() };
         // Before anything else is sent, Redis has to know whose connection this is: a fill that was sent on
         // one without a name could not be ended by a successor.
         match timeout(CONNECT_TIMEOUT, self.introduce(&mut stream, &mut reading)).await {
@@ -215,7 +220,9 @@ impl Link {
         let mut doomed = pin!(self.upstream.doomed());
         let served = std::future::poll_fn(|cx| {
             if doomed.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(io::Error::other("a fill was not answered in time, or Redis was replaced")));
+                return Poll::Ready(Err(io::Error::other(
+                    "a fill was not answered in time, or Redis was replaced",
+                )));
             }
             self.poll(&mut stream, &mut reading, cx)
         });
@@ -227,7 +234,10 @@ impl Link {
 
     async fn introduce(&self, stream: &mut Transport, reading: &mut Reading) -> io::Result<()> {
         let mut request = BytesMut::new();
-        put_request(&mut request, &[b"CLIENT", b"SETNAME", self.gate.upstreams.name(&self.upstream).as_bytes()]);
+        put_request(
+            &mut request,
+            &[b"CLIENT", b"SETNAME", self.gate.upstreams.name(&self.upstream).as_bytes()],
+        );
         put_request(&mut request, &[b"CLIENT", b"ID"]);
         stream.write_all(&request).await?;
         self.named(&reading.next(stream).await?);
@@ -235,7 +245,12 @@ impl Link {
         Ok(())
     }
 
-    fn poll(&self, stream: &mut Transport, reading: &mut Reading, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll(
+        &self,
+        stream: &mut Transport,
+        reading: &mut Reading,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
         *self.waker.borrow_mut() = Some(cx.waker().clone());
         if self.closing.get() {
             return Poll::Ready(Ok(()));

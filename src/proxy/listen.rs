@@ -46,7 +46,9 @@ impl Listener {
             return TcpListener::bind(address).await.map(Self::Tcp).map_err(error);
         };
         // The file of a predecessor that was killed. One that lives answers, and keeps it.
-        if std::os::unix::net::UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
+        if std::os::unix::net::UnixStream::connect(path)
+            .is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+        {
             std::fs::remove_file(path).map_err(error)?;
         }
         let listener = UnixListener::bind(path).map_err(error)?;
@@ -77,7 +79,9 @@ impl Listener {
     /// The address, as bound.
     pub fn address(&self) -> String {
         match self {
-            Self::Tcp(listener) => listener.local_addr().map_or_else(|_| "?".into(), |address| address.to_string()),
+            Self::Tcp(listener) => {
+                listener.local_addr().map_or_else(|_| "?".into(), |address| address.to_string())
+            }
             Self::Unix(_, path) => format!("unix:{}", path.display()),
         }
     }

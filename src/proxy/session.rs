@@ -237,7 +237,9 @@ impl Session {
         let (soft, time) = OUT_SOFT_LIMIT;
         if waiting <= soft {
             self.slow_since = None;
-        } else if self.slow_since.get_or_insert_with(Instant::now).elapsed() > time || waiting > OUT_HARD_LIMIT {
+        } else if self.slow_since.get_or_insert_with(Instant::now).elapsed() > time
+            || waiting > OUT_HARD_LIMIT
+        {
             return Err(io::Error::other("the client does not read its replies"));
         }
         Ok(())
@@ -255,7 +257,8 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.client.leave();
         if let Some(pin) = self.pin.take() {
-            let clean = !self.pinned_for_good && !self.watching && self.transaction.is_none() && !self.streaming;
+            let clean =
+                !self.pinned_for_good && !self.watching && self.transaction.is_none() && !self.streaming;
             if clean && self.client.outstanding() == 0 { self.links.release(pin) } else { pin.close() }
         }
     }

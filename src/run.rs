@@ -1,0 +1,401 @@
+//! Puts the parts together and runs them: threads for clients, a runtime for everything else.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use serde_json::json;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use crate::admin::{self, AdminSource};
+use crate::cache::{self, CacheState, Reaper, Upstreams, Worker, WorkerSettings};
+use crate::config::{AddressError, Config, Contract, Mode, RedisUrl};
+use crate::feed::{self, Feed, FeedError, FeedState, Positions, Source, SourceState};
+use crate::fence::{Fence, Limits, Millis, SourceKind};
+use crate::guard::{GuardError, Guards};
+use crate::metrics::Metrics;
+use crate::position::Lsn;
+use crate::proxy::{CommandTable, Gate, ListenError, Listener, Threads};
+
+/// Why the proxy does not run.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// A guard cannot be used.
+    #[error(transparent)]
+    Guard(#[from] GuardError),
+    /// The Redis URL cannot be used.
+    #[error("redis.url: {0}")]
+    Redis(#[from] AddressError),
+    /// The database is not as it must be.
+    #[error(transparent)]
+    Feed(#[from] FeedError),
+    /// A port is not to be had.
+    #[error("{setting}: {source}")]
+    Listen {
+        /// The setting that names it.
+        setting: &'static str,
+        /// Which, and why.
+        source: ListenError,
+    },
+    /// The metrics cannot be registered.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// The operating system gives no thread, or no signal handler.
+    #[error("the operating system refused: {0}")]
+    System(#[from] io::Error),
+    /// A part that must never end has ended.
+    #[error("{0} ended, which it never should; please report this with the log")]
+    Ended(&'static str),
+}
+
+/// Outstanding misses that are remembered, at most: some 100 bytes each.
+const MAX_LEASES: usize = 1_000_000;
+/// Locks of the fence's table: growing or sweeping one of many shards stalls the others for no more than a fraction of a millisecond.
+const SHARDS: usize = 1024;
+/// Commits that wait for Redis, at most; the feed is held back beyond.
+const BACKLOG: usize = 4096;
+
+/// Runs the proxy until it is told to stop (SIGTERM, SIGINT).
+///
+/// # Errors
+/// When it cannot start: everything that can be away for a while (Postgres, Redis) is waited for instead.
+pub async fn run(config: Config) -> Result<(), RunError> {
+    let guards = Arc::new(Guards::new(&config.guards)?);
+    let redis = RedisUrl::parse(&config.redis.url)?;
+    let observe = config.proxy.mode == Mode::Observe;
+    let sources = sources(&config);
+    let names: Vec<&str> =
+        sources.iter().filter(|s| s.index.is_some()).map(|s| s.state.name.as_str()).collect();
+    let metrics = Arc::new(Metrics::new(&guards, &names)?);
+
+    let started = Instant::now();
+    let fence = Arc::new(Fence::new(limits(&config, guards.len())));
+    let kinds: Vec<SourceKind> = sources.iter().filter(|s| s.index.is_some()).map(|s| s.state.kind).collect();
+    let positions = Arc::new(Positions::new(fence.clone(), &kinds, started));
+    let feed_state = Arc::new(FeedState::new(guards.len()));
+    let cache_state = Arc::new(CacheState::default());
+
+    let incarnation = incarnation();
+    let slot_name = format!("cachefence:{}", config.postgres.slot);
+    let name = format!("{slot_name}:{incarnation}");
+    let (upstreams, abandoned) = Upstreams::new(name.clone());
+    let upstreams = Arc::new(upstreams);
+    let matching = Arc::new(ArcSwap::new(guards.clone()));
+    let commands = Arc::new(ArcSwap::from_pointee(CommandTable::known()));
+    let gate = Arc::new(Gate {
+        fence: fence.clone(),
+        guards: matching.clone(),
+        commands: commands.clone(),
+        metrics: metrics.clone(),
+        feed: feed_state.clone(),
+        upstreams: upstreams.clone(),
+        address: redis.clone(),
+        observe,
+        started,
+    });
+
+    // Ports first: whoever cannot have them shall not touch the slot or the cache.
+    let mut listeners = Vec::new();
+    for address in &config.proxy.listen {
+        let bound = Listener::bind(address).await;
+        listeners.push(bound.map_err(|source| RunError::Listen { setting: "proxy.listen", source })?);
+    }
+    let admin_address = config.admin.listen.clone();
+    let admin = TcpListener::bind(&admin_address).await.map_err(|source| RunError::Listen {
+        setting: "admin.listen",
+        source: ListenError { address: admin_address, source },
+    })?;
+
+    let status = Arc::new(Status {
+        fence: fence.clone(),
+        guards: guards.clone(),
+        metrics: metrics.clone(),
+        feed: feed_state.clone(),
+        sources: sources.iter().map(|source| (source.index, source.state.clone())).collect(),
+        cache: cache_state.clone(),
+        config: config.clone(),
+    });
+    status.mirror();
+    tokio::spawn(admin::serve(admin, status));
+
+    sweep(fence.clone(), positions.clone(), config.fence.history)?;
+    learn_columns(guards.clone(), matching.clone(), &feed_state);
+
+    let (jobs, job_receiver) = mpsc::channel(BACKLOG);
+    let (applied, applied_receiver) = watch::channel(Lsn(0));
+    let reaper = Reaper {
+        address: redis.clone(),
+        name: name.clone(),
+        fence: fence.clone(),
+        upstreams: upstreams.clone(),
+        abandoned,
+    };
+    let worker = Worker::new(
+        WorkerSettings {
+            address: redis,
+            slot_name,
+            name,
+            slot: config.postgres.slot.clone(),
+            incarnation,
+            drain_timeout: config.fence.drain_timeout,
+            observe,
+        },
+        cache::Shared { fence, guards: matching, upstreams, commands, metrics },
+        cache_state,
+        applied,
+    );
+    let feed = Feed::new(
+        feed::Settings {
+            url: config.postgres.url.clone(),
+            slot: config.postgres.slot.clone(),
+            publication: config.postgres.publication.clone(),
+            application_name: config.postgres.application_name.clone(),
+            feed_lost_after: config.postgres.feed_lost_after,
+            max_lag: config.postgres.max_lag,
+            poll_interval: config.fence.poll_interval,
+            db: gate.address.db,
+        },
+        guards,
+        sources,
+        positions,
+        feed_state,
+        jobs,
+        applied_receiver,
+    );
+
+    let threads = Arc::new(Threads::start(&gate, config.redis.upstream, threads(&config))?);
+    for listener in listeners {
+        tokio::spawn(listener.run(threads.clone(), config.proxy.max_clients));
+    }
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        ended = feed.run() => ended.map_err(RunError::from),
+        () = worker.run(job_receiver) => Err(RunError::Ended("the deleting side")),
+        ended = tokio::spawn(reaper.run()) => {
+            if let Err(error) = ended {
+                warn!(%error, "the reaper failed");
+            }
+            Err(RunError::Ended("the reaper"))
+        }
+        _ = terminate.recv() => stopped("SIGTERM"),
+        _ = interrupt.recv() => stopped("SIGINT"),
+    }
+}
+
+fn stopped(signal: &str) -> Result<(), RunError> {
+    // What was not confirmed is sent again to the next one, and deleted again.
+    info!(signal, "stopping");
+    Ok(())
+}
+
+/// The configured sources, and the primary in any case: its snapshots are needed even if nobody reads there.
+fn sources(config: &Config) -> Vec<Source> {
+    let source = |index, name: &str, url: Option<&String>| {
+        let kind = if url.is_some() { SourceKind::Replica } else { SourceKind::Primary };
+        let url = url.unwrap_or(&config.postgres.url).clone();
+        Source { index, url, state: Arc::new(SourceState::new(name, kind)) }
+    };
+    let mut sources: Vec<Source> = config
+        .sources
+        .iter()
+        .enumerate()
+        .map(|(index, configured)| source(Some(index), &configured.name, configured.url.as_ref()))
+        .collect();
+    if !sources.iter().any(|source| source.state.kind == SourceKind::Primary) {
+        let listed = if sources.is_empty() { Some(0) } else { None };
+        sources.push(source(listed, "primary", None));
+    }
+    sources
+}
+
+fn limits(config: &Config, guards: usize) -> Limits {
+    Limits {
+        history: config.fence.history.as_millis() as Millis,
+        lease_ttl: config.fence.lease_ttl.as_millis() as Millis,
+        max_keys: config.fence.max_keys,
+        max_leases: MAX_LEASES,
+        guards,
+        shards: SHARDS,
+    }
+}
+
+fn threads(config: &Config) -> usize {
+    match config.proxy.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    }
+}
+
+/// Names this process among its predecessors and successors.
+fn incarnation() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    format!("{now:x}-{:x}", std::process::id())
+}
+
+/// Drops what the fence no longer needs, on a thread that may block: a walk over millions of keys takes a while.
+fn sweep(fence: Arc<Fence>, positions: Arc<Positions>, history: Duration) -> io::Result<()> {
+    let pace = (history / 8).clamp(Duration::from_millis(100), Duration::from_secs(10));
+    std::thread::Builder::new().name("sweep".into()).spawn(move || {
+        loop {
+            std::thread::sleep(pace);
+            fence.sweep(positions.now());
+        }
+    })?;
+    Ok(())
+}
+
+/// Once the catalog is known, so is which texts a column can print: `user:<id>` no longer matches `user:1:photo`.
+fn learn_columns(guards: Arc<Guards>, matching: Arc<ArcSwap<Guards>>, feed: &FeedState) {
+    let mut tables = feed.tables();
+    tokio::spawn(async move {
+        while tables.changed().await.is_ok() {
+            let learnt = {
+                let tables = tables.borrow_and_update();
+                guards.with_column_kinds(|guard, column| {
+                    let table = tables.iter().find(|table| table.guard == guard.id);
+                    table.map_or(crate::guard::ColumnKind::Any, |table| table.kind(column))
+                })
+            };
+            matching.store(Arc::new(learnt));
+        }
+    });
+}
+
+/// What the admin port shows.
+struct Status {
+    fence: Arc<Fence>,
+    guards: Arc<Guards>,
+    metrics: Arc<Metrics>,
+    feed: Arc<FeedState>,
+    sources: Vec<(Option<usize>, Arc<SourceState>)>,
+    cache: Arc<CacheState>,
+    config: Config,
+}
+
+impl Status {
+    /// Has the gauges that mirror somebody's state set whenever somebody looks.
+    fn mirror(&self) {
+        let (fence, feed, sources) = (self.fence.clone(), self.feed.clone(), self.sources.clone());
+        let gaps_counted = std::sync::Mutex::new(std::collections::HashMap::new());
+        self.metrics.on_collect(move |metrics| {
+            let size = fence.size();
+            metrics.fence_keys.set(size.keys as i64);
+            metrics.fence_bytes.set(size.bytes as i64);
+            metrics.floor_lsn.set(i64::try_from(fence.floor().0).unwrap_or(0));
+            metrics.settled_lsn.set(fence.settled().0 as i64);
+            let applied = feed.applied_lsn.load(Ordering::Relaxed);
+            let received = feed.received_lsn.load(Ordering::Relaxed);
+            let end = feed.server_end_lsn.load(Ordering::Relaxed);
+            metrics.applied_lsn.set(applied as i64);
+            metrics.feed_lag_bytes.set(end.saturating_sub(applied) as i64);
+            metrics.feed_lag_seconds.set(feed.lag_us.load(Ordering::Relaxed) as f64 / 1e6);
+            metrics.feed_connected.set(i64::from(feed.streaming.load(Ordering::Relaxed)));
+            for (index, source) in &sources {
+                let Some(index) = index else { continue };
+                let gauges = metrics.source(*index);
+                gauges.up.set(i64::from(source.up.load(Ordering::Relaxed)));
+                let position = source.position.load(Ordering::Relaxed);
+                gauges.lag_bytes.set(received.saturating_sub(position) as i64);
+            }
+            let mut counted = gaps_counted.lock().unwrap_or_else(PoisonError::into_inner);
+            for (reason, count) in feed.gaps() {
+                let seen: &mut u64 = counted.entry(reason).or_default();
+                (*seen..count).for_each(|_| metrics.gap(reason.as_str()));
+                *seen = count;
+            }
+        });
+    }
+
+    fn cache_error(&self) -> Option<String> {
+        self.cache.error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl AdminSource for Status {
+    fn metrics(&self) -> String {
+        self.metrics.render()
+    }
+
+    fn ready(&self) -> Result<(), Vec<String>> {
+        let mut reasons = Vec::new();
+        if self.feed.is_lost() {
+            let why = self.feed.error().unwrap_or_else(|| "nothing has been heard from Postgres".into());
+            reasons.push(format!("the feed is lost: {why}"));
+        }
+        if !self.cache.connected.load(Ordering::Relaxed) {
+            let why = self.cache_error().unwrap_or_else(|| "not connected yet".into());
+            reasons.push(format!("Redis: {why}"));
+        }
+        if self.cache.purging.load(Ordering::Relaxed) {
+            reasons.push("guarded keys are being purged".into());
+        }
+        for guard in self.feed.broken().filter_map(|guard| self.guards.get(guard)) {
+            reasons.push(format!("guard {} is broken: see the log for what to run", guard.label));
+        }
+        if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let lsn = |lsn: u64| Lsn(lsn).to_string();
+        let sources: Vec<_> = self
+            .sources
+            .iter()
+            .map(|(index, source)| {
+                json!({
+                    "name": source.name,
+                    "read_by_applications": index.is_some(),
+                    "up": source.up.load(Ordering::Relaxed),
+                    "position": lsn(source.position.load(Ordering::Relaxed)),
+                    "error": source.error(),
+                })
+            })
+            .collect();
+        let size = self.fence.size();
+        let broken: Vec<_> = self.feed.broken().collect();
+        let guards: Vec<_> = self
+            .guards
+            .iter()
+            .map(|guard| json!({ "table": guard.label, "keys": guard.policy.keys, "broken": broken.contains(&guard.id) }))
+            .collect();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "contract": match self.config.postgres.contract { Contract::Bounded => "bounded", Contract::Strict => "strict" },
+            "mode": match self.config.proxy.mode { Mode::Enforce => "enforce", Mode::Observe => "observe" },
+            "feed": {
+                "lost": self.feed.is_lost(),
+                "streaming": self.feed.streaming.load(Ordering::Relaxed),
+                "received_lsn": lsn(self.feed.received_lsn.load(Ordering::Relaxed)),
+                "applied_lsn": lsn(self.feed.applied_lsn.load(Ordering::Relaxed)),
+                "confirmed_lsn": lsn(self.feed.confirmed_lsn.load(Ordering::Relaxed)),
+                "lag_seconds": self.feed.lag_us.load(Ordering::Relaxed) as f64 / 1e6,
+                "error": self.feed.error(),
+            },
+            "sources": sources,
+            "fence": {
+                "keys": size.keys,
+                "leases": size.leases,
+                "bytes": size.bytes,
+                "floor_lsn": self.fence.floor().to_string(),
+                "settled_lsn": self.fence.settled().to_string(),
+            },
+            "cache": {
+                "connected": self.cache.connected.load(Ordering::Relaxed),
+                "purging": self.cache.purging.load(Ordering::Relaxed),
+                "backlog_keys": self.cache.backlog.load(Ordering::Relaxed),
+                "error": self.cache_error(),
+            },
+            "guards": guards,
+        })
+    }
+
+    fn explain(&self, _key: &[u8]) -> Option<serde_json::Value> {
+        None
+    }
+}
