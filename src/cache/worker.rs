@@ -347,12 +347,13 @@ impl Worker {
         self.state.connected.store(false, Ordering::Relaxed);
         self.state.purging.store(false, Ordering::Relaxed);
         let text = error.to_string();
-        let mut last = self.state.error.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.as_deref() != Some(&text) {
-            warn!(error = text, "deletions wait, and the feed with them, until Redis does them");
-            *last = Some(text);
+        {
+            let mut last = self.state.error.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.as_deref() != Some(&text) {
+                warn!(error = text, "deletions wait, and the feed with them, until Redis does them");
+                *last = Some(text);
+            }
         }
-        drop(last);
         sleep(RETRY).await;
     }
 
