@@ -7,7 +7,7 @@ use tokio_postgres::{Client, NoTls};
 
 use crate::guard::{ColumnKind, Guard, GuardId, Guards};
 use crate::pg::replication::{Walsender, identifier, literal};
-use crate::pg::wire::{PgError, SESSION, Target, error_chain, permanent_sqlstate};
+use crate::pg::wire::{PgError, SESSION, Target, error_chain, parse_url, permanent_sqlstate};
 use crate::position::{Lsn, Snapshot};
 
 /// Logical messages of other output plugins' era: `messages` came to pgoutput with version 14.
@@ -252,10 +252,7 @@ impl CatalogError {
 /// # Errors
 /// The URL's or the connection's.
 pub async fn connect(url: &str, application_name: &str) -> Result<Client, CatalogError> {
-    let mut config: tokio_postgres::Config =
-        url.parse().map_err(|error: tokio_postgres::Error| PgError::Url(error_chain(&error)))?;
-    // For its refusals (TLS), which would otherwise read like network errors.
-    Target::from_config(&config)?;
+    let mut config = parse_url(url)?;
     let mut options = config.get_options().unwrap_or_default().to_owned();
     for (name, value) in SESSION {
         // Options are split at blanks; a backslash keeps one.

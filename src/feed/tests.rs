@@ -345,14 +345,18 @@ async fn a_column_dropped_while_running_breaks_the_guard() {
 async fn asof_puts_the_own_transaction_in_progress() {
     let mut db = database("cachefence_asof").await;
     sql::init(&db.client, &guards(&[]), "cachefence_asof", "cachefence_asof").await.expect("init");
+    let other = catalog::connect(&db.url, "other").await.expect("a connection");
     let transaction = db.client.transaction().await.expect("begin");
     let sql = "SELECT pg_current_xact_id()::text, cachefence.asof(), pg_current_snapshot()::text";
     transaction.query_one(sql, &[]).await.expect("an xid");
+    // A later transaction ends: only now is the own xid below the snapshot's xmax.
+    other.query_one("SELECT pg_current_xact_id()::text", &[]).await.expect("a later xid");
     let row = transaction.query_one(sql, &[]).await.expect("asof");
     let (own, asof, plain): (String, String, String) = (row.get(0), row.get(1), row.get(2));
     let asof: crate::position::Snapshot = asof.parse().expect("a snapshot");
     let plain: crate::position::Snapshot = plain.parse().expect("a snapshot");
     let own = crate::position::Xid(own.parse().expect("an xid"));
+    assert!(plain.sees(own), "fact F10: {plain}");
     assert!(!asof.sees(own) && plain.includes(&asof), "{asof} {plain}");
 }
 

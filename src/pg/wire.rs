@@ -63,7 +63,7 @@ pub enum PgError {
     #[error("login at Postgres: {0}")]
     Login(String),
     /// A setting in the URL that is not supported.
-    #[error("postgres.url: {0}")]
+    #[error("Postgres URL: {0}")]
     Url(String),
 }
 
@@ -213,24 +213,10 @@ impl Target {
     /// # Errors
     /// When it cannot be parsed, names no host or user, or demands TLS.
     pub fn parse(url: &str) -> Result<Self, PgError> {
-        let config: tokio_postgres::Config =
-            url.parse().map_err(|error: tokio_postgres::Error| PgError::Url(error_chain(&error)))?;
-        Self::from_config(&config)
+        Self::from_config(&parse_url(url)?)
     }
 
-    /// The same from a parsed URL.
-    ///
-    /// # Errors
-    /// As [`Target::parse`].
-    pub fn from_config(config: &tokio_postgres::Config) -> Result<Self, PgError> {
-        if !matches!(config.get_ssl_mode(), SslMode::Disable | SslMode::Prefer) {
-            return Err(PgError::Url(
-                "TLS to Postgres is not supported yet: use sslmode=disable or sslmode=prefer".into(),
-            ));
-        }
-        if config.get_channel_binding() == ChannelBinding::Require {
-            return Err(PgError::Url("channel_binding=require needs TLS, which is not supported yet".into()));
-        }
+    fn from_config(config: &tokio_postgres::Config) -> Result<Self, PgError> {
         let names: Vec<Address> = match config.get_hostaddrs() {
             [] => config
                 .get_hosts()
@@ -276,6 +262,28 @@ impl Target {
     pub fn dbname(&self) -> &str {
         &self.dbname
     }
+}
+
+/// Reads a URL or `key=value` string for either of our clients.
+///
+/// # Errors
+/// When it cannot be parsed, or demands TLS.
+pub fn parse_url(url: &str) -> Result<tokio_postgres::Config, PgError> {
+    let no_tls =
+        || PgError::Url("TLS to Postgres is not supported yet: use sslmode=disable or sslmode=prefer".into());
+    let config: tokio_postgres::Config = url.parse().map_err(|error: tokio_postgres::Error| {
+        // Modes of libpq that the parser does not know would read like typing errors.
+        let verifies =
+            ["verify-ca", "verify-full", "allow"].iter().any(|mode| url.contains(&format!("sslmode={mode}")));
+        if verifies { no_tls() } else { PgError::Url(error_chain(&error)) }
+    })?;
+    if !matches!(config.get_ssl_mode(), SslMode::Disable | SslMode::Prefer) {
+        return Err(no_tls());
+    }
+    if config.get_channel_binding() == ChannelBinding::Require {
+        return Err(PgError::Url("channel_binding=require needs TLS, which is not supported yet".into()));
+    }
+    Ok(config)
 }
 
 /// An error with all its causes: `tokio-postgres` says "db error" and hides the rest in `source()`.
@@ -629,9 +637,11 @@ mod tests {
         assert_eq!(format!("{target:?}"), r#"me@[(Tcp("db"), 5433)]/app"#);
         let target = Target::parse("postgres://me@%2Frun%2Fpg").expect("a target");
         assert_eq!(format!("{target:?}"), r#"me@[(Unix("/run/pg"), 5432)]/me"#);
-        let error = Target::parse("postgres://me@db/app?sslmode=require").expect_err("TLS");
-        assert!(error.to_string().contains("TLS to Postgres is not supported yet"), "{error}");
-        assert!(error.is_permanent());
+        for mode in ["require", "verify-ca", "verify-full"] {
+            let error = Target::parse(&format!("postgres://me@db/app?sslmode={mode}")).expect_err("TLS");
+            assert!(error.to_string().contains("TLS to Postgres is not supported yet"), "{error}");
+            assert!(error.is_permanent());
+        }
         assert!(Target::parse("postgres:///app").is_err());
     }
 
