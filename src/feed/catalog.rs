@@ -2,260 +2,24 @@
 
 use std::collections::HashMap;
 
-use thiserror::Error;
 use tokio_postgres::{Client, NoTls};
 
+pub use super::problem::{CatalogError, Problem, describe};
 use crate::guard::{ColumnKind, Guard, GuardId, Guards};
-use crate::pg::replication::{Walsender, identifier, literal};
-use crate::pg::wire::{PgError, SESSION, Target, error_chain, permanent_sqlstate};
+use crate::pg::error::error_chain;
+use crate::pg::replication::{Walsender, identifier};
+use crate::pg::target::{SESSION, Target, parse_url};
 use crate::position::{Lsn, Snapshot};
 
 /// Logical messages of other output plugins' era: `messages` came to pgoutput with version 14.
 const OLDEST_VERSION: i32 = 140_000;
-
-/// Something in the database that a person has to change.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum Problem {
-    /// Too old a server.
-    #[error("Postgres is version {found}; 14 or later is needed")]
-    Version {
-        /// `server_version_num`.
-        found: i32,
-    },
-    /// `wal_level` is too low.
-    #[error("wal_level is {found:?}; logical replication needs \"logical\"")]
-    WalLevel {
-        /// What it is.
-        found: String,
-    },
-    /// The role may not replicate.
-    #[error("role {role:?} may not stream replication")]
-    Role {
-        /// The role that we log in as.
-        role: String,
-    },
-    /// No such table.
-    #[error("guard {table}: there is no such table in database {database:?}")]
-    NoTable {
-        /// The guard.
-        guard: GuardId,
-        /// `schema.table`.
-        table: String,
-        /// Where it was looked for.
-        database: String,
-    },
-    /// Partitions have identities of their own.
-    #[error("guard {table}: {what} are not supported yet")]
-    Unsupported {
-        /// The guard.
-        guard: GuardId,
-        /// `schema.table`.
-        table: String,
-        /// What it is.
-        what: &'static str,
-    },
-    /// Not in the log.
-    #[error("guard {table}: the table is unlogged or temporary: its changes are not replicated")]
-    Unlogged {
-        /// The guard.
-        guard: GuardId,
-        /// `schema.table`, quoted for SQL.
-        table: String,
-    },
-    /// No such column.
-    #[error("guard {table}: template {template:?} uses column {column:?}, which the table does not have (it has {})", .columns.join(", "))]
-    NoColumn {
-        /// The guard.
-        guard: GuardId,
-        /// `schema.table`.
-        table: String,
-        /// The template.
-        template: String,
-        /// The missing column.
-        column: String,
-        /// The columns there are.
-        columns: Vec<String>,
-    },
-    /// Generated columns are not in the stream.
-    #[error(
-        "guard {table}: template {template:?} uses column {column:?}, which is generated: Postgres does not replicate it"
-    )]
-    Generated {
-        /// The guard.
-        guard: GuardId,
-        /// `schema.table`.
-        table: String,
-        /// The template.
-        template: String,
-        /// The column.
-        column: String,
-    },
-    /// An UPDATE would not tell the old key.
-    #[error(
-        "guard {table}: template {template:?} uses column {column:?}, which is outside the table's replica identity: an UPDATE or DELETE would not tell the old value"
-    )]
-    OutsideIdentity {
-        /// The guard.
-        guard: GuardId,
-        /// `schema.table`, quoted for SQL.
-        table: String,
-        /// The template.
-        template: String,
-        /// The column.
-        column: String,
-    },
-    /// UPDATE and DELETE of a published table would fail.
-    #[error(
-        "guard {table}: the table has no replica identity (no primary key, or REPLICA IDENTITY NOTHING): once it is published, UPDATE and DELETE of it fail"
-    )]
-    NoIdentity {
-        /// The guard.
-        guard: GuardId,
-        /// `schema.table`, quoted for SQL.
-        table: String,
-    },
-    /// The publication was made without this table.
-    #[error("publication {publication} does not contain {table}")]
-    NotPublished {
-        /// The guard.
-        guard: GuardId,
-        /// `schema.table`, quoted for SQL.
-        table: String,
-        /// The publication, quoted for SQL.
-        publication: String,
-    },
-    /// Some changes would not be seen.
-    #[error(
-        "publication {publication} restricts {table} by a row filter or a column list: changes outside it would be missed"
-    )]
-    Filtered {
-        /// The guard.
-        guard: GuardId,
-        /// `schema.table`, quoted for SQL.
-        table: String,
-        /// The publication, quoted for SQL.
-        publication: String,
-    },
-    /// Some changes would not be seen.
-    #[error("publication {publication} leaves out {missing}")]
-    Operations {
-        /// The publication, quoted for SQL.
-        publication: String,
-        /// What it leaves out.
-        missing: String,
-    },
-    /// The slot is someone else's.
-    #[error("replication slot {slot:?} {what}")]
-    Slot {
-        /// Its name.
-        slot: String,
-        /// What is wrong with it.
-        what: String,
-    },
-}
-
-impl Problem {
-    /// The SQL that mends it, where SQL can.
-    pub fn remedy(&self) -> Option<String> {
-        match self {
-            Problem::WalLevel { .. } => {
-                Some("ALTER SYSTEM SET wal_level = logical; -- and restart Postgres".into())
-            }
-            Problem::Role { role } => Some(format!("ALTER ROLE {} REPLICATION;", quoted_name(role))),
-            Problem::Unlogged { table, .. } => Some(format!("ALTER TABLE {table} SET LOGGED;")),
-            Problem::OutsideIdentity { table, .. } | Problem::NoIdentity { table, .. } => {
-                Some(format!("ALTER TABLE {table} REPLICA IDENTITY FULL;"))
-            }
-            Problem::NotPublished { table, publication, .. } => {
-                Some(format!("ALTER PUBLICATION {publication} ADD TABLE {table};"))
-            }
-            Problem::Filtered { table, publication, .. } => Some(format!(
-                "ALTER PUBLICATION {publication} DROP TABLE {table}; ALTER PUBLICATION {publication} ADD TABLE {table};"
-            )),
-            Problem::Operations { publication, .. } => Some(format!(
-                "ALTER PUBLICATION {publication} SET (publish = 'insert, update, delete, truncate');"
-            )),
-            Problem::Slot { slot, .. } => {
-                Some(format!("SELECT pg_drop_replication_slot({});", literal(slot)))
-            }
-            Problem::Version { .. }
-            | Problem::NoTable { .. }
-            | Problem::Unsupported { .. }
-            | Problem::NoColumn { .. }
-            | Problem::Generated { .. } => None,
-        }
-    }
-
-    /// The guard it is about; none: all of them.
-    pub fn guard(&self) -> Option<GuardId> {
-        match self {
-            Problem::NoTable { guard, .. }
-            | Problem::Unsupported { guard, .. }
-            | Problem::Unlogged { guard, .. }
-            | Problem::NoColumn { guard, .. }
-            | Problem::Generated { guard, .. }
-            | Problem::OutsideIdentity { guard, .. }
-            | Problem::NoIdentity { guard, .. }
-            | Problem::NotPublished { guard, .. }
-            | Problem::Filtered { guard, .. } => Some(*guard),
-            _ => None,
-        }
-    }
-}
-
-/// The problems, each with what mends it, for a person to read.
-pub fn describe(problems: &[Problem]) -> String {
-    let line = |problem: &Problem| match problem.remedy() {
-        Some(sql) => format!("{problem}; run: {sql}"),
-        None => problem.to_string(),
-    };
-    problems.iter().map(line).collect::<Vec<_>>().join("\n")
-}
-
-/// Why the feed cannot start.
-#[derive(Debug, Error)]
-pub enum CatalogError {
-    /// The database does not fit the guards.
-    #[error("{}", describe(.0))]
-    Problems(Vec<Problem>),
-    /// SQL failed.
-    #[error("{}", error_chain(.0))]
-    Sql(#[from] tokio_postgres::Error),
-    /// The walsender connection failed.
-    #[error(transparent)]
-    Walsender(#[from] PgError),
-    /// It answered what it should not.
-    #[error("unexpected answer from Postgres: {0}")]
-    Answer(String),
-    /// `postgres.url` leads to a standby, now.
-    #[error("the Postgres at postgres.url is in recovery: the feed needs the primary")]
-    Standby,
-    /// An attempt took too long.
-    #[error("no answer from Postgres for {0:?}")]
-    Timeout(std::time::Duration),
-}
-
-impl CatalogError {
-    /// Whether trying again later cannot help: a person has to change something.
-    pub fn is_permanent(&self) -> bool {
-        match self {
-            CatalogError::Problems(_) => true,
-            CatalogError::Sql(error) => error.code().is_some_and(|code| permanent_sqlstate(code.code())),
-            CatalogError::Walsender(error) => error.is_permanent(),
-            CatalogError::Answer(_) | CatalogError::Standby | CatalogError::Timeout(_) => false,
-        }
-    }
-}
 
 /// Connects for SQL, with the session settings that we fix. The connection ends when the client is dropped.
 ///
 /// # Errors
 /// The URL's or the connection's.
 pub async fn connect(url: &str, application_name: &str) -> Result<Client, CatalogError> {
-    let mut config: tokio_postgres::Config =
-        url.parse().map_err(|error: tokio_postgres::Error| PgError::Url(error_chain(&error)))?;
-    // For its refusals (TLS), which would otherwise read like network errors.
-    Target::from_config(&config)?;
+    let mut config = parse_url(url)?;
     let mut options = config.get_options().unwrap_or_default().to_owned();
     for (name, value) in SESSION {
         // Options are split at blanks; a backslash keeps one.
@@ -629,22 +393,5 @@ mod tests {
         {
             assert_eq!(quoted_name(name), quoted);
         }
-    }
-
-    #[test]
-    fn problems_name_the_sql() {
-        let problem = Problem::OutsideIdentity {
-            guard: GuardId(0),
-            table: "public.users".into(),
-            template: "users:by-email:<email>".into(),
-            column: "email".into(),
-        };
-        assert_eq!(problem.remedy().as_deref(), Some("ALTER TABLE public.users REPLICA IDENTITY FULL;"));
-        let error = CatalogError::Problems(vec![problem]);
-        assert!(
-            error.to_string().ends_with("; run: ALTER TABLE public.users REPLICA IDENTITY FULL;"),
-            "{error}"
-        );
-        assert!(error.is_permanent());
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  catalog   does the database fit the guards?  publication, slot
+//!  problem   what does not fit, and the SQL that mends it
 //!  stream    the socket: read, apply, confirm
 //!  apply     rows -> keys; a commit -> fences, settlement, deletions
 //!  sources   polls what the sources show -> settlement
@@ -16,6 +17,7 @@ mod backoff;
 pub mod catalog;
 mod job;
 mod positions;
+mod problem;
 pub mod sources;
 pub mod sql;
 mod state;
@@ -38,7 +40,7 @@ pub use stream::StreamError;
 
 use crate::guard::{GuardId, Guards};
 use crate::pg::replication::{System, Walsender, now_unix_micros};
-use crate::pg::wire::Target;
+use crate::pg::target::Target;
 use crate::position::Lsn;
 use apply::Applier;
 use backoff::Backoff;
@@ -96,8 +98,8 @@ impl FeedError {
     }
 }
 
-impl From<crate::pg::wire::PgError> for FeedError {
-    fn from(error: crate::pg::wire::PgError) -> Self {
+impl From<crate::pg::error::PgError> for FeedError {
+    fn from(error: crate::pg::error::PgError) -> Self {
         CatalogError::from(error).into()
     }
 }

@@ -89,7 +89,7 @@ pub struct Source {
 enum PollError {
     #[error(transparent)]
     Catalog(#[from] CatalogError),
-    #[error("{}", crate::pg::wire::error_chain(.0))]
+    #[error("{}", crate::pg::error::error_chain(.0))]
     Sql(#[from] tokio_postgres::Error),
     #[error("no answer for {POLL_TIMEOUT:?}")]
     Timeout,

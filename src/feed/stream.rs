@@ -16,9 +16,9 @@ use super::apply::{Applied, Applier};
 use super::job::CacheJob;
 use super::positions::Positions;
 use super::state::FeedState;
+use crate::pg::error::PgError;
 use crate::pg::pgoutput;
 use crate::pg::replication::{Event, Status, Walsender};
-use crate::pg::wire::PgError;
 use crate::position::Lsn;
 
 /// A status message that does not leave within this time means that the connection is dead.

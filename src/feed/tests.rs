@@ -78,8 +78,7 @@ impl Running {
             guards: 8,
             shards: 4,
         };
-        let positions =
-            Arc::new(Positions::new(Arc::new(Fence::new(limits)), &[SourceKind::Primary], Instant::now()));
+        let positions = Arc::new(Positions::new(Arc::new(Fence::new(limits)), &kinds, Instant::now()));
         let state = Arc::new(FeedState::new(guards.len()));
         let (jobs, mut queue) = mpsc::channel(4);
         let (applied, applied_reader) = watch::channel(Lsn(0));
@@ -346,14 +345,18 @@ async fn a_column_dropped_while_running_breaks_the_guard() {
 async fn asof_puts_the_own_transaction_in_progress() {
     let mut db = database("cachefence_asof").await;
     sql::init(&db.client, &guards(&[]), "cachefence_asof", "cachefence_asof").await.expect("init");
+    let other = catalog::connect(&db.url, "other").await.expect("a connection");
     let transaction = db.client.transaction().await.expect("begin");
     let sql = "SELECT pg_current_xact_id()::text, cachefence.asof(), pg_current_snapshot()::text";
     transaction.query_one(sql, &[]).await.expect("an xid");
+    // A later transaction ends: only now is the own xid below the snapshot's xmax.
+    other.query_one("SELECT pg_current_xact_id()::text", &[]).await.expect("a later xid");
     let row = transaction.query_one(sql, &[]).await.expect("asof");
     let (own, asof, plain): (String, String, String) = (row.get(0), row.get(1), row.get(2));
     let asof: crate::position::Snapshot = asof.parse().expect("a snapshot");
     let plain: crate::position::Snapshot = plain.parse().expect("a snapshot");
     let own = crate::position::Xid(own.parse().expect("an xid"));
+    assert!(plain.sees(own), "fact F10: {plain}");
     assert!(!asof.sees(own) && plain.includes(&asof), "{asof} {plain}");
 }
 
@@ -453,11 +456,17 @@ async fn a_replica_holds_what_is_settled_until_it_has_replayed() {
     feed.until("up", |r| r.sources.iter().all(|source| source.up.load(Ordering::Relaxed))).await;
 
     replica.batch_execute("SELECT pg_wal_replay_pause()").await.expect("pause");
+    // Only asked for so far.
+    let paused = "SELECT pg_get_wal_replay_pause_state() = 'paused'";
+    while !replica.query_one(paused, &[]).await.expect("the state").get::<_, bool>(0) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     db.client.batch_execute("INSERT INTO users VALUES (1)").await.expect("insert");
     let after = flushed(&db.client).await;
     feed.until_note(&keys(&["user:1"])).await;
     feed.until("the primary", |r| *r.positions.primary_settled().borrow() >= after).await;
-    assert!(feed.positions.fence().settled() < after);
+    let settled = feed.positions.fence().settled();
+    assert!(settled < after, "{settled} {after}");
     // What is deleted and visible on the primary is confirmed: a lagging replica does not hold the log.
     feed.until("confirmed", |r| r.state.confirmed_lsn.load(Ordering::Relaxed) >= after.0).await;
     replica.batch_execute("SELECT pg_wal_replay_resume()").await.expect("resume");

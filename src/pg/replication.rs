@@ -4,7 +4,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, BytesMut};
 
-use super::wire::{Connection, PgError, ServerError, Target};
+use super::error::{PgError, ServerError};
+use super::target::Target;
+use super::wire::Connection;
 use crate::position::Lsn;
 
 /// Microseconds from 1970-01-01 to 2000-01-01, where Postgres starts to count.

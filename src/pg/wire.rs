@@ -1,21 +1,19 @@
-//! One connection to Postgres: address, login, frames in and out.
+//! One connection to Postgres: login, frames in and out.
 //!
 //! Frames are cut by hand. `postgres-protocol` encodes what we send and does the cryptography, but its message
 //! parser does not know CopyBothResponse, the message that starts a replication stream.
 
-use std::fmt;
 use std::io;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{self, ScramSha256};
 use postgres_protocol::message::frontend;
-use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
-use tokio_postgres::config::{ChannelBinding, Host, SslMode};
+
+use super::error::{PgError, ServerError};
+use super::target::{Address, SESSION, Target};
 
 /// The longest message body that is believed. Postgres cannot build a longer one (`MaxAllocSize` is 1 GB).
 const MAX_FRAME: usize = 1 << 30;
@@ -25,131 +23,6 @@ const MAX_LOGIN_FRAME: usize = 64 * 1024;
 const READ_ROOM: usize = 64 * 1024;
 /// A read buffer that one huge row has blown up is given back when it is empty again.
 const KEEP_BUFFER: usize = 1024 * 1024;
-/// A server that accepts and then says nothing is given up after this long.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Session settings that decide how values are printed, and settings that could end the session. They are sent
-/// with the startup message, which wins over `ALTER ROLE ... SET` and over the URL's own `options`: keys must
-/// look the same whoever administers the database.
-pub const SESSION: &[(&str, &str)] = &[
-    ("client_encoding", "UTF8"),
-    ("datestyle", "ISO, MDY"),
-    ("intervalstyle", "postgres"),
-    ("timezone", "UTC"),
-    ("extra_float_digits", "1"),
-    ("bytea_output", "hex"),
-    ("wal_sender_timeout", "60s"),
-    ("statement_timeout", "0"),
-    ("lock_timeout", "0"),
-    ("idle_in_transaction_session_timeout", "0"),
-    ("idle_session_timeout", "0"),
-    // Our own transactions must not wait for a synchronous standby that may be ourselves.
-    ("synchronous_commit", "local"),
-];
-
-/// What can go wrong between us and Postgres.
-#[derive(Debug, Error)]
-pub enum PgError {
-    /// The connection could not be made, broke, or was closed.
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    /// Postgres answered with an error.
-    #[error("{0}")]
-    Server(Box<ServerError>),
-    /// Bytes that Postgres would not send.
-    #[error("unexpected answer from Postgres: {0}")]
-    Protocol(String),
-    /// The login cannot work as configured.
-    #[error("login at Postgres: {0}")]
-    Login(String),
-    /// A setting in the URL that is not supported.
-    #[error("postgres.url: {0}")]
-    Url(String),
-}
-
-impl PgError {
-    /// The SQLSTATE, if Postgres itself answered.
-    pub fn code(&self) -> Option<&str> {
-        match self {
-            PgError::Server(error) => Some(&error.code),
-            _ => None,
-        }
-    }
-
-    /// Whether trying again later cannot help: a person has to change something.
-    pub fn is_permanent(&self) -> bool {
-        match self {
-            PgError::Io(_) | PgError::Protocol(_) => false,
-            PgError::Login(_) | PgError::Url(_) => true,
-            PgError::Server(error) => permanent_sqlstate(&error.code),
-        }
-    }
-}
-
-/// Whether an SQLSTATE says that a person has to change something: wrong password (28), no such database (3D),
-/// no such object or syntax, or a missing right (42), a feature or setting that is absent (0A).
-///
-/// Everything else (starting up, shutting down, out of slots, object in use) may pass by itself.
-pub fn permanent_sqlstate(code: &str) -> bool {
-    ["28", "3D", "42", "0A"].iter().any(|class| code.starts_with(class))
-}
-
-/// Postgres's ErrorResponse (or NoticeResponse).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ServerError {
-    /// `ERROR`, `FATAL`, `PANIC`, never translated.
-    pub severity: String,
-    /// The SQLSTATE, five characters.
-    pub code: String,
-    /// The message for people.
-    pub message: String,
-    /// More about it.
-    pub detail: Option<String>,
-    /// What to do about it.
-    pub hint: Option<String>,
-}
-
-impl ServerError {
-    /// Reads the fields of an ErrorResponse's body; what is missing or garbled stays empty.
-    pub fn parse(mut body: &[u8]) -> Self {
-        let mut error = ServerError::default();
-        let mut translated = None;
-        while let [field, rest @ ..] = body {
-            if *field == 0 {
-                break;
-            }
-            let Some(end) = rest.iter().position(|b| *b == 0) else { break };
-            let text = String::from_utf8_lossy(&rest[..end]).into_owned();
-            match field {
-                b'V' => error.severity = text,
-                b'S' => translated = Some(text),
-                b'C' => error.code = text,
-                b'M' => error.message = text,
-                b'D' => error.detail = Some(text),
-                b'H' => error.hint = Some(text),
-                _ => {}
-            }
-            body = &rest[end + 1..];
-        }
-        if error.severity.is_empty() {
-            error.severity = translated.unwrap_or_else(|| "ERROR".into());
-        }
-        error
-    }
-}
-
-impl fmt::Display for ServerError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} (SQLSTATE {})", self.severity, self.message, self.code)?;
-        if let Some(detail) = &self.detail {
-            write!(f, "; {detail}")?;
-        }
-        if let Some(hint) = &self.hint {
-            write!(f, "; hint: {hint}")?;
-        }
-        Ok(())
-    }
-}
 
 /// One message of the server, still in the read buffer.
 #[derive(Debug, Clone, Copy)]
@@ -180,117 +53,6 @@ impl Socket {
             Socket::Unix(stream) => stream.write_buf(buf).await,
         }
     }
-}
-
-/// Where and as whom to connect: what a URL says, in the form the startup message needs.
-#[derive(Clone)]
-pub struct Target {
-    hosts: Vec<(Address, u16)>,
-    user: String,
-    password: Option<Vec<u8>>,
-    dbname: String,
-    options: Option<String>,
-    connect_timeout: Duration,
-}
-
-#[derive(Clone, Debug)]
-enum Address {
-    Tcp(String),
-    Unix(PathBuf),
-}
-
-impl fmt::Debug for Target {
-    /// Never the password.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{:?}/{}", self.user, self.hosts, self.dbname)
-    }
-}
-
-impl Target {
-    /// Reads a URL or `key=value` string with the rules of `tokio-postgres`, so that both of our clients go to
-    /// the same place.
-    ///
-    /// # Errors
-    /// When it cannot be parsed, names no host or user, or demands TLS.
-    pub fn parse(url: &str) -> Result<Self, PgError> {
-        let config: tokio_postgres::Config =
-            url.parse().map_err(|error: tokio_postgres::Error| PgError::Url(error_chain(&error)))?;
-        Self::from_config(&config)
-    }
-
-    /// The same from a parsed URL.
-    ///
-    /// # Errors
-    /// As [`Target::parse`].
-    pub fn from_config(config: &tokio_postgres::Config) -> Result<Self, PgError> {
-        if !matches!(config.get_ssl_mode(), SslMode::Disable | SslMode::Prefer) {
-            return Err(PgError::Url(
-                "TLS to Postgres is not supported yet: use sslmode=disable or sslmode=prefer".into(),
-            ));
-        }
-        if config.get_channel_binding() == ChannelBinding::Require {
-            return Err(PgError::Url("channel_binding=require needs TLS, which is not supported yet".into()));
-        }
-        let names: Vec<Address> = match config.get_hostaddrs() {
-            [] => config
-                .get_hosts()
-                .iter()
-                .map(|host| match host {
-                    Host::Tcp(name) => Address::Tcp(name.clone()),
-                    #[cfg(unix)]
-                    Host::Unix(path) => Address::Unix(path.clone()),
-                })
-                .collect(),
-            addresses => addresses.iter().map(|address| Address::Tcp(address.to_string())).collect(),
-        };
-        let ports = config.get_ports();
-        let hosts: Vec<_> = names
-            .into_iter()
-            .enumerate()
-            .map(|(i, name)| {
-                // One port stands for all hosts, as in libpq.
-                let port = ports.get(i).or(ports.first()).copied().unwrap_or(5432);
-                (name, port)
-            })
-            .collect();
-        if hosts.is_empty() {
-            return Err(PgError::Url("names no host".into()));
-        }
-        let user = config.get_user().ok_or_else(|| PgError::Url("names no user".into()))?.to_owned();
-        Ok(Self {
-            hosts,
-            dbname: config.get_dbname().unwrap_or(&user).to_owned(),
-            user,
-            password: config.get_password().map(<[u8]>::to_vec),
-            options: config.get_options().map(str::to_owned),
-            connect_timeout: config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT),
-        })
-    }
-
-    /// Who logs in.
-    pub fn user(&self) -> &str {
-        &self.user
-    }
-
-    /// The database that is named, or meant: the user's name if none is.
-    pub fn dbname(&self) -> &str {
-        &self.dbname
-    }
-}
-
-/// An error with all its causes: `tokio-postgres` says "db error" and hides the rest in `source()`.
-pub fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// A connection after login.
@@ -601,39 +363,6 @@ fn data_row(body: &[u8]) -> Result<Vec<Option<String>>, PgError> {
 mod tests {
     use super::*;
     use tokio::net::TcpListener;
-
-    #[test]
-    fn errors_keep_code_detail_and_hint() {
-        let error =
-            ServerError::parse(b"SFEHLER\0VERROR\0C55006\0Mslot is active\0DPID 42\0Htry later\0Fslot.c\0\0");
-        assert_eq!(error.severity, "ERROR");
-        assert_eq!(error.to_string(), "ERROR: slot is active (SQLSTATE 55006); PID 42; hint: try later");
-        // Garbled fields are skipped, not trusted.
-        assert_eq!(ServerError::parse(b"C42").severity, "ERROR");
-        assert_eq!(ServerError::parse(b"").code, "");
-    }
-
-    #[test]
-    fn permanent_are_errors_that_a_person_must_mend() {
-        for code in ["28P01", "28000", "3D000", "42704", "42501", "0A000"] {
-            assert!(permanent_sqlstate(code), "{code}");
-        }
-        for code in ["57P03", "57P01", "53300", "55006", "08006", "XX000"] {
-            assert!(!permanent_sqlstate(code), "{code}");
-        }
-    }
-
-    #[test]
-    fn targets_come_from_urls() {
-        let target = Target::parse("postgres://me:secret@db:5433/app?sslmode=prefer").expect("a target");
-        assert_eq!(format!("{target:?}"), r#"me@[(Tcp("db"), 5433)]/app"#);
-        let target = Target::parse("postgres://me@%2Frun%2Fpg").expect("a target");
-        assert_eq!(format!("{target:?}"), r#"me@[(Unix("/run/pg"), 5432)]/me"#);
-        let error = Target::parse("postgres://me@db/app?sslmode=require").expect_err("TLS");
-        assert!(error.to_string().contains("TLS to Postgres is not supported yet"), "{error}");
-        assert!(error.is_permanent());
-        assert!(Target::parse("postgres:///app").is_err());
-    }
 
     /// A connection whose peer is the test.
     async fn pair() -> (Connection, TcpStream) {
