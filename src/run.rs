@@ -11,7 +11,7 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tracing::{info, warn};
+use tracing::{error, info};
 
 use crate::admin::{self, AdminSource};
 use crate::cache::{self, CacheState, Reaper, Upstreams, Worker, WorkerSettings};
@@ -59,7 +59,7 @@ const MAX_LEASES: usize = 1_000_000;
 /// Locks of the fence's table: growing or sweeping one of many shards stalls the others for no more than a fraction of a millisecond.
 const SHARDS: usize = 1024;
 /// Commits that wait for Redis, at most; the feed is held back beyond.
-const BACKLOG: usize = 4096;
+const BACKLOG: usize = 1024;
 
 /// Runs the proxy until it is told to stop (SIGTERM, SIGINT).
 ///
@@ -176,17 +176,25 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
-        ended = feed.run() => ended.map_err(RunError::from),
-        () = worker.run(job_receiver) => Err(RunError::Ended("the deleting side")),
+        // Tasks of their own: a purge must not delay an acknowledgement.
+        ended = tokio::spawn(feed.run()) => {
+            ended.map_or_else(|error| Err(failed("the feed", &error)), |ended| ended.map_err(RunError::from))
+        }
+        ended = tokio::spawn(worker.run(job_receiver)) => Err(ended.map_or_else(
+            |error| failed("the deleting side", &error),
+            |()| RunError::Ended("the deleting side"),
+        )),
         ended = tokio::spawn(reaper.run()) => {
-            if let Err(error) = ended {
-                warn!(%error, "the reaper failed");
-            }
-            Err(RunError::Ended("the reaper"))
+            Err(ended.map_or_else(|error| failed("the reaper", &error), |()| RunError::Ended("the reaper")))
         }
         _ = terminate.recv() => stopped("SIGTERM"),
         _ = interrupt.recv() => stopped("SIGINT"),
     }
+}
+
+fn failed(part: &'static str, error: &tokio::task::JoinError) -> RunError {
+    error!(part, %error, "a part failed");
+    RunError::Ended(part)
 }
 
 fn stopped(signal: &str) -> Result<(), RunError> {

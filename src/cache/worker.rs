@@ -79,8 +79,9 @@ const MAX_BATCH: usize = 4096;
 const UNLINK_KEYS: usize = 512;
 /// Bytes of commands that are sent before their replies are read.
 const WINDOW: usize = 256 * 1024;
-/// An idle feed still moves; its marker follows at this pace.
-const MARKER_PACE: Duration = Duration::from_secs(1);
+/// Commits of tables without a guard move the feed too. The marker follows them at this pace, and the applied
+/// position with it: were it confirmed before it is in the marker, the next start would find the marker behind.
+const MARKER_PACE: Duration = Duration::from_millis(100);
 
 /// What the worker shares with the rest of the proxy.
 pub struct Shared {
@@ -127,26 +128,39 @@ impl Worker {
         // Clients can be served before the feed has begun, with the command table of the Redis they talk to.
         self.retrying(async |worker| worker.connected().await.map(drop)).await;
         let mut batch = Vec::new();
-        while jobs.recv_many(&mut batch, MAX_BATCH).await > 0 {
-            let mut changes = Vec::new();
-            let mut advanced = Lsn(0);
+        let mut changes = Vec::new();
+        // What the feed has reached, be it applied or waiting for its turn to be written into the marker.
+        let mut reached = Lsn(0);
+        loop {
+            let received = jobs.recv_many(&mut batch, MAX_BATCH);
+            let received = if reached > *self.applied.borrow() {
+                timeout_at((self.marker_written + MARKER_PACE).into(), received).await.ok()
+            } else {
+                Some(received.await)
+            };
+            if received == Some(0) {
+                return;
+            }
             for job in batch.drain(..) {
                 match job {
                     CacheJob::Invalidate(change) => {
-                        advanced = change.end_lsn;
+                        reached = change.end_lsn;
                         changes.push(change);
                     }
-                    CacheJob::Advance(lsn) => advanced = lsn,
+                    CacheJob::Advance(lsn) => reached = lsn,
                     CacheJob::Start { identity, slot_position: position, gap, ready } => {
-                        self.apply(std::mem::take(&mut changes), advanced).await;
+                        self.apply(std::mem::take(&mut changes), reached).await;
                         self.start(identity, position, gap).await;
-                        advanced = position;
+                        reached = position;
                         // Nobody waits if the feed was lost again meanwhile; it will start once more.
                         let _ = ready.send(());
                     }
                 }
             }
-            self.apply(changes, advanced).await;
+            let due = self.settings.observe || self.marker_written.elapsed() >= MARKER_PACE;
+            if due || !changes.is_empty() {
+                self.apply(std::mem::take(&mut changes), reached).await;
+            }
         }
     }
 
@@ -159,9 +173,7 @@ impl Worker {
             self.drain(changes.iter().flat_map(|change| change.draining.iter().copied()).collect()).await;
             let keys: usize = changes.iter().map(|change| change.keys.len()).sum();
             self.state.backlog.store(keys as u64, Ordering::Relaxed);
-            if !changes.is_empty() || self.marker_written.elapsed() >= MARKER_PACE {
-                self.retrying(async |worker| worker.delete(&changes, advanced).await).await;
-            }
+            self.retrying(async |worker| worker.delete(&changes, advanced).await).await;
             self.state.backlog.store(0, Ordering::Relaxed);
         }
         self.count(&changes);
@@ -173,7 +185,6 @@ impl Worker {
                 self.deleted.push(change.end_lsn, key);
             }
         }
-        // Not moved in the marker, perhaps, but nothing was deleted either: a marker that is behind is true.
         self.applied.send_if_modified(|applied| {
             let moved = advanced > *applied;
             *applied = advanced.max(*applied);

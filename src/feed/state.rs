@@ -25,8 +25,8 @@ pub struct FeedState {
     pub connected: AtomicBool,
     /// Changes are coming.
     pub streaming: AtomicBool,
-    /// No word from Postgres for `feed_lost_after`, or lag beyond `max_lag`, or never streamed: guards do what
-    /// their `when_feed_lost` says.
+    /// Not streaming, no word from Postgres for `feed_lost_after`, or lag beyond `max_lag`: guards do what their
+    /// `when_feed_lost` says.
     pub lost: AtomicBool,
     /// How far the feed has received.
     pub received_lsn: AtomicU64,
@@ -183,10 +183,18 @@ impl FeedState {
         };
         self.lag_us.store(lag, Ordering::Relaxed);
         let silent = self.silent_for(now).is_none_or(|silence| silence > lost_after);
-        let lost = silent || Duration::from_micros(lag) > max_lag;
+        // At once when the stream ends: a successor may have taken the slot, and may have deleted already what
+        // we would still let in.
+        let interrupted = !self.streaming.load(Ordering::Relaxed);
+        let lost = interrupted || silent || Duration::from_micros(lag) > max_lag;
         if self.lost.swap(lost, Ordering::Relaxed) != lost {
             if lost {
-                tracing::error!(lag_us = lag, silent, "the feed is lost: guards do what when_feed_lost says");
+                tracing::error!(
+                    lag_us = lag,
+                    silent,
+                    interrupted,
+                    "the feed is lost: guards do what when_feed_lost says"
+                );
             } else {
                 tracing::info!("the feed is level again");
             }
