@@ -180,10 +180,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         ended = tokio::spawn(feed.run()) => {
             ended.map_or_else(|error| Err(failed("the feed", &error)), |ended| ended.map_err(RunError::from))
         }
-        ended = tokio::spawn(worker.run(job_receiver)) => Err(ended.map_or_else(
-            |error| failed("the deleting side", &error),
-            |()| RunError::Ended("the deleting side"),
-        )),
+        () = worker.run(job_receiver) => Err(RunError::Ended("the deleting side")),
         ended = tokio::spawn(reaper.run()) => {
             Err(ended.map_or_else(|error| failed("the reaper", &error), |()| RunError::Ended("the reaper")))
         }
