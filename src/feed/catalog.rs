@@ -109,6 +109,8 @@ pub struct Server {
     pub flushed: Lsn,
     /// What was visible then.
     pub snapshot: Snapshot,
+    /// Whom commits wait for.
+    pub synchronous_standby_names: String,
 }
 
 /// Looks at the server: version, `wal_level`.
@@ -121,7 +123,7 @@ pub async fn server(client: &Client) -> Result<Server, CatalogError> {
             "SELECT current_setting('server_version_num')::int4, current_setting('wal_level'), \
                     pg_is_in_recovery(), \
                     CASE WHEN pg_is_in_recovery() THEN '0/0' ELSE pg_current_wal_flush_lsn()::text END, \
-                    pg_current_snapshot()::text",
+                    pg_current_snapshot()::text, current_setting('synchronous_standby_names')",
             &[],
         )
         .await?;
@@ -142,6 +144,7 @@ pub async fn server(client: &Client) -> Result<Server, CatalogError> {
         problems,
         flushed: flushed.parse().map_err(|_| CatalogError::Answer(flushed))?,
         snapshot: snapshot.parse().map_err(|_| CatalogError::Answer(snapshot))?,
+        synchronous_standby_names: row.get(5),
     })
 }
 

@@ -222,7 +222,9 @@ impl Feed {
             );
         }
         if self.identity.is_none() || ready.gap.is_some() {
-            self.positions.restart(ready.identity, position, ready.floor, ready.gap.is_some());
+            // Where commits waited for us, more may have been confirmed than was visible: as with a fresh slot.
+            let suspicious = ready.gap.is_some() || self.state.synchronous.load(Ordering::Relaxed);
+            self.positions.restart(ready.identity, position, ready.floor, suspicious);
             self.stream.confirmed = position;
             self.state.server_end_lsn.store(position.0, Ordering::Relaxed);
         }
@@ -267,6 +269,7 @@ impl Feed {
             let client = catalog::connect(&settings.url, &settings.application_name).await?;
             let server = catalog::server(&client).await?;
             self.positions.seen_next_xid(server.snapshot.xmax());
+            self.state.see_synchronous(&server.synchronous_standby_names, &settings.application_name);
             let (tables, problems) = catalog::tables(&client, &self.guards).await?;
             // All at once: a person mends them in one go.
             let mut problems = [server.problems, problems].concat();

@@ -130,7 +130,8 @@ struct Session {
 const POLL_PRIMARY: &str = "\
     SELECT pg_is_in_recovery(), pg_postmaster_start_time()::text, pg_current_snapshot()::text, \
            CASE WHEN pg_is_in_recovery() THEN '0/0' ELSE pg_current_wal_flush_lsn()::text END, \
-           CASE WHEN pg_is_in_recovery() THEN '' ELSE left(pg_walfile_name(pg_current_wal_flush_lsn()), 8) END";
+           CASE WHEN pg_is_in_recovery() THEN '' ELSE left(pg_walfile_name(pg_current_wal_flush_lsn()), 8) END, \
+           current_setting('synchronous_standby_names')";
 const POLL_REPLICA: &str = "\
     SELECT pg_is_in_recovery(), pg_postmaster_start_time()::text, \
            coalesce(pg_last_wal_replay_lsn(), '0/0')::text, \
@@ -221,7 +222,9 @@ async fn poll_once(
     }
     let polled = async {
         match source.state.kind {
-            SourceKind::Primary => connected.poll_primary(source, positions, feed, epoch).await,
+            SourceKind::Primary => {
+                connected.poll_primary(source, positions, feed, application_name, epoch).await
+            }
             SourceKind::Replica => connected.poll_replica(source, positions, epoch).await,
         }
     };
@@ -251,6 +254,7 @@ impl Session {
         source: &Source,
         positions: &Positions,
         feed: &FeedState,
+        application_name: &str,
         epoch: Epoch,
     ) -> Result<(), PollError> {
         if positions.wants_suspects() {
@@ -271,6 +275,7 @@ impl Session {
         if found != epoch.identity.timeline {
             return Err(PollError::Timeline { found, expected: epoch.identity.timeline });
         }
+        feed.see_synchronous(row.get(5), application_name);
         let snapshot: Snapshot = parse(row.get(2))?;
         let flushed: Lsn = parse(row.get(3))?;
         source.state.position.store(flushed.0, Ordering::Relaxed);

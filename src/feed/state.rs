@@ -44,6 +44,8 @@ pub struct FeedState {
     pub reports: AtomicU64,
     /// The primary takes no connections while its stream goes on: it is shutting down.
     pub(super) primary_stopping: AtomicBool,
+    /// Postgres has commits wait for us: `synchronous_standby_names` names the feed, though the contract is bounded.
+    pub synchronous: AtomicBool,
     /// Keys of transactions in progress that have been collected so far: the progress of a huge one.
     pub transaction_keys: AtomicU64,
     /// What went wrong last; empty while streaming.
@@ -76,6 +78,7 @@ impl FeedState {
             reconnects: AtomicU64::new(0),
             reports: AtomicU64::new(0),
             primary_stopping: AtomicBool::new(false),
+            synchronous: AtomicBool::new(false),
             transaction_keys: AtomicU64::new(0),
             error: Mutex::new(None),
             broken: (0..guards).map(|_| AtomicU8::new(0)).collect(),
@@ -171,6 +174,18 @@ impl FeedState {
         }
     }
 
+    /// Takes the server's `synchronous_standby_names`, and says so if they name the feed.
+    pub(super) fn see_synchronous(&self, names: &str, application_name: &str) {
+        let named = names_standby(names, application_name);
+        if self.synchronous.swap(named, Ordering::Relaxed) != named && named {
+            tracing::warn!(
+                synchronous_standby_names = names,
+                "commits wait for this proxy, though its contract is bounded; take {application_name:?} out of the setting, \
+                 or name the standbys that are meant instead of *"
+            );
+        }
+    }
+
     pub(super) fn set_oldest_unapplied(&self, commit_time_us: Option<i64>) {
         self.oldest_unapplied_us.store(commit_time_us.unwrap_or(0), Ordering::Relaxed);
     }
@@ -202,9 +217,28 @@ impl FeedState {
     }
 }
 
+/// Whether `synchronous_standby_names` may mean a standby of this name: Postgres compares without case, and `*` is any.
+fn names_standby(setting: &str, name: &str) -> bool {
+    let words = setting.split(|c: char| c.is_whitespace() || "(),\"".contains(c));
+    setting.contains(&format!("\"{name}\""))
+        || words.into_iter().any(|word| word == "*" || word.eq_ignore_ascii_case(name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_synchronous_standby_is_recognised_by_name() {
+        for setting in
+            ["cachefence", "FIRST 1 (a, CacheFence)", "ANY 2 (a,\"cachefence\",b)", "*", "FIRST 1 (*)"]
+        {
+            assert!(names_standby(setting, "cachefence"), "{setting}");
+        }
+        for setting in ["", "a", "cachefence_a", "FIRST 1 (a, b)"] {
+            assert!(!names_standby(setting, "cachefence"), "{setting}");
+        }
+    }
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -215,6 +249,9 @@ mod tests {
         state.judge(0, 0, SECOND, SECOND);
         assert!(state.is_lost(), "nothing has been heard");
         state.heard(100);
+        state.judge(100, 0, SECOND, SECOND);
+        assert!(state.is_lost(), "connected is not streaming");
+        state.streaming.store(true, Ordering::Relaxed);
         state.judge(1_100, 0, SECOND, SECOND);
         assert!(!state.is_lost());
         state.judge(1_101, 0, SECOND, SECOND);
@@ -228,6 +265,9 @@ mod tests {
         state.set_oldest_unapplied(None);
         state.judge(1_101, 6_000_001, SECOND, SECOND);
         assert!(!state.is_lost());
+        state.streaming.store(false, Ordering::Relaxed);
+        state.judge(1_101, 6_000_001, SECOND, SECOND);
+        assert!(state.is_lost(), "the stream has just ended");
     }
 
     #[test]

@@ -219,12 +219,16 @@ impl Stream {
     /// Our progress. Confirmed is what is deleted *and* visible on the primary: after a restart the slot then
     /// starts no later than what a reader there may not see yet.
     ///
+    /// Where commits wait for us, waiting for their visibility would be waiting for each other (fact F6): what is
+    /// deleted is confirmed.
+    ///
     /// A server that is shutting down waits until we have confirmed all it has, and can no longer be polled. When it is
     /// back, everything that it ever logged is visible: what is deleted may be confirmed.
     fn status(&self, progress: &Progress, settled: Lsn) -> Status {
         let apply = self.applied(progress).max(progress.reported.apply);
         let stopping = self.state.primary_stopping.load(Ordering::Relaxed);
-        let flush = if stopping { apply } else { apply.min(settled) }.max(self.confirmed);
+        let synchronous = self.state.synchronous.load(Ordering::Relaxed);
+        let flush = if stopping || synchronous { apply } else { apply.min(settled) }.max(self.confirmed);
         Status { write: progress.received, flush, apply, request_reply: false }
     }
 
