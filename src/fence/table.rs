@@ -114,6 +114,9 @@ pub struct Fence {
     /// The last write's position, and positions at which a share of `max_keys` had been added: where to cut for room.
     written: AtomicU64,
     cuts: Mutex<Cuts>,
+    /// Held while room is made: two threads at it would drop twice as much as needed, and a cut of the old history
+    /// must not reach the floor of a new one.
+    room: Mutex<()>,
 }
 
 /// What of a key is counted.
@@ -170,6 +173,7 @@ impl Fence {
             ungranted: (0..UNGRANTED_SLOTS).map(|_| AtomicU64::new(0)).collect(),
             written: AtomicU64::new(0),
             cuts: Mutex::default(),
+            room: Mutex::default(),
             limits,
         }
     }
@@ -178,6 +182,7 @@ impl Fence {
     /// known and promised before belongs to a past that may not be comparable (another system, another timeline).
     /// Fills in flight stay registered. Call it under the same lock as [`Fence::settle`].
     pub fn restart(&self, floor: Lsn) {
+        let _room = lock(&self.room);
         // Nothing is fresh while the old history goes.
         self.floor.store(u64::MAX, Ordering::SeqCst);
         self.settled.store(0, Ordering::SeqCst);
@@ -412,6 +417,7 @@ impl Fence {
 
     /// Drops the oldest writes until the table is within `max_keys`, raising the floor first.
     fn make_room(&self) {
+        let _room = lock(&self.room);
         while self.written_keys.load(Ordering::Relaxed) > self.limits.max_keys {
             let written = Lsn(self.written.load(Ordering::Relaxed));
             let cut = lock(&self.cuts).at.pop_front().unwrap_or(written);
@@ -423,7 +429,6 @@ impl Fence {
     /// Remembers where the table stood each time that a share of `max_keys` had been added, so that room is
     /// made by position: the floor is one LSN, not a set of keys.
     fn write_added(&self) {
-        let count = self.written_keys.fetch_add(1, Ordering::Relaxed) + 1;
         let share = (self.limits.max_keys / CUT).max(1);
         let mut cuts = lock(&self.cuts);
         cuts.added += 1;
@@ -435,19 +440,21 @@ impl Fence {
             }
         }
         drop(cuts);
-        if count > self.limits.max_keys + share {
+        if self.written_keys.load(Ordering::Relaxed) > self.limits.max_keys + share {
             self.make_room();
         }
     }
 
     /// Changes one key's state under its lock, and keeps the counts. A state that ends empty is dropped.
     fn change<R>(&self, key: KeyHash, change: impl FnOnce(&mut KeyState) -> R) -> R {
+        // Counted before the lock goes: otherwise a sweep could take away what was not added yet.
         let (result, before, after) = match self.keys.entry(key) {
             Entry::Occupied(mut entry) => {
                 let before = Counted::of(entry.get());
                 let result = change(entry.get_mut());
                 entry.get_mut().forget(self.floor());
                 let after = Counted::of(entry.get());
+                self.count(before, after);
                 if entry.get().is_empty() {
                     entry.remove();
                 }
@@ -457,13 +464,17 @@ impl Fence {
                 let mut state = KeyState::default();
                 let result = change(&mut state);
                 let after = Counted::of(&state);
+                self.count(Counted::default(), after);
                 if !state.is_empty() {
                     entry.insert(state);
                 }
                 (result, Counted::default(), after)
             }
         };
-        self.count(before, after);
+        // After the lock is gone: making room takes them all.
+        if after.writes && !before.writes {
+            self.write_added();
+        }
         result
     }
 
@@ -488,10 +499,8 @@ impl Fence {
         if before.entries != after.entries {
             adjust(&self.entry_count, before.entries, after.entries);
         }
-        match (before.writes, after.writes) {
-            (false, true) => self.write_added(),
-            (true, false) => _ = self.written_keys.fetch_sub(1, Ordering::Relaxed),
-            _ => {}
+        if before.writes != after.writes {
+            adjust(&self.written_keys, usize::from(before.writes), usize::from(after.writes));
         }
     }
 

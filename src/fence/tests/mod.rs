@@ -5,6 +5,7 @@ mod flight;
 mod floor;
 mod leases;
 mod settlement;
+mod threads;
 
 use std::cell::Cell;
 use std::sync::Arc;
