@@ -139,6 +139,21 @@ struct Cuts {
     at: std::collections::VecDeque<Lsn>,
 }
 
+impl Cuts {
+    /// Drops the cuts that the floor has passed: each of them would cost a walk of the table and drop nothing.
+    fn forget(&mut self, floor: Lsn) {
+        while self.at.front().is_some_and(|cut| *cut <= floor) {
+            self.at.pop_front();
+        }
+    }
+
+    /// The lowest cut above the floor.
+    fn next(&mut self, floor: Lsn) -> Option<Lsn> {
+        self.forget(floor);
+        self.at.pop_front()
+    }
+}
+
 const SOURCE_LOST: u64 = u64::MAX;
 const UNGRANTED_SLOTS: usize = 1 << 16;
 /// The table is cut for room in steps of this share of `max_keys`.
@@ -420,7 +435,7 @@ impl Fence {
         let _room = lock(&self.room);
         while self.written_keys.load(Ordering::Relaxed) > self.limits.max_keys {
             let written = Lsn(self.written.load(Ordering::Relaxed));
-            let cut = lock(&self.cuts).at.pop_front().unwrap_or(written);
+            let cut = lock(&self.cuts).next(self.floor()).unwrap_or(written);
             self.floor.fetch_max(cut.0, Ordering::SeqCst);
             self.sweep_below_floor(0);
         }
@@ -432,6 +447,7 @@ impl Fence {
         let share = (self.limits.max_keys / CUT).max(1);
         let mut cuts = lock(&self.cuts);
         cuts.added += 1;
+        cuts.forget(self.floor());
         if cuts.added >= share {
             cuts.added = 0;
             let written = Lsn(self.written.load(Ordering::Relaxed));
@@ -533,7 +549,8 @@ impl Fence {
         let entries = self.entry_count.load(Ordering::Relaxed);
         let keys = self.written_keys.load(Ordering::Relaxed);
         let leases = self.lease_count.load(Ordering::Relaxed);
-        let bytes = entries * ENTRY_BYTES + leases * (size_of::<Extra>() + 16) + UNGRANTED_SLOTS * 8;
+        let cuts = lock(&self.cuts).at.len();
+        let bytes = entries * ENTRY_BYTES + leases * (size_of::<Extra>() + 16) + (UNGRANTED_SLOTS + cuts) * 8;
         Size { keys, leases, bytes }
     }
 }

@@ -122,6 +122,22 @@ fn room_is_made_by_dropping_the_oldest_writes() {
 }
 
 #[test]
+fn history_that_went_by_age_leaves_nothing_to_cut() {
+    let mut table = Table::new(Limits { max_keys: 16, history: 10, lease_ttl: 10, ..limits() });
+    let mut bytes = Vec::new();
+    for n in 0..1_000 {
+        table.write(KeyHash(n), 105 + n, 200 + n);
+        table.settle(200 + n, "90:90:");
+        table.now += 5;
+        table.fence.sweep(table.now);
+        bytes.push(table.fence.size().bytes);
+    }
+    assert!(bytes[999] <= bytes[100], "{} and later {} bytes", bytes[100], bytes[999]);
+    // None of this was dropped for room: the floor is just where age has put it.
+    assert!((1_195..1_199).contains(&table.fence.floor().0), "{}", table.fence.floor());
+}
+
+#[test]
 fn one_transaction_larger_than_the_table_leaves_it_usable() {
     let table = Table::new(Limits { max_keys: 16, ..limits() });
     for n in 0..1_000 {
