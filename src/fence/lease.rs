@@ -8,7 +8,7 @@
 
 use smallvec::SmallVec;
 
-use super::{ConnId, Millis};
+use super::{ConnId, Fill, Millis};
 use crate::position::Lsn;
 
 /// Whose miss can vouch for a fill.
@@ -99,8 +99,8 @@ impl Leases {
             return (Vouched::No, None);
         }
         let newest = |wanted: &dyn Fn(&Lease) -> bool| self.0.iter().rposition(wanted);
-        let place = newest(&|l| l.conn == conn && l.used == Use::Open)
-            .or_else(|| part.then(|| newest(&|l| l.conn == conn)).flatten())
+        // A miss of this connection that is in use is newer than its open ones, so a part stays with it.
+        let place = newest(&|l| l.conn == conn && (part || l.used == Use::Open))
             .or_else(|| (rule == LeaseRule::Key).then(|| newest(&|l| l.used == Use::Open)).flatten());
         let Some(place) = place else { return (Vouched::No, None) };
         let own = self.0[place];
@@ -118,10 +118,12 @@ impl Leases {
         (vouched, Some(place))
     }
 
-    /// Uses up the lease at `place`; a fill in parts leaves it for its next part.
-    pub fn use_up(&mut self, place: usize, part: bool, admitted: bool) {
-        if part {
-            self.0[place].used = if admitted { Use::Admitted } else { Use::Refused };
+    /// Uses up the lease at `place`; a fill in parts takes it along to its connection, for its next part.
+    pub fn use_up(&mut self, place: usize, fill: &Fill<'_>, admitted: bool) {
+        if fill.part {
+            let lease = &mut self.0[place];
+            lease.conn = fill.conn;
+            lease.used = if admitted { Use::Admitted } else { Use::Refused };
         } else {
             self.0.remove(place);
         }

@@ -307,7 +307,7 @@ impl Fence {
             if let Some(place) = place {
                 // Also where the client named its evidence: the fill answers this miss, which must not be
                 // left to a later write that saw none.
-                state.extra().leases.use_up(place, fill.part, ruling == Ruling::Forward);
+                state.extra().leases.use_up(place, fill, ruling == Ruling::Forward);
             }
             if ruling == Ruling::Forward {
                 state.extra().in_flight.push(fill.id);
@@ -327,7 +327,8 @@ impl Fence {
         extra.leases.expire(now);
         let (vouched, place) = extra.leases.vouch(fill.conn, fill.lease, fill.part, self.sources());
         let counts = self.ungranted_slot(key).load(Ordering::SeqCst) <= now;
-        (if counts { vouched } else { Vouched::No }, place)
+        // A part of a value that was refused stays refused, whoever may vouch.
+        (if counts || vouched == Vouched::Torn { vouched } else { Vouched::No }, place)
     }
 
     fn judge(&self, state: &KeyState, fill: &Fill<'_>, vouched: Vouched) -> Verdict {

@@ -194,6 +194,43 @@ fn a_refused_part_takes_the_rest_with_it() {
 }
 
 #[test]
+fn parts_do_not_go_on_with_an_older_miss() {
+    // Connection 1 has two misses, connection 2 an older one that ends between the parts.
+    let mut table = Table::new(limits());
+    table.miss(ALICE, 2);
+    table.now += 1;
+    written_between(&table, || (), || [1, 1].into_iter().for_each(|conn| table.miss(ALICE, conn)));
+    assert_eq!(table.add(ALICE, 1), OLDER_MISS);
+    table.now += 4_999;
+    assert_eq!(table.add(ALICE, 1), TORN, "the value would lack its first part");
+}
+
+#[test]
+fn a_refused_part_takes_the_rest_with_it_also_where_no_miss_counts() {
+    let table = Table::new(Limits { max_leases: 1, max_keys: 1, ..limits() });
+    table.miss(ALICE, 1);
+    for n in 0..10 {
+        table.write(KeyHash(50 + n), 105 + n, 200 + n);
+    }
+    assert!(matches!(table.add(ALICE, 1), Verdict::Stale(Stale::BelowFloor(_))));
+    table.miss(ALICE, 2); // Not granted: from here on no miss of the key counts.
+    assert_eq!(table.add(ALICE, 1), TORN);
+}
+
+#[test]
+fn parts_share_a_miss_of_another_connection_too() {
+    let table = Table::new(limits());
+    let add = |conn| table.judge(ALICE, &Fill { lease: LeaseRule::Key, part: true, ..table.fill(conn) });
+    table.miss(ALICE, 1);
+    assert_eq!(add(2), Verdict::Fresh);
+    assert_eq!(add(2), Verdict::Fresh);
+    assert_eq!(add(1), UNPROVEN, "it went to connection 2");
+    table.miss(ALICE, 2);
+    assert_eq!(table.set(ALICE, 2), Verdict::Fresh);
+    assert_eq!(add(2), UNPROVEN, "a new miss ends it");
+}
+
+#[test]
 fn leases_outlive_their_connection() {
     // Nothing tells the fence that a connection closed: the pool that dropped it may still deliver its fill
     // elsewhere, so the miss objects until it ends.
