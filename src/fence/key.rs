@@ -59,9 +59,9 @@ impl KeyState {
     }
 
     /// Remembers a write. Writes come in the order of their LSNs; one that was seen before (the feed re-sends
-    /// what it has not confirmed) changes nothing.
+    /// what it has not confirmed) changes nothing, nor does one that the floor has passed already.
     pub fn write(&mut self, write: Write, floor: Lsn) {
-        if write.lsn <= self.last {
+        if write.lsn <= self.last.max(floor) {
             return;
         }
         let before = Write { xid: self.xid, lsn: self.last };

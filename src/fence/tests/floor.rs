@@ -152,6 +152,19 @@ fn one_transaction_larger_than_the_table_leaves_it_usable() {
 }
 
 #[test]
+fn a_write_that_the_floor_has_passed_takes_no_room() {
+    let table = Table::new(Limits { max_keys: 16, ..limits() });
+    for n in 0..10 {
+        table.write(KeyHash(n), 105 + n, 200 + n);
+    }
+    // Sent again from before the floor.
+    for n in 20..100 {
+        table.write(KeyHash(n), n - 20, n);
+    }
+    assert_eq!((table.fence.size().keys, table.fence.floor()), (10, Lsn(100)));
+}
+
+#[test]
 fn a_restart_forgets_everything_and_starts_over_lower() {
     // A gap: the new history may be of another system, with lower positions.
     let mut table = Table::new(Limits { history: 10, lease_ttl: 10, ..limits() });
