@@ -129,13 +129,14 @@ impl KeyState {
         }
     }
 
-    /// Drops every write and lease, because they are of another history; fills in flight stay.
+    /// Drops every write, because it is of another history. Fills in flight stay, and so do leases: worth nothing,
+    /// but their fills may still come, by a connection that has a newer one.
     pub fn forget_history(&mut self) {
         (self.last, self.xid) = (Lsn(0), Xid(0));
         if let Some(extra) = self.extra.as_deref_mut() {
             extra.older.clear();
             extra.covered = Lsn(0);
-            extra.leases.clear();
+            extra.leases.void();
         }
     }
 }

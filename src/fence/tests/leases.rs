@@ -136,6 +136,27 @@ fn with_key_leases_any_connections_miss_will_do() {
 }
 
 #[test]
+fn with_key_leases_two_fills_may_change_places() {
+    let table = Table::new(limits());
+    let set = |conn| table.judge(ALICE, &Fill { lease: LeaseRule::Key, ..table.fill(conn) });
+    written_between(&table, || table.miss(ALICE, 1), || table.miss(ALICE, 2));
+    // First the new value on connection 1, which must leave the old miss where it is; then the old value.
+    assert_eq!(set(1), OLDER_MISS);
+    assert_eq!(set(2), superseded(200));
+}
+
+#[test]
+fn a_miss_from_before_a_restart_objects_to_later_ones() {
+    let table = Table::new(limits());
+    table.miss(ALICE, 1);
+    table.fence.restart(Lsn(300));
+    table.fence.settle(&Settled { sources: Some(2), ..polled(300, "200:200:") }, table.now);
+    table.miss(ALICE, 2);
+    assert_eq!(table.set(ALICE, 2), OLDER_MISS, "its fill may come by any connection");
+    assert_eq!(table.set(ALICE, 1), LOST);
+}
+
+#[test]
 fn with_leases_off_no_miss_vouches() {
     let table = Table::new(limits());
     let set = || table.judge(ALICE, &Fill { lease: LeaseRule::Off, ..table.fill(1) });
