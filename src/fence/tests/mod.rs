@@ -4,8 +4,10 @@ mod evidence;
 mod flight;
 mod floor;
 mod leases;
+mod model;
 mod settlement;
 mod threads;
+mod world;
 
 use std::cell::Cell;
 use std::sync::Arc;

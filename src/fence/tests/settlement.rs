@@ -11,8 +11,8 @@ fn going_on(sources: &[SourceKind]) -> Settlement {
     let mut settlement = Settlement::new(sources);
     settlement.restart(Lsn(100), false);
     settlement.primary(snapshot("100:100:"));
-    for source in 0..sources.len() {
-        settlement.replica_if(sources[source], source, 100);
+    for (source, kind) in sources.iter().enumerate() {
+        settlement.replica_if(*kind, source, 100);
     }
     assert_eq!(settlement.settled().lsn, Lsn(100));
     settlement
