@@ -190,10 +190,10 @@ impl Model {
             return;
         }
         let conn = other.unwrap_or(request.conn);
-        self.admit(&request, conn, part);
+        let conforms = self.admit(&request, conn, part);
         if part {
             // More of it may follow.
-            self.request(Request { begun: true, ..request });
+            self.request(Request { begun: true, robbed: request.robbed || !conforms, ..request });
         }
     }
 
@@ -232,7 +232,8 @@ impl Model {
         }
     }
 
-    pub(super) fn admit(&mut self, request: &Request, conn: u8, part: bool) {
+    /// Compares the verdict with the model's; whether the fill came as leases assume.
+    pub(super) fn admit(&mut self, request: &Request, conn: u8, part: bool) -> bool {
         let (key, hash) = (request.key, HASHES[request.key]);
         let own = self.own(hash, conn, part);
         let expected = self.expected(request, hash, own);
@@ -277,6 +278,7 @@ impl Model {
         if ruling == Ruling::Forward {
             self.in_flight.push((hash, id));
         }
+        conforms
     }
 
     pub(super) fn use_up(

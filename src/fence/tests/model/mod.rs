@@ -192,7 +192,7 @@ impl Model {
                     let (miss, evidence, node, data) = (None, None, None, Some(0));
                     let through =
                         Request { key, conn, miss, evidence, node, data, begun: false, robbed: false };
-                    self.admit(&through, conn, false);
+                    _ = self.admit(&through, conn, false);
                 }
             }
             Op::Finish(pick) => self.finish(usize::from(pick)),
