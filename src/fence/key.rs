@@ -59,9 +59,9 @@ impl KeyState {
     }
 
     /// Remembers a write. Writes come in the order of their LSNs; one that was seen before (the feed re-sends
-    /// what it has not confirmed) changes nothing.
+    /// what it has not confirmed) changes nothing, nor does one that the floor has passed already.
     pub fn write(&mut self, write: Write, floor: Lsn) {
-        if write.lsn <= self.last {
+        if write.lsn <= self.last.max(floor) {
             return;
         }
         let before = Write { xid: self.xid, lsn: self.last };
@@ -129,13 +129,14 @@ impl KeyState {
         }
     }
 
-    /// Drops every write and lease, because they are of another history; fills in flight stay.
+    /// Drops every write, because it is of another history. Fills in flight stay, and so do leases: worth nothing,
+    /// but their fills may still come, by a connection that has a newer one.
     pub fn forget_history(&mut self) {
         (self.last, self.xid) = (Lsn(0), Xid(0));
         if let Some(extra) = self.extra.as_deref_mut() {
             extra.older.clear();
             extra.covered = Lsn(0);
-            extra.leases.clear();
+            extra.leases.void();
         }
     }
 }

@@ -8,7 +8,7 @@
 
 use smallvec::SmallVec;
 
-use super::{ConnId, Millis};
+use super::{ConnId, Fill, Millis};
 use crate::position::Lsn;
 
 /// Whose miss can vouch for a fill.
@@ -81,8 +81,9 @@ impl Leases {
         self.0.retain(|l| l.until > now);
     }
 
-    pub fn clear(&mut self) {
-        self.0.clear();
+    /// What was settled when they were granted is of another history.
+    pub fn void(&mut self) {
+        self.0.iter_mut().for_each(|lease| lease.sources = None);
     }
 
     /// Finds what vouches for a fill, and takes it: the place of the lease that the fill uses up.
@@ -95,13 +96,17 @@ impl Leases {
         part: bool,
         sources: Option<u32>,
     ) -> (Vouched, Option<usize>) {
-        if rule == LeaseRule::Off {
-            return (Vouched::No, None);
-        }
         let newest = |wanted: &dyn Fn(&Lease) -> bool| self.0.iter().rposition(wanted);
-        let place = newest(&|l| l.conn == conn && l.used == Use::Open)
-            .or_else(|| part.then(|| newest(&|l| l.conn == conn)).flatten())
-            .or_else(|| (rule == LeaseRule::Key).then(|| newest(&|l| l.used == Use::Open)).flatten());
+        let open = |l: &Lease| l.used == Use::Open;
+        let place = match rule {
+            // A miss of this connection that is in use is newer than its open ones, so a part stays with it.
+            LeaseRule::Connection => newest(&|l| l.conn == conn && (part || open(l))),
+            // Not the newest of this connection: an older one of another's must stay to object.
+            LeaseRule::Key => {
+                part.then(|| newest(&|l| l.conn == conn && !open(l))).flatten().or_else(|| newest(&open))
+            }
+            LeaseRule::Off => None,
+        };
         let Some(place) = place else { return (Vouched::No, None) };
         let own = self.0[place];
         let valid = |l: &Lease| sources.is_some() && l.sources == sources;
@@ -118,10 +123,12 @@ impl Leases {
         (vouched, Some(place))
     }
 
-    /// Uses up the lease at `place`; a fill in parts leaves it for its next part.
-    pub fn use_up(&mut self, place: usize, part: bool, admitted: bool) {
-        if part {
-            self.0[place].used = if admitted { Use::Admitted } else { Use::Refused };
+    /// Uses up the lease at `place`; a fill in parts takes it along to its connection, for its next part.
+    pub fn use_up(&mut self, place: usize, fill: &Fill<'_>, admitted: bool) {
+        if fill.part {
+            let lease = &mut self.0[place];
+            lease.conn = fill.conn;
+            lease.used = if admitted { Use::Admitted } else { Use::Refused };
         } else {
             self.0.remove(place);
         }

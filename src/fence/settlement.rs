@@ -49,6 +49,7 @@ pub struct Settlement {
     received: Lsn,
     /// Guarded commits that no polled snapshot has seen, in feed order.
     queue: VecDeque<Write>,
+    max_queue: usize,
     /// Commits folded out of the queue: the first one's position, and the highest xid.
     folded: Option<(Lsn, Xid)>,
     /// The last guarded commit, be it settled or not.
@@ -87,6 +88,7 @@ impl Settlement {
             sources: sources.iter().map(source).collect(),
             received: Lsn(0),
             queue: VecDeque::new(),
+            max_queue: MAX_QUEUE,
             folded: None,
             last: Lsn(0),
             snapshot: None,
@@ -94,6 +96,13 @@ impl Settlement {
             suspects: Suspects::Unknown,
             generation: 0,
         }
+    }
+
+    /// A shorter queue, so that a test can fill it.
+    #[cfg(test)]
+    pub(super) fn with_queue_of(mut self, max_queue: usize) -> Self {
+        self.max_queue = max_queue;
+        self
     }
 
     /// Begins another history at the slot's position: at the start and after a gap. With a `fresh_slot`,
@@ -159,7 +168,7 @@ impl Settlement {
             return;
         }
         self.last = write.lsn;
-        if self.queue.len() >= MAX_QUEUE {
+        if self.queue.len() >= self.max_queue {
             // The primary has not been seen for long. Bounded memory costs exactness: all of them are
             // settled at once, when no transaction as old as the youngest of them runs any more.
             let first = self.folded.map_or_else(|| self.queue[0].lsn, |(first, _)| first);

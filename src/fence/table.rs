@@ -114,6 +114,9 @@ pub struct Fence {
     /// The last write's position, and positions at which a share of `max_keys` had been added: where to cut for room.
     written: AtomicU64,
     cuts: Mutex<Cuts>,
+    /// Held while room is made: two threads at it would drop twice as much as needed, and a cut of the old history
+    /// must not reach the floor of a new one.
+    room: Mutex<()>,
 }
 
 /// What of a key is counted.
@@ -134,6 +137,21 @@ impl Counted {
 struct Cuts {
     added: usize,
     at: std::collections::VecDeque<Lsn>,
+}
+
+impl Cuts {
+    /// Drops the cuts that the floor has passed: each of them would cost a walk of the table and drop nothing.
+    fn forget(&mut self, floor: Lsn) {
+        while self.at.front().is_some_and(|cut| *cut <= floor) {
+            self.at.pop_front();
+        }
+    }
+
+    /// The lowest cut above the floor.
+    fn next(&mut self, floor: Lsn) -> Option<Lsn> {
+        self.forget(floor);
+        self.at.pop_front()
+    }
 }
 
 const SOURCE_LOST: u64 = u64::MAX;
@@ -170,6 +188,7 @@ impl Fence {
             ungranted: (0..UNGRANTED_SLOTS).map(|_| AtomicU64::new(0)).collect(),
             written: AtomicU64::new(0),
             cuts: Mutex::default(),
+            room: Mutex::default(),
             limits,
         }
     }
@@ -178,6 +197,7 @@ impl Fence {
     /// known and promised before belongs to a past that may not be comparable (another system, another timeline).
     /// Fills in flight stay registered. Call it under the same lock as [`Fence::settle`].
     pub fn restart(&self, floor: Lsn) {
+        let _room = lock(&self.room);
         // Nothing is fresh while the old history goes.
         self.floor.store(u64::MAX, Ordering::SeqCst);
         self.settled.store(0, Ordering::SeqCst);
@@ -287,7 +307,7 @@ impl Fence {
             if let Some(place) = place {
                 // Also where the client named its evidence: the fill answers this miss, which must not be
                 // left to a later write that saw none.
-                state.extra().leases.use_up(place, fill.part, ruling == Ruling::Forward);
+                state.extra().leases.use_up(place, fill, ruling == Ruling::Forward);
             }
             if ruling == Ruling::Forward {
                 state.extra().in_flight.push(fill.id);
@@ -307,7 +327,8 @@ impl Fence {
         extra.leases.expire(now);
         let (vouched, place) = extra.leases.vouch(fill.conn, fill.lease, fill.part, self.sources());
         let counts = self.ungranted_slot(key).load(Ordering::SeqCst) <= now;
-        (if counts { vouched } else { Vouched::No }, place)
+        // A part of a value that was refused stays refused, whoever may vouch.
+        (if counts || vouched == Vouched::Torn { vouched } else { Vouched::No }, place)
     }
 
     fn judge(&self, state: &KeyState, fill: &Fill<'_>, vouched: Vouched) -> Verdict {
@@ -412,9 +433,10 @@ impl Fence {
 
     /// Drops the oldest writes until the table is within `max_keys`, raising the floor first.
     fn make_room(&self) {
+        let _room = lock(&self.room);
         while self.written_keys.load(Ordering::Relaxed) > self.limits.max_keys {
             let written = Lsn(self.written.load(Ordering::Relaxed));
-            let cut = lock(&self.cuts).at.pop_front().unwrap_or(written);
+            let cut = lock(&self.cuts).next(self.floor()).unwrap_or(written);
             self.floor.fetch_max(cut.0, Ordering::SeqCst);
             self.sweep_below_floor(0);
         }
@@ -423,10 +445,10 @@ impl Fence {
     /// Remembers where the table stood each time that a share of `max_keys` had been added, so that room is
     /// made by position: the floor is one LSN, not a set of keys.
     fn write_added(&self) {
-        let count = self.written_keys.fetch_add(1, Ordering::Relaxed) + 1;
         let share = (self.limits.max_keys / CUT).max(1);
         let mut cuts = lock(&self.cuts);
         cuts.added += 1;
+        cuts.forget(self.floor());
         if cuts.added >= share {
             cuts.added = 0;
             let written = Lsn(self.written.load(Ordering::Relaxed));
@@ -435,19 +457,21 @@ impl Fence {
             }
         }
         drop(cuts);
-        if count > self.limits.max_keys + share {
+        if self.written_keys.load(Ordering::Relaxed) > self.limits.max_keys + share {
             self.make_room();
         }
     }
 
     /// Changes one key's state under its lock, and keeps the counts. A state that ends empty is dropped.
     fn change<R>(&self, key: KeyHash, change: impl FnOnce(&mut KeyState) -> R) -> R {
+        // Counted before the lock goes: otherwise a sweep could take away what was not added yet.
         let (result, before, after) = match self.keys.entry(key) {
             Entry::Occupied(mut entry) => {
                 let before = Counted::of(entry.get());
                 let result = change(entry.get_mut());
                 entry.get_mut().forget(self.floor());
                 let after = Counted::of(entry.get());
+                self.count(before, after);
                 if entry.get().is_empty() {
                     entry.remove();
                 }
@@ -457,13 +481,17 @@ impl Fence {
                 let mut state = KeyState::default();
                 let result = change(&mut state);
                 let after = Counted::of(&state);
+                self.count(Counted::default(), after);
                 if !state.is_empty() {
                     entry.insert(state);
                 }
                 (result, Counted::default(), after)
             }
         };
-        self.count(before, after);
+        // After the lock is gone: making room takes them all.
+        if after.writes && !before.writes {
+            self.write_added();
+        }
         result
     }
 
@@ -488,10 +516,8 @@ impl Fence {
         if before.entries != after.entries {
             adjust(&self.entry_count, before.entries, after.entries);
         }
-        match (before.writes, after.writes) {
-            (false, true) => self.write_added(),
-            (true, false) => _ = self.written_keys.fetch_sub(1, Ordering::Relaxed),
-            _ => {}
+        if before.writes != after.writes {
+            adjust(&self.written_keys, usize::from(before.writes), usize::from(after.writes));
         }
     }
 
@@ -524,7 +550,8 @@ impl Fence {
         let entries = self.entry_count.load(Ordering::Relaxed);
         let keys = self.written_keys.load(Ordering::Relaxed);
         let leases = self.lease_count.load(Ordering::Relaxed);
-        let bytes = entries * ENTRY_BYTES + leases * (size_of::<Extra>() + 16) + UNGRANTED_SLOTS * 8;
+        let cuts = lock(&self.cuts).at.len();
+        let bytes = entries * ENTRY_BYTES + leases * (size_of::<Extra>() + 16) + (UNGRANTED_SLOTS + cuts) * 8;
         Size { keys, leases, bytes }
     }
 }

@@ -1,0 +1,181 @@
+//! The table under threads: the feed, clients, and sweeps all at once.
+//!
+//! Positions stand for data: a source that shows everything up to `n` gives data `n`. So a fill is wrong exactly
+//! if its data is below the key's last write that was fenced before the fill was judged.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::thread;
+
+use super::*;
+
+const KEYS: u64 = 48;
+const CLIENTS: usize = 3;
+const WRITES: u64 = 60_000;
+
+#[derive(Default)]
+struct Shared {
+    now: AtomicU64,
+    /// What the source shows.
+    visible: AtomicU64,
+    /// The last write of each key whose fence stands.
+    fenced: Vec<AtomicU64>,
+    /// A fill that is in flight for as long as it is written here: its number and its key.
+    in_flight: [AtomicU64; CLIENTS],
+    done: AtomicBool,
+}
+
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % sides
+    }
+}
+
+fn sees_up_to(lsn: u64) -> Snapshot {
+    Snapshot::new(Xid(lsn + 1), Xid(lsn + 1), Vec::new()).expect("a snapshot")
+}
+
+/// Transaction `n` ends at position `n`.
+fn feed(fence: &Fence, shared: &Shared) {
+    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    let mut draining = Vec::new();
+    let mut generation = 1;
+    let settle = |generation, lsn| {
+        // No further than what the feed has delivered, as `Settlement` has it.
+        let visible = shared.visible.load(SeqCst).min(lsn);
+        let primary = Some(Arc::new(sees_up_to(visible)));
+        let settled =
+            Settled { lsn: Lsn(visible), primary_lsn: Lsn(visible), primary, sources: Some(generation) };
+        fence.settle(&settled, shared.now.load(SeqCst));
+    };
+    for lsn in 101..=100 + WRITES {
+        let key = dice.roll(KEYS);
+        // Visible before the feed brings it, or a while after.
+        let ahead = dice.roll(3) == 0;
+        if ahead {
+            shared.visible.store(lsn, SeqCst);
+        }
+        let before: Vec<u64> = shared.in_flight.iter().map(|fill| fill.load(SeqCst)).collect();
+        draining.clear();
+        fence.write(KeyHash(key), Write { xid: Xid(lsn), lsn: Lsn(lsn) }, &mut draining);
+        for (fill, slot) in before.into_iter().zip(&shared.in_flight) {
+            if fill > 0 && fill % KEYS == key && slot.load(SeqCst) == fill {
+                assert!(draining.contains(&(KeyHash(key), FillId(fill))), "a fill in flight was missed");
+            }
+        }
+        shared.fenced[key as usize].store(lsn, SeqCst);
+        if dice.roll(4) == 0 {
+            shared.visible.store(lsn, SeqCst);
+            settle(generation, lsn);
+        }
+        if dice.roll(8) == 0 {
+            shared.now.fetch_add(1, SeqCst);
+        }
+        if dice.roll(4_000) == 0 {
+            generation += 1;
+            fence.restart(Lsn(lsn));
+            settle(generation, lsn);
+        }
+    }
+    shared.done.store(true, SeqCst);
+}
+
+fn client(fence: &Fence, shared: &Shared, number: usize) -> u64 {
+    let mut dice = Dice(0xd1b5_4a32_d192_ed03 ^ ((number as u64 + 1) << 32));
+    let conn = ConnId(number as u64);
+    let (mut next, mut fresh) = (number as u64 + 1, 0);
+    while !shared.done.load(SeqCst) {
+        let key = dice.roll(KEYS);
+        next += CLIENTS as u64;
+        let id = FillId(next * KEYS + key);
+        let way = dice.roll(4);
+        if way < 2 {
+            fence.miss(KeyHash(key), conn, shared.now.load(SeqCst));
+        }
+        let data = shared.visible.load(SeqCst);
+        if way == 0 && dice.roll(4) == 0 {
+            continue; // This client never fills what it missed.
+        }
+        let data = if way < 2 { data } else { data.saturating_sub(dice.roll(30)) };
+        let evidence = match way {
+            2 => Some(Evidence::Lsn(Lsn(data))),
+            3 => Some(Evidence::Snapshot(sees_up_to(data))),
+            _ => None,
+        };
+        let fenced = shared.fenced[key as usize].load(SeqCst);
+        let fill = Fill {
+            id,
+            conn,
+            guards: NO_GUARDS,
+            evidence: evidence.as_ref(),
+            lease: LeaseRule::Connection,
+            part: false,
+        };
+        let now = shared.now.load(SeqCst);
+        let (verdict, ruling) = fence.admit(KeyHash(key), &fill, now, |verdict| match verdict {
+            Verdict::Fresh => Ruling::Forward,
+            Verdict::Stale(_) | Verdict::Unproven(_) => Ruling::Refuse,
+        });
+        if ruling == Ruling::Forward {
+            assert!(
+                data >= fenced,
+                "{fill:?} of {key} with data at {data} is {verdict:?}; fenced at {fenced}"
+            );
+            fresh += 1;
+            shared.in_flight[number].store(id.0, SeqCst);
+            for _ in 0..dice.roll(50) {
+                std::hint::spin_loop();
+            }
+            shared.in_flight[number].store(0, SeqCst);
+            fence.finish(KeyHash(key), id);
+        }
+    }
+    fresh
+}
+
+#[test]
+fn no_thread_gets_an_old_value_past_the_others() {
+    let limits = Limits { history: 20, lease_ttl: 10, max_keys: 32, max_leases: 24, guards: 0, shards: 8 };
+    let fence = Fence::new(limits);
+    let empty = fence.size();
+    fence.restart(Lsn(100));
+    let fenced = (0..KEYS).map(|_| AtomicU64::new(0)).collect();
+    let shared = Shared { fenced, ..Shared::default() };
+    shared.visible.store(100, SeqCst);
+    let fresh: u64 = thread::scope(|scope| {
+        scope.spawn(|| {
+            // Also where it panics, so that the others end.
+            struct Done<'a>(&'a Shared);
+            impl Drop for Done<'_> {
+                fn drop(&mut self) {
+                    self.0.done.store(true, SeqCst);
+                }
+            }
+            let _done = Done(&shared);
+            feed(&fence, &shared);
+        });
+        scope.spawn(|| {
+            while !shared.done.load(SeqCst) {
+                fence.sweep(shared.now.load(SeqCst));
+                let size = fence.size();
+                assert!(size.keys <= KEYS as usize, "{size:?}");
+                assert!(size.leases <= 24 + CLIENTS, "{size:?}");
+            }
+        });
+        let (fence, shared) = (&fence, &shared);
+        let clients: Vec<_> =
+            (0..CLIENTS).map(|number| scope.spawn(move || client(fence, shared, number))).collect();
+        clients.into_iter().map(|client| client.join().expect("a client")).sum()
+    });
+    assert!(fresh > 1_000, "only {fresh} fills were fresh");
+    // Afterwards everything can be forgotten, and the counts agree that it was.
+    let end = polled(100 + WRITES, "1000000:1000000:");
+    fence.settle(&end, 1_000_000);
+    fence.settle(&end, 2_000_000);
+    fence.sweep(2_000_000);
+    assert_eq!(fence.size(), empty);
+}
