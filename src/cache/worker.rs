@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout_at};
+use tokio::time::{sleep, timeout, timeout_at};
 use tracing::{info, warn};
 
 use super::connection::text;
@@ -70,6 +70,8 @@ pub struct Worker {
     identity: Option<Identity>,
     deleted: Deleted,
     marker_written: Instant,
+    /// The position in the marker that was written last.
+    marked: Lsn,
 }
 
 const RETRY: Duration = Duration::from_millis(200);
@@ -119,6 +121,7 @@ impl Worker {
             identity: None,
             deleted: Deleted::default(),
             marker_written: Instant::now(),
+            marked: Lsn(0),
         }
     }
 
@@ -127,7 +130,15 @@ impl Worker {
         // Clients can be served before the feed has begun, with the command table of the Redis they talk to.
         self.retrying(async |worker| worker.connected().await.map(drop)).await;
         let mut batch = Vec::new();
-        while jobs.recv_many(&mut batch, MAX_BATCH).await > 0 {
+        loop {
+            match timeout(MARKER_PACE, jobs.recv_many(&mut batch, MAX_BATCH)).await {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(_) => {
+                    self.look_after().await;
+                    continue;
+                }
+            }
             let mut changes = Vec::new();
             let mut advanced = Lsn(0);
             for job in batch.drain(..) {
@@ -148,6 +159,22 @@ impl Worker {
             }
             self.apply(changes, advanced).await;
         }
+    }
+
+    /// Nothing has come for a while: the marker catches up, lest a successor finds it behind and purges; and a Redis
+    /// that was replaced is noticed, although nothing is to be deleted in it.
+    async fn look_after(&mut self) {
+        if self.settings.observe || self.identity.is_none() {
+            return;
+        }
+        self.retrying(async |worker| {
+            let applied = *worker.applied.borrow();
+            if worker.marked < applied {
+                return worker.delete(&[], applied).await;
+            }
+            worker.connected().await?.call(&[b"PING"]).await.map(drop)
+        })
+        .await;
     }
 
     /// Deletes what the changes name, and moves the applied position.
@@ -218,7 +245,7 @@ impl Worker {
         let marker = self.marker(advanced);
         let connection = self.connected().await?;
         unlink(connection, &keys, marker.as_ref()).await?;
-        self.marker_written = Instant::now();
+        (self.marker_written, self.marked) = (Instant::now(), advanced);
         Ok(())
     }
 
