@@ -172,6 +172,23 @@ impl World {
         Ok(now)
     }
 
+    /// Waits until everything committed until now has been applied, and the marker says so: a proxy that is ended now
+    /// leaves a cache that its successor can trust.
+    pub async fn marked(&self) -> Fallible<Lsn> {
+        let now = self.applied().await?;
+        let mut redis = self.redis.client().await?;
+        let marked = async || {
+            let Ok(found) = redis.cmd(&["GET", "cachefence:cachefence"]).await else { return false };
+            let (marker, confirmed) =
+                (found.text().unwrap_or_default(), self.status().await.unwrap_or_default());
+            let at = marker.split(' ').find_map(|word| word.strip_prefix("applied=")?.parse::<Lsn>().ok());
+            // Nothing was confirmed beyond it either.
+            at.is_some() && at >= lsn(&confirmed, "/feed/applied_lsn")
+        };
+        wait_until(&format!("the marker to reach {now}"), PATIENCE, marked).await?;
+        Ok(now)
+    }
+
     async fn position(&self, wanted: Lsn, names: &[&str]) -> Fallible<()> {
         let what = format!("{names:?} to reach {wanted}");
         let reached = async || {
