@@ -29,7 +29,11 @@ impl Deleted {
         }
     }
 
+    /// Adds a key. One of a commit that was sent again is here already.
     pub fn push(&mut self, lsn: Lsn, key: Vec<u8>) {
+        if self.keys.back().is_some_and(|(last, _)| lsn < *last) {
+            return;
+        }
         self.bytes += key.len();
         self.keys.push_back((lsn, key));
         while self.bytes > MAX_BYTES {

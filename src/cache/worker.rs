@@ -82,6 +82,8 @@ const WINDOW: usize = 256 * 1024;
 /// Commits of tables without a guard move the feed too. The marker follows them at this pace, and the applied
 /// position with it: were it confirmed before it is in the marker, the next start would find the marker behind.
 const MARKER_PACE: Duration = Duration::from_millis(100);
+/// How often the connection is looked after while nothing is to be deleted.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
 
 /// What the worker shares with the rest of the proxy.
 pub struct Shared {
@@ -132,14 +134,12 @@ impl Worker {
         // What the feed has reached, be it applied or waiting for its turn to be written into the marker.
         let mut reached = Lsn(0);
         loop {
-            let received = jobs.recv_many(&mut batch, MAX_BATCH);
-            let received = if reached > *self.applied.borrow() {
-                timeout_at((self.marker_written + MARKER_PACE).into(), received).await.ok()
-            } else {
-                Some(received.await)
-            };
-            if received == Some(0) {
-                return;
+            let pending = reached > *self.applied.borrow();
+            let until = if pending { self.marker_written + MARKER_PACE } else { Instant::now() + LOOK_AFTER };
+            match timeout_at(until.into(), jobs.recv_many(&mut batch, MAX_BATCH)).await {
+                Ok(0) => return,
+                Err(_) if !pending => self.look_after().await,
+                _ => {}
             }
             for job in batch.drain(..) {
                 match job {
@@ -164,11 +164,22 @@ impl Worker {
         }
     }
 
+    /// Nothing has come for a while. A Redis that was replaced has to be noticed although nothing is to be deleted
+    /// in it: clients would read whatever it holds.
+    async fn look_after(&mut self) {
+        if !self.settings.observe {
+            self.retrying(async |worker| worker.connected().await?.call(&[b"PING"]).await.map(drop)).await;
+        }
+    }
+
     /// Deletes what the changes name, and moves the applied position.
     async fn apply(&mut self, changes: Vec<Invalidation>, advanced: Lsn) {
-        if changes.is_empty() && advanced <= *self.applied.borrow() {
+        let applied = *self.applied.borrow();
+        if changes.is_empty() && advanced <= applied {
             return;
         }
+        // Commits that are sent again, after the feed was interrupted, are behind what is applied already.
+        let advanced = advanced.max(applied);
         if !self.settings.observe {
             self.drain(changes.iter().flat_map(|change| change.draining.iter().copied()).collect()).await;
             let keys: usize = changes.iter().map(|change| change.keys.len()).sum();
@@ -185,11 +196,9 @@ impl Worker {
                 self.deleted.push(change.end_lsn, key);
             }
         }
-        self.applied.send_if_modified(|applied| {
-            let moved = advanced > *applied;
-            *applied = advanced.max(*applied);
-            moved
-        });
+        if advanced > applied {
+            self.applied.send_replace(advanced);
+        }
     }
 
     /// Waits until the fills have ended. No client can hold that up: after `drain_timeout` the connections
