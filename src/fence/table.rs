@@ -434,6 +434,7 @@ impl Fence {
     /// Drops the oldest writes until the table is within `max_keys`, raising the floor first.
     fn make_room(&self) {
         let _room = lock(&self.room);
+        lock(&self.cuts).forget(self.floor());
         while self.written_keys.load(Ordering::Relaxed) > self.limits.max_keys {
             let written = Lsn(self.written.load(Ordering::Relaxed));
             let cut = lock(&self.cuts).next(self.floor()).unwrap_or(written);

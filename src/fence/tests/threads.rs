@@ -15,7 +15,7 @@ const WRITES: u64 = 60_000;
 #[derive(Default)]
 struct Shared {
     now: AtomicU64,
-    /// What the source shows.
+    /// What the replica shows.
     visible: AtomicU64,
     /// The last write of each key whose fence stands.
     fenced: Vec<AtomicU64>,
@@ -39,17 +39,16 @@ fn sees_up_to(lsn: u64) -> Snapshot {
     Snapshot::new(Xid(lsn + 1), Xid(lsn + 1), Vec::new()).expect("a snapshot")
 }
 
-/// Transaction `n` ends at position `n`.
+/// Transaction `n` ends at position `n`. There is a replica to read from, and the primary shows what it ever showed.
 fn feed(fence: &Fence, shared: &Shared) {
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
     let mut draining = Vec::new();
-    let mut generation = 1;
-    let settle = |generation, lsn| {
-        // No further than what the feed has delivered, as `Settlement` has it.
-        let visible = shared.visible.load(SeqCst).min(lsn);
-        let primary = Some(Arc::new(sees_up_to(visible)));
-        let settled =
-            Settled { lsn: Lsn(visible), primary_lsn: Lsn(visible), primary, sources: Some(generation) };
+    let (mut generation, mut primary) = (1, 100);
+    // No further than what the feed has delivered, as `Settlement` has it.
+    let settle = |generation, replica: u64, primary: u64| {
+        let snapshot = Some(Arc::new(sees_up_to(primary)));
+        let (lsn, primary_lsn) = (Lsn(replica.min(primary)), Lsn(primary));
+        let settled = Settled { lsn, primary_lsn, primary: snapshot, sources: Some(generation) };
         fence.settle(&settled, shared.now.load(SeqCst));
     };
     for lsn in 101..=100 + WRITES {
@@ -70,7 +69,15 @@ fn feed(fence: &Fence, shared: &Shared) {
         shared.fenced[key as usize].store(lsn, SeqCst);
         if dice.roll(4) == 0 {
             shared.visible.store(lsn, SeqCst);
-            settle(generation, lsn);
+            primary = lsn;
+            settle(generation, lsn, primary);
+        }
+        if dice.roll(50) == 0 {
+            // The replica crashed. It is noticed before anybody reads what is older.
+            generation += 1;
+            let older = shared.visible.load(SeqCst) - dice.roll(50);
+            settle(generation, older, primary);
+            shared.visible.store(older, SeqCst);
         }
         if dice.roll(8) == 0 {
             shared.now.fetch_add(1, SeqCst);
@@ -78,7 +85,8 @@ fn feed(fence: &Fence, shared: &Shared) {
         if dice.roll(4_000) == 0 {
             generation += 1;
             fence.restart(Lsn(lsn));
-            settle(generation, lsn);
+            primary = lsn;
+            settle(generation, shared.visible.load(SeqCst), primary);
         }
     }
     shared.done.store(true, SeqCst);
@@ -100,7 +108,7 @@ fn client(fence: &Fence, shared: &Shared, number: usize) -> u64 {
         if way == 0 && dice.roll(4) == 0 {
             continue; // This client never fills what it missed.
         }
-        let data = if way < 2 { data } else { data.saturating_sub(dice.roll(30)) };
+        let data = if way < 2 { data } else { data.saturating_sub(dice.roll(80)) };
         let evidence = match way {
             2 => Some(Evidence::Lsn(Lsn(data))),
             3 => Some(Evidence::Snapshot(sees_up_to(data))),
@@ -139,7 +147,7 @@ fn client(fence: &Fence, shared: &Shared, number: usize) -> u64 {
 
 #[test]
 fn no_thread_gets_an_old_value_past_the_others() {
-    let limits = Limits { history: 20, lease_ttl: 10, max_keys: 32, max_leases: 24, guards: 0, shards: 8 };
+    let limits = Limits { history: 20, lease_ttl: 10, max_keys: 12, max_leases: 24, guards: 0, shards: 2 };
     let fence = Fence::new(limits);
     let empty = fence.size();
     fence.restart(Lsn(100));
