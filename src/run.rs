@@ -94,6 +94,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         commands: commands.clone(),
         metrics: metrics.clone(),
         feed: feed_state.clone(),
+        cache: cache_state.clone(),
         upstreams: upstreams.clone(),
         address: redis.clone(),
         observe,
@@ -159,6 +160,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             feed_lost_after: config.postgres.feed_lost_after,
             max_lag: config.postgres.max_lag,
             poll_interval: config.fence.poll_interval,
+            lease_ttl: config.fence.lease_ttl,
             db: gate.address.db,
         },
         guards,
@@ -318,6 +320,26 @@ impl Status {
         });
     }
 
+    fn why_lost(&self) -> String {
+        if let Some(error) = self.feed.error() {
+            return error;
+        }
+        let lag = Duration::from_micros(self.feed.lag_us.load(Ordering::Relaxed));
+        if lag > self.config.postgres.max_lag {
+            return format!("a commit has waited for {lag:?}, longer than postgres.max_lag");
+        }
+        "nothing has been heard from Postgres".into()
+    }
+
+    /// A source out of sight does not stop the proxy: recently written keys stay unfilled until it is back.
+    fn source_troubles(&self) -> Vec<String> {
+        let trouble = |(_, source): &(Option<usize>, Arc<SourceState>)| {
+            let why = source.error().unwrap_or_else(|| "not polled yet".into());
+            (!source.up.load(Ordering::Relaxed)).then(|| format!("source {}: {why}", source.name))
+        };
+        self.sources.iter().filter_map(trouble).collect()
+    }
+
     fn cache_error(&self) -> Option<String> {
         self.cache.error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -328,11 +350,10 @@ impl AdminSource for Status {
         self.metrics.render()
     }
 
-    fn ready(&self) -> Result<(), Vec<String>> {
+    fn ready(&self) -> Result<Vec<String>, Vec<String>> {
         let mut reasons = Vec::new();
         if self.feed.is_lost() {
-            let why = self.feed.error().unwrap_or_else(|| "nothing has been heard from Postgres".into());
-            reasons.push(format!("the feed is lost: {why}"));
+            reasons.push(format!("the feed is lost: {}", self.why_lost()));
         }
         if !self.cache.connected.load(Ordering::Relaxed) {
             let why = self.cache_error().unwrap_or_else(|| "not connected yet".into());
@@ -344,7 +365,7 @@ impl AdminSource for Status {
         for guard in self.feed.broken().filter_map(|guard| self.guards.get(guard)) {
             reasons.push(format!("guard {} is broken: see the log for what to run", guard.label));
         }
-        if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+        if reasons.is_empty() { Ok(self.source_troubles()) } else { Err(reasons) }
     }
 
     fn status(&self) -> serde_json::Value {

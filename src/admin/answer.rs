@@ -25,7 +25,10 @@ pub(super) fn answer<B>(request: &Request<B>, source: &dyn AdminSource) -> Respo
         "/" => respond(StatusCode::OK, HTML, PAGE),
         "/livez" => respond(StatusCode::OK, TEXT, "alive\n"),
         "/readyz" => match source.ready() {
-            Ok(()) => respond(StatusCode::OK, TEXT, "ready\n"),
+            Ok(troubles) => {
+                let lines: String = troubles.iter().map(|trouble| format!("{trouble}\n")).collect();
+                respond(StatusCode::OK, TEXT, format!("ready\n{lines}"))
+            }
             Err(reasons) => {
                 let text = format!("not ready\n{}\n", reasons.join("\n"));
                 respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)

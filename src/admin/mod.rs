@@ -22,11 +22,11 @@ pub trait AdminSource: Send + Sync + 'static {
     /// Prometheus's text format.
     fn metrics(&self) -> String;
 
-    /// Whether clients should be sent here.
+    /// Whether clients should be sent here, and what is not as it should be all the same.
     ///
     /// # Errors
     /// Why they should not, in words.
-    fn ready(&self) -> Result<(), Vec<String>>;
+    fn ready(&self) -> Result<Vec<String>, Vec<String>>;
 
     /// Feed, sources, table, cache.
     fn status(&self) -> serde_json::Value;

@@ -5,14 +5,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::*;
 
 struct Source {
-    ready: Result<(), Vec<String>>,
+    ready: Result<Vec<String>, Vec<String>>,
 }
 
 impl AdminSource for Source {
     fn metrics(&self) -> String {
         "cachefence_clients 1\n".into()
     }
-    fn ready(&self) -> Result<(), Vec<String>> {
+    fn ready(&self) -> Result<Vec<String>, Vec<String>> {
         self.ready.clone()
     }
     fn status(&self) -> serde_json::Value {
@@ -23,7 +23,7 @@ impl AdminSource for Source {
     }
 }
 
-async fn start(ready: Result<(), Vec<String>>) -> std::net::SocketAddr {
+async fn start(ready: Result<Vec<String>, Vec<String>>) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("its address");
     tokio::spawn(serve(listener, Arc::new(Source { ready })));
@@ -42,7 +42,7 @@ async fn ask(address: std::net::SocketAddr, line: &str) -> String {
 
 #[tokio::test]
 async fn every_path_answers() {
-    let address = start(Ok(())).await;
+    let address = start(Ok(vec![])).await;
     for (line, status, body) in [
         ("GET /livez", "200", "\r\n\r\nalive\n"),
         ("GET /readyz", "200", "\r\n\r\nready\n"),
@@ -77,7 +77,7 @@ async fn what_is_not_ready_says_why() {
 
 #[tokio::test]
 async fn slow_peers_keep_nobody_out() {
-    let address = start(Ok(())).await;
+    let address = start(Ok(vec![])).await;
     let mut slow = Vec::new();
     for _ in 0..3 * MAX_CONNECTIONS {
         let mut stream = TcpStream::connect(address).await.expect("a connection");
@@ -94,7 +94,7 @@ async fn slow_peers_keep_nobody_out() {
 
 #[tokio::test]
 async fn oversize_headers_end_the_connection() {
-    let address = start(Ok(())).await;
+    let address = start(Ok(vec![])).await;
     let mut stream = TcpStream::connect(address).await.expect("a connection");
     let header = format!("GET /livez HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(10 * MAX_HEADER_BYTES));
     // Closed while we still send: both ends of it may fail.

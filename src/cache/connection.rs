@@ -49,6 +49,14 @@ pub enum CacheError {
         /// In Redis's words.
         error: String,
     },
+    /// Older than what a capped fill needs.
+    #[error("Redis at {address} is version {version}; PEXPIRE ... LT, and so cachefence, needs 7.0 or later")]
+    TooOld {
+        /// Which Redis.
+        address: String,
+        /// Its version.
+        version: String,
+    },
     /// Redis answered something that the command cannot answer.
     #[error("Redis at {address} gave a reply to {command} that cannot be read")]
     Unreadable {
@@ -59,6 +67,8 @@ pub enum CacheError {
     },
 }
 
+/// The first major version that has `PEXPIRE ... LT`.
+const OLDEST_REDIS: u32 = 7;
 /// How long Redis may take to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long Redis may take to answer. It may be busy for long (a KEYS on millions of keys), and a connection
@@ -123,6 +133,13 @@ impl Connection {
         let info = text(&info).unwrap_or_default();
         let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
         connection.run_id = run_id.trim().to_owned();
+        let version =
+            info.lines().find_map(|line| line.strip_prefix("redis_version:")).unwrap_or_default().trim();
+        let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+        if major.is_some_and(|major| major < OLDEST_REDIS) {
+            let (address, version) = (address.to_string(), version.to_owned());
+            return Err(CacheError::TooOld { address, version });
+        }
         Ok(connection)
     }
 

@@ -83,6 +83,8 @@ pub struct Upstreams {
     open: DashMap<u32, Arc<Upstream>>,
     /// Woken when a fill ends that somebody waits for.
     pub ended: Notify,
+    /// Told when a connection ends that was not given up by us: Redis may have been restarted.
+    pub lost: Notify,
     abandoned: mpsc::UnboundedSender<Abandoned>,
 }
 
@@ -92,7 +94,14 @@ impl Upstreams {
     pub fn new(name: String) -> (Self, mpsc::UnboundedReceiver<Abandoned>) {
         let (abandoned, receiver) = mpsc::unbounded_channel();
         (
-            Self { name, next: AtomicU32::new(1), open: DashMap::new(), ended: Notify::new(), abandoned },
+            Self {
+                name,
+                next: AtomicU32::new(1),
+                open: DashMap::new(),
+                ended: Notify::new(),
+                lost: Notify::new(),
+                abandoned,
+            },
             receiver,
         )
     }

@@ -14,7 +14,7 @@ use super::deleted::Deleted;
 use super::reaper::kill_predecessors;
 use super::{CacheError, Connection, Marker, Reply, Standing, Upstreams, purge_guards};
 use crate::config::RedisUrl;
-use crate::feed::{CacheJob, GapReason, Identity, Invalidation};
+use crate::feed::{CacheJob, Found, GapReason, Identity, Invalidation};
 use crate::fence::{Fence, FillId, GuardId, KeyHash};
 use crate::guard::Guards;
 use crate::metrics::Metrics;
@@ -43,9 +43,9 @@ pub struct WorkerSettings {
 /// What others may know of the worker.
 #[derive(Debug, Default)]
 pub struct CacheState {
-    /// The worker's connection stands, and Redis does what it is asked.
+    /// The worker's connection stands, and what this Redis holds has been brought level with the feed.
     pub connected: AtomicBool,
-    /// A purge is under way.
+    /// All guarded keys are being purged: until that is done, what Redis holds may be of any age.
     pub purging: AtomicBool,
     /// Keys that wait to be deleted.
     pub backlog: AtomicU64,
@@ -99,6 +99,13 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
 }
 
+impl CacheState {
+    /// Whether what Redis holds is level with what the feed has applied.
+    pub fn is_level(&self) -> bool {
+        self.connected.load(Ordering::Relaxed) && !self.purging.load(Ordering::Relaxed)
+    }
+}
+
 impl Worker {
     /// A worker that has not connected yet. Where everything is deleted up to goes to `applied`.
     pub fn new(
@@ -136,10 +143,14 @@ impl Worker {
         loop {
             let pending = reached > *self.applied.borrow();
             let until = if pending { self.marker_written + MARKER_PACE } else { Instant::now() + LOOK_AFTER };
-            match timeout_at(until.into(), jobs.recv_many(&mut batch, MAX_BATCH)).await {
-                Ok(0) => return,
-                Err(_) if !pending => self.look_after().await,
-                _ => {}
+            tokio::select! {
+                received = timeout_at(until.into(), jobs.recv_many(&mut batch, MAX_BATCH)) => match received {
+                    Ok(0) => return,
+                    Err(_) if !pending => self.look_after().await,
+                    _ => {}
+                },
+                // Perhaps Redis was: our own connection will tell.
+                () = self.upstreams.lost.notified() => self.look_after().await,
             }
             for job in batch.drain(..) {
                 match job {
@@ -150,10 +161,10 @@ impl Worker {
                     CacheJob::Advance(lsn) => reached = lsn,
                     CacheJob::Start { identity, slot_position: position, gap, ready } => {
                         self.apply(std::mem::take(&mut changes), reached).await;
-                        self.start(identity, position, gap).await;
+                        let found = self.start(identity, position, gap).await;
                         reached = position;
                         // Nobody waits if the feed was lost again meanwhile; it will start once more.
-                        let _ = ready.send(());
+                        let _ = ready.send(found);
                     }
                 }
             }
@@ -253,51 +264,74 @@ impl Worker {
     }
 
     /// The feed begins: what Redis holds is brought level with its position.
-    async fn start(&mut self, identity: Identity, position: Lsn, gap: Option<GapReason>) {
+    async fn start(&mut self, identity: Identity, position: Lsn, gap: Option<GapReason>) -> Found {
         self.identity = Some(identity);
         if gap.is_some() || *self.applied.borrow() == Lsn(0) {
             self.deleted.restart(position);
             self.applied.send_replace(position);
         }
         if self.settings.observe {
-            return;
+            return Found::Nothing;
         }
-        // Whoever held the slot before may have fills under way.
         self.retrying(async |worker| {
+            // Whoever held the slot before may have fills under way.
             let (slot_name, own) = (worker.settings.slot_name.clone(), worker.settings.name.clone());
             kill_predecessors(worker.connected().await?, &slot_name, &own).await?;
-            match gap {
-                Some(gap) => worker.purge(gap.as_str(), |_| true).await?,
-                None => worker.reassert().await?,
-            }
-            let marker = worker.marker(*worker.applied.borrow());
-            unlink(worker.connected().await?, &[], marker.as_ref()).await
+            let standing = worker.standing().await?;
+            worker.bring_level(standing, gap).await?;
+            Ok(match standing {
+                Standing::Missing => Found::Nothing,
+                Standing::At(_) | Standing::OtherGuards => Found::Predecessor { same_history: true },
+                Standing::Foreign => Found::Predecessor { same_history: false },
+            })
         })
-        .await;
+        .await
     }
 
-    /// Compares the marker with what was applied, and deletes again what this Redis has not seen deleted.
-    async fn reassert(&mut self) -> Result<(), CacheError> {
-        let applied = *self.applied.borrow();
-        let Some(expected) = self.marker(applied) else { return Ok(()) };
+    /// Where this Redis's data stands.
+    async fn standing(&mut self) -> Result<Standing, CacheError> {
+        let expected = self.marker(*self.applied.borrow());
         let key = Marker::key(&self.settings.slot);
-        let Some(connection) = &mut self.connection else {
+        let (Some(connection), Some(expected)) = (&mut self.connection, expected) else {
             return Err(not_connected(&self.settings.address));
         };
         let found = connection.call(&[b"GET", key.as_bytes()]).await?;
-        match expected.judge(text(&found)) {
-            Standing::At(lsn) if lsn >= applied => Ok(()),
-            Standing::At(lsn) => {
-                let Some(keys) = self.deleted.after(lsn).map(Iterator::collect::<Vec<&[u8]>>) else {
-                    return self.purge("marker_behind", |_| true).await;
-                };
-                info!(marker = %lsn, %applied, keys = keys.len(), "this Redis is behind: deleting again");
-                unlink(connection, &keys, Some(&expected)).await
-            }
-            Standing::Missing => self.purge("marker_missing", |_| true).await,
-            Standing::Foreign => self.purge("marker_foreign", |_| true).await,
-            Standing::OtherGuards => self.purge("guards_changed", |_| true).await,
+        Ok(expected.judge(text(&found)))
+    }
+
+    /// Deletes again what this Redis has not seen deleted, or all that is guarded where that is not known.
+    async fn bring_level(&mut self, standing: Standing, gap: Option<GapReason>) -> Result<(), CacheError> {
+        let applied = *self.applied.borrow();
+        let again = match standing {
+            Standing::At(lsn) if lsn >= applied => Some(Vec::new()),
+            // Copied: a purge needs all of `self`, and this is rare.
+            Standing::At(lsn) => self.deleted.after(lsn).map(|keys| keys.map(<[u8]>::to_vec).collect()),
+            _ => None,
+        };
+        let purge = match (gap, standing) {
+            (Some(gap), _) => Some(gap.as_str()),
+            (None, Standing::At(_)) if again.is_some() => None,
+            (None, Standing::At(_)) => Some("marker_behind"),
+            (None, Standing::Missing) => Some("marker_missing"),
+            (None, Standing::Foreign) => Some("marker_foreign"),
+            (None, Standing::OtherGuards) => Some("guards_changed"),
+        };
+        if let Some(reason) = purge {
+            self.state.purging.store(true, Ordering::Relaxed);
+            let purged = self.purge(reason, |_| true).await;
+            self.state.purging.store(false, Ordering::Relaxed);
+            purged?;
         }
+        let again = again.unwrap_or_default();
+        if !again.is_empty() {
+            info!(%applied, keys = again.len(), "this Redis is behind: deleting again");
+        }
+        let marker = self.marker(applied);
+        let Some(connection) = &mut self.connection else {
+            return Err(not_connected(&self.settings.address));
+        };
+        let again: Vec<&[u8]> = again.iter().map(Vec::as_slice).collect();
+        unlink(connection, &again, marker.as_ref()).await
     }
 
     /// Deletes every key of the guards.
@@ -311,14 +345,12 @@ impl Worker {
         self.fence.in_flight(&mut draining);
         self.drain(draining).await;
         self.metrics.purged(reason);
-        self.state.purging.store(true, Ordering::Relaxed);
         info!(reason, "purging the guarded keys");
         let guards = self.guards.load_full();
         let purged = match &mut self.connection {
             Some(connection) => purge_guards(connection, &guards, wanted).await,
             None => Err(not_connected(&self.settings.address)),
         };
-        self.state.purging.store(false, Ordering::Relaxed);
         info!(reason, keys = *purged.as_ref().unwrap_or(&0), "purge done");
         purged.map(drop)
     }
@@ -337,7 +369,8 @@ impl Worker {
                 self.upstreams.doom_all();
             }
             if self.identity.is_some() && !self.settings.observe {
-                self.reassert().await?;
+                let standing = self.standing().await?;
+                self.bring_level(standing, None).await?;
             }
             self.state.connected.store(true, Ordering::Relaxed);
         }
@@ -349,13 +382,13 @@ impl Worker {
     }
 
     /// Tries until it succeeds: Redis away is a reason to hold the feed back, never to give up or to go on.
-    async fn retrying(&mut self, work: impl AsyncFn(&mut Self) -> Result<(), CacheError>) {
+    async fn retrying<T>(&mut self, work: impl AsyncFn(&mut Self) -> Result<T, CacheError>) -> T {
         loop {
             let outcome = work(self).await;
             match outcome {
-                Ok(()) => {
+                Ok(done) => {
                     *self.state.error.lock().unwrap_or_else(PoisonError::into_inner) = None;
-                    return;
+                    return done;
                 }
                 Err(error) => self.failed(error).await,
             }

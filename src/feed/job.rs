@@ -83,6 +83,18 @@ pub struct Invalidation {
     pub draining: Vec<(KeyHash, FillId)>,
 }
 
+/// What the cache found when the feed began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// No trace of a predecessor. Whether the slot's position was ever confirmed by one is not known.
+    Nothing,
+    /// The marker of another incarnation. Misses that it answered may still be filled.
+    Predecessor {
+        /// It followed this slot in this history: what it confirmed was visible on the primary.
+        same_history: bool,
+    },
+}
+
 /// Work for the cache.
 #[derive(Debug)]
 pub enum CacheJob {
@@ -95,8 +107,8 @@ pub enum CacheJob {
         slot_position: Lsn,
         /// Commits may be missing before `slot_position`: all guarded keys have to go.
         gap: Option<GapReason>,
-        /// Predecessors are gone, the marker has been read, and what it asks for is under way.
-        ready: oneshot::Sender<()>,
+        /// Predecessors are gone, the marker has been read, and what it asked for is done.
+        ready: oneshot::Sender<Found>,
     },
     /// Delete, write the marker, move the applied position.
     Invalidate(Invalidation),

@@ -32,7 +32,7 @@ use tokio_postgres::Client;
 
 pub use apply::MESSAGE_PREFIX;
 pub use catalog::{CatalogError, Problem};
-pub use job::{CacheJob, GapReason, Identity, Invalidation};
+pub use job::{CacheJob, Found, GapReason, Identity, Invalidation};
 pub use positions::Positions;
 pub use sources::{Source, SourceState};
 pub use state::FeedState;
@@ -72,6 +72,8 @@ pub struct Settings {
     pub max_lag: Duration,
     /// How often sources are polled while a commit is unsettled.
     pub poll_interval: Duration,
+    /// How long a miss can vouch: for so long after the start a fill may be of a miss that a predecessor answered.
+    pub lease_ttl: Duration,
     /// The Redis db that guards apply to.
     pub db: u32,
 }
@@ -221,10 +223,11 @@ impl Feed {
                 "a gap: commits before this position may have been missed, all guarded keys are purged"
             );
         }
-        if self.identity.is_none() || ready.gap.is_some() {
-            // Where commits waited for us, more may have been confirmed than was visible: as with a fresh slot.
-            let suspicious = ready.gap.is_some() || self.state.synchronous.load(Ordering::Relaxed);
-            self.positions.restart(ready.identity, position, ready.floor, suspicious);
+        let first = self.identity.is_none();
+        if first || ready.gap.is_some() {
+            // As with a fresh slot, until the marker proves that a predecessor has confirmed this one: then no more
+            // was confirmed than the primary had settled.
+            self.positions.restart(ready.identity, position, ready.floor, true);
             self.stream.confirmed = position;
             self.state.server_end_lsn.store(position.0, Ordering::Relaxed);
         }
@@ -241,9 +244,12 @@ impl Feed {
         };
         self.stream.jobs.send(job).await.map_err(|_| StreamError::CacheGone)?;
         // An answer that never comes because the job was dropped: the cache starts over, and so do we.
-        if answered.await.is_err() {
+        let Ok(found) = answered.await else {
             let what = CatalogError::Answer("the cache gave up the start of the stream".into());
             return Err(what.into());
+        };
+        if first {
+            self.succeed(found, &ready);
         }
         // Told and taken: the gap is dealt with, even if this stream never starts.
         self.regap = None;
@@ -254,6 +260,17 @@ impl Feed {
         self.ever_streamed = true;
         tracing::info!(slot = settings.slot, %position, "streaming");
         Ok(self.stream.run(&mut ready.sender, position).await?)
+    }
+
+    /// Takes over from the process before.
+    fn succeed(&self, found: Found, ready: &Ready) {
+        let Found::Predecessor { same_history } = found else { return };
+        // Where commits waited for us, more was confirmed than was visible.
+        let synchronous = self.state.synchronous.load(Ordering::Relaxed);
+        if same_history && ready.gap.is_none() && !synchronous {
+            self.positions.restart(ready.identity, ready.position, ready.floor, false);
+        }
+        // DISTRUST
     }
 
     /// Connects, looks at the catalog, makes publication and slot if they are missing, and works out whether
@@ -301,6 +318,7 @@ impl Feed {
         let identity = Identity { system_id: system.system_id, timeline: system.timeline };
         let mut gap = self.regap.or_else(|| elsewhere(self.identity, identity));
         let position = match slot {
+            Some(slot) if slot.active => return Err(CatalogError::SlotInUse(settings.slot.clone()).into()),
             Some(slot) if !slot.lost && !published => {
                 // More was confirmed than we did: commits in between are gone.
                 if gap.is_none() && self.identity.is_some() && slot.confirmed > self.stream.confirmed {

@@ -224,6 +224,12 @@ pub enum CatalogError {
     /// `postgres.url` leads to a standby, now.
     #[error("the Postgres at postgres.url is in recovery: the feed needs the primary")]
     Standby,
+    /// Somebody else reads the slot. Nothing is touched in Redis before it is ours.
+    #[error(
+        "the replication slot {0:?} is in use: another cachefence runs with it, or the last one's connection has not \
+         ended yet; give each its own postgres.slot"
+    )]
+    SlotInUse(String),
     /// An attempt took too long.
     #[error("no answer from Postgres for {0:?}")]
     Timeout(std::time::Duration),
@@ -236,7 +242,10 @@ impl CatalogError {
             CatalogError::Problems(_) => true,
             CatalogError::Sql(error) => error.code().is_some_and(|code| permanent_sqlstate(code.code())),
             CatalogError::Walsender(error) => error.is_permanent(),
-            CatalogError::Answer(_) | CatalogError::Standby | CatalogError::Timeout(_) => false,
+            CatalogError::Answer(_)
+            | CatalogError::Standby
+            | CatalogError::SlotInUse(_)
+            | CatalogError::Timeout(_) => false,
         }
     }
 }

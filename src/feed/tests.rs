@@ -92,7 +92,7 @@ impl Running {
                 let note = match job {
                     CacheJob::Start { slot_position, gap, ready, .. } => {
                         applied.send_replace(slot_position);
-                        let _ = ready.send(());
+                        let _ = ready.send(Found::Nothing);
                         Note::Start(slot_position, gap)
                     }
                     CacheJob::Invalidate(invalidation) => {
@@ -121,6 +121,7 @@ impl Running {
             feed_lost_after: Duration::from_secs(1),
             max_lag: Duration::from_secs(10),
             poll_interval: Duration::from_millis(5),
+            lease_ttl: Duration::from_secs(5),
             db: 0,
         };
         let urls = std::iter::once(database.url.as_str()).chain(replicas.iter().copied());

@@ -10,12 +10,15 @@ use tracing::debug;
 
 use super::commands::{CommandTable, FillForm};
 use super::expect::GuardedKey;
-use crate::cache::{AbandonedFill, Upstreams};
+use crate::cache::{AbandonedFill, CacheState, Upstreams};
 use crate::config::{self, LostFills, LostReads, RedisUrl};
 use crate::feed::FeedState;
-use crate::fence::{ConnId, Evidence, Fence, Fill, FillId, LeaseRule, Millis, Ruling, Unproven, Verdict};
+use crate::fence::{
+    ConnId, Evidence, Fence, Fill, FillId, LeaseRule, Millis, Ruling, Stale, Unproven, Verdict,
+};
 use crate::guard::{GuardList, Guards, key_hash};
 use crate::metrics::{self, Metrics};
+use crate::position::Lsn;
 
 /// Everything a session needs to decide.
 pub struct Gate {
@@ -29,6 +32,8 @@ pub struct Gate {
     pub metrics: Arc<Metrics>,
     /// Whether the feed is lost.
     pub feed: Arc<FeedState>,
+    /// Whether Redis is level with it.
+    pub cache: Arc<CacheState>,
     /// The connections that carry fills.
     pub upstreams: Arc<Upstreams>,
     /// Where Redis is.
@@ -114,7 +119,7 @@ impl Gate {
 
     /// Whether a read is to be answered as a miss without asking Redis: the feed is lost, and so wants a guard.
     pub fn bypasses(&self, key: &GuardedKey) -> bool {
-        if !self.feed.is_lost() || self.observe {
+        if !self.is_lost() || self.observe {
             return false;
         }
         let guards = self.guards.load();
@@ -152,9 +157,14 @@ impl Gate {
         admission
     }
 
+    /// Commits are not known at once, or what they changed is not deleted at once.
+    fn is_lost(&self) -> bool {
+        self.feed.is_lost() || !self.cache.is_level()
+    }
+
     fn policy(&self, list: &GuardList) -> Policy {
         let guards = self.guards.load();
-        let lost = self.feed.is_lost();
+        let lost = self.is_lost();
         let mut policy = Policy {
             reply: config::Reply::Ok,
             unproven: config::Unproven::Allow,
@@ -235,25 +245,43 @@ impl Policy {
                 "FENCE the guard is broken: its table no longer has what its templates need".into(),
             );
         }
+        let stale = |stale| refuse(format!("STALE {}", outdated(stale)));
         match (verdict, self.lost) {
-            // What is known to be stale is no better for the feed being lost.
-            (Verdict::Stale(stale), _) => refuse(match stale.position() {
-                Some(lsn) if lsn.0 == u64::MAX => "STALE the feed has not begun".into(),
-                Some(lsn) => {
-                    format!("STALE the fill's data is not proven to contain the commit that ended at {lsn}")
-                }
-                None => "STALE an earlier part of this value was refused".into(),
-            }),
+            (Verdict::Stale(why), None) => stale(why),
+            // What is known to be stale is no better for the feed being lost. Before the feed has begun nothing
+            // is known of any key.
+            (Verdict::Stale(why), Some(_)) if why != Stale::BelowFloor(NOT_BEGUN) => stale(why),
             (_, Some(LostFills::Refuse)) => refuse("FENCE the feed is lost: nothing can be proven".into()),
             (_, Some(LostFills::Cap)) => Admission::Cap(self.lost_ttl),
             (Verdict::Fresh, None) => Admission::Forward,
             (Verdict::Unproven(why), None) => match (self.unproven, why) {
                 (config::Unproven::Refuse, _) => refuse(format!("UNPROVEN {}", reason(why))),
                 // Whatever is allowed without evidence: here there is some, and it speaks against the fill.
-                (_, Unproven::OlderMiss) | (config::Unproven::Cap, _) => Admission::Cap(self.unproven_ttl),
+                (_, Unproven::OlderMiss) => Admission::Cap(self.unproven_ttl.min(OLDER_MISS_TTL)),
+                (config::Unproven::Cap, _) => Admission::Cap(self.unproven_ttl),
                 (config::Unproven::Allow, _) => Admission::Forward,
             },
         }
+    }
+}
+
+/// The floor of a fence that has not begun.
+const NOT_BEGUN: Lsn = Lsn(u64::MAX);
+/// The TTL, in milliseconds, of a fill that only an older miss objects to: one of two fills that came in the wrong
+/// order, the good one or the stale one. Long enough to take the load of a hot key, short enough for the stale one.
+const OLDER_MISS_TTL: u64 = 1000;
+
+fn outdated(stale: Stale) -> String {
+    match stale {
+        Stale::Superseded(lsn) => format!("the fill's data does not contain the commit that ended at {lsn}"),
+        Stale::NoEvidence(lsn) => {
+            format!("the key changed at {lsn}, and no evidence says that the fill's data is newer")
+        }
+        Stale::BelowFloor(NOT_BEGUN) => "the feed has not begun".into(),
+        Stale::BelowFloor(lsn) => {
+            format!("the evidence is not past {lsn}, below which it is not remembered which keys changed")
+        }
+        Stale::Torn => "an earlier part of this value was refused".into(),
     }
 }
 

@@ -420,6 +420,7 @@ impl Link {
         self.crowd.borrow_mut().drain(..).for_each(|client| client.wake());
         if !self.closing.get() {
             self.gate.metrics.upstream_reconnects.inc();
+            self.gate.upstreams.lost.notify_one();
         }
         self.gate.upstreams.close(&self.upstream, fills);
     }
