@@ -287,7 +287,11 @@ impl Fence {
             if let Some(place) = place {
                 // Also where the client named its evidence: the fill answers this miss, which must not be
                 // left to a later write that saw none.
-                state.extra().leases.use_up(place, fill.part, ruling == Ruling::Forward);
+                let own = *state.extra().leases.get(place);
+                let fresh = own.sources.is_some()
+                    && own.sources == self.sources()
+                    && self.judge_lsn(state, fill.guards, own.lsn, self.floor()).is_ok();
+                state.extra().leases.use_up(place, fill.part, ruling == Ruling::Forward, fresh);
             }
             if ruling == Ruling::Forward {
                 state.extra().in_flight.push(fill.id);
