@@ -209,7 +209,7 @@ async fn a_successor_ends_its_predecessors_connections() -> Outcome {
     // `cachefence:<slot>:<incarnation>` the deleting side, and with a number after it a connection for clients.
     let parts: Vec<usize> = before.iter().map(|name| name.split(':').count()).collect();
     assert!(parts.contains(&3) && parts.contains(&4), "{before:?}");
-    let own = before[0].splitn(4, ':').nth(2).ok_or("no incarnation")?.to_owned();
+    let own = before[0].split(':').nth(2).ok_or("no incarnation")?.to_owned();
     world.proxy.freeze()?;
 
     let mut successor = Cachefence::launch(BINARY.as_ref(), &(world.servers.clone() + &world.guards))?;
