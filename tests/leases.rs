@@ -154,6 +154,23 @@ async fn a_pool_that_moves_a_fill_to_another_connection() -> Outcome {
     Ok(())
 }
 
+/// A pool swaps the fills of two misses around a commit. The new value, which comes on the connection of the older
+/// miss, is refused there; but that miss is still outstanding, and keeps the old value out wherever it comes.
+#[tokio::test]
+async fn a_pool_that_swaps_fills() -> Outcome {
+    let world = Setup::new(EXACT).start().await?;
+    let (mut a, mut b, mut c) = (world.client().await?, world.client().await?, world.client().await?);
+    let old = miss(&world, &mut a, 1).await?;
+    world.rename(1, "v2").await?;
+    world.level().await?;
+    miss(&world, &mut b, 1).await?;
+    let new = miss(&world, &mut c, 1).await?;
+    assert_refused(&set(&mut a, 1, &new).await?, "STALE");
+    assert_refused(&set(&mut b, 1, &old).await?, "UNPROVEN");
+    assert_eq!(world.held("user:1").await?, None);
+    Ok(())
+}
+
 /// A miss vouches for `lease_ttl`, and no longer.
 #[tokio::test]
 async fn a_miss_ends() -> Outcome {
