@@ -123,6 +123,7 @@ impl Running {
             feed_lost_after: Duration::from_secs(1),
             max_lag: Duration::from_secs(10),
             poll_interval: Duration::from_millis(5),
+            lease_ttl: Duration::from_secs(5),
             db: 0,
         };
         let urls = std::iter::once(database.url.as_str()).chain(replicas.iter().copied());
