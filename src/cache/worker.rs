@@ -362,7 +362,14 @@ impl Worker {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         for change in changes {
             for guard in change.keys.iter().flat_map(|key| guards.matching(key)) {
-                self.metrics.guard(guard).invalidated.inc();
+                let counters = self.metrics.guard(guard);
+                counters.writes.inc();
+                if !self.settings.observe {
+                    counters.invalidated.inc();
+                }
+            }
+            if self.settings.observe {
+                continue;
             }
             if !change.keys.is_empty() || !change.truncated.is_empty() {
                 // The two clocks may differ; a commit from the future counts as just now.
