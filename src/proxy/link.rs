@@ -20,7 +20,8 @@ use tokio::time::timeout;
 use tokio_util::io::poll_read_buf;
 
 use super::client::Client;
-use super::expect::{Delivery, Expected, Meaning, misses};
+use super::commands::Read;
+use super::expect::{Delivery, Expected, Meaning, each_missed, executed, misses};
 use super::gate::Gate;
 use crate::cache::{AbandonedFill, Upstream};
 use crate::fence::FillId;
@@ -55,6 +56,10 @@ pub struct Link {
     closing: Cell<bool>,
     closed: Cell<bool>,
     next_fill: Cell<u32>,
+    /// Whether Redis has let this connection's last MULTI begin a transaction; none while it has not answered.
+    begun: Cell<Option<bool>>,
+    /// It has state that could not be ended: nobody else may get it.
+    tainted: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     /// Sessions that wait for room in `out`.
     crowd: RefCell<Vec<Rc<Client>>>,
@@ -77,6 +82,8 @@ impl Link {
             closing: Cell::new(false),
             closed: Cell::new(false),
             next_fill: Cell::new(0),
+            begun: Cell::new(None),
+            tainted: Cell::new(false),
             waker: RefCell::default(),
             crowd: RefCell::default(),
         })
@@ -154,6 +161,23 @@ impl Link {
         self.crowd.borrow_mut().drain(..).for_each(|client| client.wake());
     }
 
+    /// A MULTI is about to be sent. Where one has worked, the next is trusted to.
+    pub fn begin(&self) {
+        if self.begun.get() != Some(true) {
+            self.begun.set(None);
+        }
+    }
+
+    /// Whether the last MULTI began a transaction; none while Redis has not answered it.
+    pub fn begun(&self) -> Option<bool> {
+        self.begun.get()
+    }
+
+    /// Whether it has state that could not be ended.
+    pub fn is_tainted(&self) -> bool {
+        self.tainted.get()
+    }
+
     /// From the next byte on, everything goes to the owner as it comes.
     pub fn stream(&self) {
         self.streaming.set(true);
@@ -182,6 +206,8 @@ impl Link {
     /// Gives a pin to another owner, or to none while it waits for one.
     pub fn own(&self, owner: Option<Rc<Client>>) {
         *self.owner.borrow_mut() = owner;
+        // It may have stopped reading for the owner before.
+        self.wake();
     }
 
     /// The owner has read: go on reading Redis, if that had stopped.
@@ -362,10 +388,13 @@ impl Link {
                 }
             }
             Meaning::Reads(read, keys) => {
-                for (place, key) in &keys {
-                    if let Some(missed) = misses(read, reply, *place) {
-                        self.gate.read(key, client.id, missed);
-                    }
+                if read == Read::NilPerKey && !error {
+                    let missed = each_missed(reply, keys.iter().map(|(place, _)| *place));
+                    keys.iter()
+                        .zip(missed)
+                        .for_each(|((_, key), missed)| self.gate.read(key, client.id, missed));
+                } else if let Some(missed) = misses(read, reply, 0) {
+                    keys.iter().for_each(|(_, key)| self.gate.read(key, client.id, missed));
                 }
             }
             Meaning::Fills(fills) => self.gate.finish(&fills),
@@ -373,9 +402,19 @@ impl Link {
             Meaning::RedisId => self.identified(reply),
             Meaning::Selected(db) => {
                 if !error {
-                    client.db.set(db);
+                    client.db.set(Some(db));
                 }
             }
+            Meaning::Executed(fills, db) => {
+                self.gate.finish(&fills);
+                match executed(reply) {
+                    Some(true) => client.db.set(Some(db)),
+                    Some(false) => {}
+                    None => client.db.set(None),
+                }
+            }
+            Meaning::Begun => self.begun.set(Some(!error)),
+            Meaning::Cleared => self.tainted.set(self.tainted.get() || error),
         }
         match delivery {
             Delivery::Hidden => return,
@@ -400,7 +439,7 @@ impl Link {
             expected.client.break_off();
         }
         for expected in self.expected.take() {
-            if let Meaning::Fills(unanswered) = expected.meaning {
+            if let Meaning::Fills(unanswered) | Meaning::Executed(unanswered, _) = expected.meaning {
                 fills.extend(unanswered);
             }
             if !matches!(expected.delivery, Delivery::Hidden) {
@@ -413,6 +452,10 @@ impl Link {
         }
         if let Some(owner) = self.owner.take() {
             if self.streaming.get() {
+                if *self.introduction.borrow() == Introduction::First {
+                    // Nothing of the stream has come, in the middle of which an error would make no sense.
+                    owner.deliver(error.as_bytes());
+                }
                 owner.break_off();
             }
             owner.wake();
@@ -421,14 +464,17 @@ impl Link {
         if !self.closing.get() {
             self.gate.metrics.upstream_reconnects.inc();
         }
+        if self.gate.observe {
+            // Nothing is to be deleted, and nobody waits for them.
+            self.gate.finish(&fills);
+            fills.clear();
+        }
         self.gate.upstreams.close(&self.upstream, fills);
     }
 
     fn refuse(&self, expected: &Expected) {
-        if let Meaning::Fills(fills) = &expected.meaning {
-            // Never sent: nothing to end on Redis's side.
-            self.gate.finish(fills);
-        }
+        // Never sent: nothing to end on Redis's side.
+        self.gate.finish(expected.meaning.fills());
         if matches!(expected.delivery, Delivery::Hidden | Delivery::Drop) {
             return;
         }
