@@ -91,9 +91,8 @@ impl Session {
     /// The link for the next command, or none while it has to wait for those before it on another link: so
     /// that the order of commands is the client's order.
     pub(super) fn link(&mut self, wants_pin: bool) -> Option<Rc<Link>> {
-        let keeps =
-            self.pinned_for_good || self.watching || self.transaction.is_some() || self.links.all_pinned();
-        let wants_pin = wants_pin || keeps;
+        let keeps = self.pinned_for_good || self.watching || self.transaction.is_some();
+        let wants_pin = wants_pin || keeps || self.links.all_pinned();
         if self.pin.as_ref().is_some_and(|pin| pin.is_tainted()) {
             // Redis would not end a transaction or a WATCH, and the proxy cannot tell what is queued.
             self.closing = true;

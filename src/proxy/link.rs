@@ -53,6 +53,8 @@ pub struct Link {
     partly: Cell<bool>,
     /// Redis is not read, because the owner does not read.
     paused: Cell<bool>,
+    /// Nothing more will be sent.
+    finishing: Cell<bool>,
     closing: Cell<bool>,
     closed: Cell<bool>,
     next_fill: Cell<u32>,
@@ -79,6 +81,7 @@ impl Link {
             introduction: RefCell::new(Introduction::First),
             partly: Cell::new(false),
             paused: Cell::new(false),
+            finishing: Cell::new(false),
             closing: Cell::new(false),
             closed: Cell::new(false),
             next_fill: Cell::new(0),
@@ -194,7 +197,14 @@ impl Link {
 
     /// Whether it can be used.
     pub fn is_open(&self) -> bool {
-        !self.closed.get() && !self.closing.get()
+        !self.closed.get() && !self.closing.get() && !self.finishing.get()
+    }
+
+    /// Nothing more will be sent: Redis answers what it can and closes, as it does to a client that is gone.
+    pub fn finish(&self) {
+        if !self.finishing.replace(true) {
+            self.wake();
+        }
     }
 
     /// Ends it. Fills that were not answered are ended on Redis's side too.
@@ -282,6 +292,10 @@ impl Link {
             return Poll::Ready(Ok(()));
         }
         self.poll_write(stream, cx)?;
+        if self.finishing.get() && self.out.borrow().is_empty() {
+            // Done at once, and done twice without harm.
+            let _ = Pin::new(&mut *stream).poll_shutdown(cx)?;
+        }
         loop {
             self.paused.set(self.owner_is_slow());
             if self.paused.get() {
@@ -433,7 +447,9 @@ impl Link {
         self.closed.set(true);
         let mut fills: Vec<AbandonedFill> = Vec::new();
         let error = format!("-ERR cachefence: upstream {}: {why}\r\n", self.gate.address);
-        if self.partly.get()
+        // In the middle of a reply nothing else makes sense. And what a client that is gone has sent after a
+        // command that waited would never have been executed.
+        if (self.partly.get() || self.finishing.get())
             && let Some(expected) = self.expected.borrow().front()
         {
             expected.client.break_off();
@@ -443,7 +459,7 @@ impl Link {
                 fills.extend(unanswered);
             }
             if !matches!(expected.delivery, Delivery::Hidden) {
-                if !matches!(expected.delivery, Delivery::Drop) {
+                if !matches!(expected.delivery, Delivery::Drop) && !self.finishing.get() {
                     expected.client.deliver(error.as_bytes());
                 }
                 expected.client.answered();

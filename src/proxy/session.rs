@@ -128,8 +128,20 @@ impl Session {
         self.client.set_waker(cx.waker());
         for _ in 0..TURN {
             let starved = self.take_commands();
+            let crowded = self.client.waiting() > OUT_HIGH_WATER;
             self.poll_write(cx)?;
             self.check_limits()?;
+            if crowded && self.client.waiting() <= OUT_HIGH_WATER {
+                // Commands that waited for room have it now, and nobody else would come back to them.
+                continue;
+            }
+            if self.ended
+                && self.blocking
+                && let Some(pin) = &self.pin
+            {
+                // As if the client were connected to Redis itself: it answers what it can, and then closes.
+                pin.finish();
+            }
             if (self.closing || self.ended) && self.is_answered() {
                 return Poll::Ready(Ok(()));
             }
@@ -258,10 +270,9 @@ impl Session {
         Ok(())
     }
 
-    /// Nothing is left to wait for. A client that has closed its side while it waits in Redis, perhaps for
-    /// ever, has nothing to wait for either.
+    /// Nothing is left to wait for. A client that has closed its side of a stream has nothing to wait for either.
     fn is_answered(&self) -> bool {
-        let hopeless = self.ended && (self.blocking || self.streaming);
+        let hopeless = self.ended && self.streaming;
         hopeless || (self.client.outstanding() == 0 && self.client.waiting() == 0)
     }
 }
