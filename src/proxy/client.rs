@@ -13,8 +13,9 @@ use crate::fence::ConnId;
 pub struct Client {
     /// Its number, never used twice.
     pub id: ConnId,
-    /// The db that its commands go to.
-    pub db: Cell<u32>,
+    /// The db that its commands go to. None after a transaction that went wrong around a SELECT: it can be
+    /// more than one.
+    pub db: Cell<Option<u32>>,
     out: RefCell<BytesMut>,
     /// Commands sent upstream, and those of them that were answered.
     sent: Cell<u64>,
@@ -33,7 +34,7 @@ impl Client {
     pub fn new(id: ConnId) -> Self {
         Self {
             id,
-            db: Cell::new(0),
+            db: Cell::new(Some(0)),
             out: RefCell::default(),
             sent: Cell::new(0),
             answered: Cell::new(0),
@@ -103,6 +104,11 @@ impl Client {
     /// The replies that wait to be written to the socket.
     pub fn out(&self) -> std::cell::RefMut<'_, BytesMut> {
         self.out.borrow_mut()
+    }
+
+    /// How many of the proxy's own replies wait for those before them.
+    pub fn own_waiting(&self) -> usize {
+        self.own.borrow().len()
     }
 
     /// How many bytes wait to be written.

@@ -133,6 +133,10 @@ const KNOWN: &[(&str, Command)] = &[
     // Not flagged as blocking by every server, and about the connection's own writes.
     ("WAIT", Command::Blocking),
     ("WAITAOF", Command::Blocking),
+    // About the connection, by their category, but they leave no trace on it.
+    ("PING", Command::Plain),
+    ("ECHO", Command::Plain),
+    ("COMMAND", Command::Plain),
     ("SUBSCRIBE", Command::Stream),
     ("PSUBSCRIBE", Command::Stream),
     ("SSUBSCRIBE", Command::Stream),
@@ -171,12 +175,20 @@ impl CommandTable {
         let mut table = Self::known();
         let Reply::Array(entries) = reply else { return table };
         for entry in entries {
-            // name, arity, flags, ...
+            // name, arity, flags, first key, last key, step, categories, ...
             let Reply::Array(parts) = entry else { continue };
             let [Reply::BulkString(name), _, Reply::Array(flags), ..] = parts.as_slice() else { continue };
             let has = |flag: &str| flags.iter().any(|f| reply_text(f) == Some(flag));
+            let is_in = |category: &str| match parts.get(6) {
+                Some(Reply::Array(categories)) => categories.iter().any(|c| reply_text(c) == Some(category)),
+                _ => false,
+            };
             let command = if has("blocking") {
                 Command::Blocking
+            } else if is_in("@connection") || is_in("@transaction") {
+                // What the proxy does not know of these, by a name that the server was told to give it
+                // (rename-command), would change the state of everybody's connection.
+                Command::Unknown
             } else if has("pubsub") && !has("fast") {
                 // PUBLISH is fast and plain; what is left subscribes, or tells of subscriptions.
                 Command::Unknown
@@ -226,6 +238,32 @@ mod tests {
         assert_eq!(table.get(b"config"), Command::Unknown);
         assert_eq!(table.get(b"get"), Command::Read(Read::Nil), "what the proxy understands stays its own");
         assert_eq!(table.get(b"my.module"), Command::Unknown);
+    }
+
+    /// A renamed SELECT or MULTI on a lane would change the db, or the meaning, of everybody's commands.
+    #[test]
+    fn a_renamed_command_of_the_connection_gets_a_pin() {
+        let renamed = |name: &str, category: &str| {
+            let Reply::Array(mut parts) = entry(name, &["fast"]) else { unreachable!() };
+            parts.extend([Reply::Integer(0), Reply::Integer(0), Reply::Integer(0)]);
+            parts.push(Reply::Array(vec![Reply::SimpleString(category.to_owned().into())]));
+            Reply::Array(parts)
+        };
+        let table = CommandTable::of_server(&Reply::Array(vec![
+            renamed("choose", "@connection"),
+            renamed("begin", "@transaction"),
+            renamed("ping", "@connection"),
+            renamed("raise", "@write"),
+        ]));
+        assert_eq!(table.get(b"CHOOSE"), Command::Unknown);
+        assert_eq!(table.get(b"BEGIN"), Command::Unknown);
+        assert_eq!(table.get(b"PING"), Command::Plain);
+        assert_eq!(table.get(b"RAISE"), Command::Plain);
+    }
+
+    #[test]
+    fn names_that_cannot_be_known_are_not() {
+        let table = CommandTable::known();
         assert_eq!(table.get(&[b'x'; 100]), Command::Unknown);
     }
 }

@@ -44,11 +44,13 @@ impl Session {
             Command::Fill(form) => self.fill(form, arguments, None),
             Command::Asof => self.asof(arguments),
             Command::Multi => {
-                let step = self.forward(arguments, true, Meaning::None);
-                if step == Step::Done && arguments.len() == 1 {
+                let Some(link) = self.link(true) else { return Step::Wait };
+                link.begin();
+                link.send(|out| out.extend_from_slice(arguments.bytes()), self.expect(Meaning::Begun));
+                if arguments.len() == 1 {
                     self.transaction = Some(Transaction::default());
                 }
-                step
+                Step::Done
             }
             Command::Watch => {
                 let step = self.forward(arguments, true, Meaning::None);
@@ -56,8 +58,11 @@ impl Session {
                 step
             }
             Command::Unwatch => {
-                let step = self.forward(arguments, false, Meaning::None);
-                self.watching &= step == Step::Wait;
+                // One that Redis finds wrong ends nothing.
+                let right = arguments.len() == 1;
+                let step =
+                    self.forward(arguments, false, if right { Meaning::Cleared } else { Meaning::None });
+                self.watching &= step == Step::Wait || !right;
                 step
             }
             // Without a MULTI these are errors, in Redis's words.
@@ -86,9 +91,13 @@ impl Session {
     /// The link for the next command, or none while it has to wait for those before it on another link: so
     /// that the order of commands is the client's order.
     pub(super) fn link(&mut self, wants_pin: bool) -> Option<Rc<Link>> {
-        let keeps =
-            self.pinned_for_good || self.watching || self.transaction.is_some() || self.links.all_pinned();
-        let wants_pin = wants_pin || keeps;
+        let keeps = self.pinned_for_good || self.watching || self.transaction.is_some();
+        let wants_pin = wants_pin || keeps || self.links.all_pinned();
+        if self.pin.as_ref().is_some_and(|pin| pin.is_tainted()) {
+            // Redis would not end a transaction or a WATCH, and the proxy cannot tell what is queued.
+            self.closing = true;
+            return None;
+        }
         if let Some(pin) = &self.pin
             && wants_pin
         {
@@ -113,6 +122,22 @@ impl Session {
             self.pin = Some(link.clone());
         }
         (!link.is_crowded(&self.client)).then_some(link)
+    }
+
+    /// The db whose guards apply: that of the guards, where the client's next command may go there.
+    pub(super) fn guard_db(&self) -> u32 {
+        let own = self.gate.address.db;
+        let now = self.client.db.get().unwrap_or(own);
+        match &self.transaction {
+            Some(transaction) if transaction.dbs.contains(&own) => own,
+            Some(transaction) if now != own => transaction.dbs.last().copied().unwrap_or(now),
+            _ => now,
+        }
+    }
+
+    /// Whether what only makes sense inside a transaction has to wait until Redis has begun one.
+    pub(super) fn awaits_begin(&self) -> bool {
+        self.pin.as_ref().is_some_and(|pin| pin.begun().is_none()) && self.client.outstanding() > 0
     }
 
     /// Sends a command as it came.
@@ -142,7 +167,7 @@ impl Session {
     }
 
     fn read(&mut self, read: Read, arguments: Arguments<'_>) -> Step {
-        let db = self.client.db.get();
+        let db = self.guard_db();
         let keys = match read {
             Read::NilPerKey | Read::Zero => arguments.len(),
             _ => arguments.len().min(2),
@@ -185,7 +210,7 @@ impl Session {
     fn select(&mut self, arguments: Arguments<'_>) -> Step {
         let db = arguments.get(1).and_then(integer).and_then(|db| u32::try_from(db).ok());
         if let (Some(db), 2) = (db, arguments.len())
-            && db == self.client.db.get()
+            && Some(db) == self.client.db.get()
         {
             return self.own("+OK\r\n");
         }
@@ -224,7 +249,11 @@ impl Session {
             } else if option.eq_ignore_ascii_case(b"SETNAME") && arguments.len() > n + 1 {
                 (name, n) = (arguments.get(n + 1), n + 2);
             } else {
-                return self.own("-ERR Syntax error in HELLO option\r\n");
+                let mut error = BytesMut::from(&b"-ERR Syntax error in HELLO option '"[..]);
+                // As Redis does, so that what the client sent cannot end the line.
+                error.extend(option.iter().map(|b| if matches!(b, b'\r' | b'\n') { b' ' } else { *b }));
+                error.extend_from_slice(b"'\r\n");
+                return self.own(error.freeze());
             }
         }
         // The name stays with the proxy: Redis knows the connection by ours.
@@ -304,13 +333,16 @@ impl Session {
             return Step::Wait;
         }
         if let Some(pin) = self.pin.take() {
+            // Not the client's any more: its end is none of the client's business.
+            pin.own(None);
             pin.close();
         }
         self.transaction = None;
         (self.pinned_for_good, self.watching, self.streaming) = (false, false, false);
+        (self.barrier, self.blocking) = (false, false);
         (self.replies, self.muted) = (Replies::On, false);
         self.name = Bytes::new();
-        self.client.db.set(0);
+        self.client.db.set(Some(0));
         self.own("+RESET\r\n")
     }
 
@@ -333,7 +365,7 @@ impl Session {
     /// While subscribed or monitoring, bytes go both ways as they come. What the proxy would have to judge
     /// or to answer in its place cannot be, and says so.
     fn take_while_streaming(&mut self, command: Command, arguments: Arguments<'_>) -> Step {
-        let db = self.client.db.get();
+        let db = self.guard_db();
         let refused = match command {
             Command::Quit => return self.quit(),
             Command::Reset => return self.reset(),
@@ -357,22 +389,32 @@ impl Session {
     }
 
     fn take_in_transaction(&mut self, command: Command, arguments: Arguments<'_>) -> Step {
+        if self.pin.as_ref().is_some_and(|pin| pin.begun() == Some(false)) {
+            // Redis refused the MULTI: there is no transaction.
+            self.transaction = None;
+            return self.take_plainly(command, arguments);
+        }
         match command {
             Command::Fill(form) => self.queue_fill(form, arguments, None),
             Command::Asof => self.asof(arguments),
             Command::Exec => self.execute(arguments),
+            // Where it is wrong, the transaction goes on.
+            Command::Discard if arguments.len() != 1 => self.forward(arguments, true, Meaning::None),
             Command::Discard => {
-                let step = self.forward(arguments, true, Meaning::None);
+                let step = self.forward(arguments, true, Meaning::Cleared);
                 if step == Step::Done {
                     (self.transaction, self.watching) = (None, false);
                 }
                 step
             }
             Command::Select => {
+                if self.awaits_begin() {
+                    return Step::Wait;
+                }
                 let db = arguments.get(1).and_then(integer).and_then(|db| u32::try_from(db).ok());
                 let step = self.forward(arguments, true, Meaning::None);
                 if let (Step::Done, Some(transaction)) = (step, &mut self.transaction) {
-                    transaction.db = db.or(transaction.db);
+                    transaction.dbs.extend(db);
                     self.pinned_for_good = true;
                 }
                 step

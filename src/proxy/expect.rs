@@ -53,6 +53,22 @@ pub enum Meaning {
     RedisId,
     /// `OK` to a SELECT of this db.
     Selected(u32),
+    /// The end of a transaction in which the last SELECT was of this db, and of its fills.
+    Executed(Box<[AbandonedFill]>, u32),
+    /// `OK` to MULTI, without which what follows is executed at once.
+    Begun,
+    /// `OK` to a command that ends the state which made the link a pin (DISCARD, UNWATCH).
+    Cleared,
+}
+
+impl Meaning {
+    /// The fills whose end the reply is.
+    pub fn fills(&self) -> &[AbandonedFill] {
+        match self {
+            Self::Fills(fills) | Self::Executed(fills, _) => fills,
+            _ => &[],
+        }
+    }
 }
 
 /// A key with guards.
@@ -72,6 +88,26 @@ impl Expected {
             (Delivery::Forward | Delivery::Drop | Delivery::Hidden, Meaning::None)
         )
     }
+}
+
+/// Whether a transaction was executed, and which of its SELECTs therefore: `Some(true)` if all of it went well,
+/// `Some(false)` if it was not executed, none if a part of it failed.
+pub fn executed(reply: &[u8]) -> Option<bool> {
+    if reply.first() == Some(&b'-') || is_nil(reply) {
+        return Some(false);
+    }
+    elements(reply).all(|element| element.first() != Some(&b'-')).then_some(true)
+}
+
+/// Which of several keys, of which each has an element in the reply, were missed; `places` ascend.
+pub fn each_missed(reply: &[u8], places: impl Iterator<Item = usize>) -> impl Iterator<Item = bool> {
+    let mut rest = elements(reply);
+    let mut next = 0;
+    places.map(move |place| {
+        let element = rest.nth(place - next);
+        next = place + 1;
+        element.is_some_and(is_nil)
+    })
 }
 
 /// Which of the keys that a read asked for were missed, by its reply. `None`: the reply is an error, and says nothing.
@@ -122,7 +158,17 @@ mod tests {
             (0..3).map(|n| miss(Read::NilPerKey, mget, n)).collect::<Vec<_>>(),
             [Some(false), Some(true), Some(false)]
         );
+        assert_eq!(each_missed(mget.as_bytes(), [1, 2].into_iter()).collect::<Vec<_>>(), [true, false]);
         assert_eq!(miss(Read::NilPerField, mget, 0), Some(true));
         assert_eq!(miss(Read::NilPerField, "*1\r\n$1\r\na\r\n", 0), Some(false));
+    }
+
+    /// Which db a client is in after a transaction with a SELECT hangs on this.
+    #[test]
+    fn a_transaction_that_was_not_executed_is_told_by_its_reply() {
+        assert_eq!(executed(b"*2\r\n+OK\r\n+OK\r\n"), Some(true));
+        assert_eq!(executed(b"*2\r\n+OK\r\n-ERR DB index is out of range\r\n"), None);
+        assert_eq!(executed(b"*-1\r\n"), Some(false));
+        assert_eq!(executed(b"-EXECABORT x\r\n"), Some(false));
     }
 }

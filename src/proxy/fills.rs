@@ -1,5 +1,6 @@
 //! Fills: judged when the whole command is there, and sent, capped or answered in place.
 
+use std::collections::HashSet;
 use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,7 +15,7 @@ use super::session::{Session, Step};
 use super::transaction::QueuedFill;
 use crate::cache::AbandonedFill;
 use crate::config::Reply;
-use crate::fence::Evidence;
+use crate::fence::{Evidence, KeyHash};
 use crate::position::{Lsn, Snapshot};
 use crate::resp::{Arguments, RequestScanner, Scanned, put_bulk, put_decimal, put_header, put_request};
 
@@ -30,8 +31,8 @@ struct Admitted {
     fills: Vec<AbandonedFill>,
     /// To live for so many milliseconds at most.
     caps: Vec<(Box<[u8]>, u64)>,
-    /// The places of refused keys among the arguments.
-    refused: Vec<usize>,
+    /// The keys that were refused.
+    refused: HashSet<KeyHash>,
     refusal: Option<Refusal>,
 }
 
@@ -43,7 +44,7 @@ impl Session {
         arguments: Arguments<'_>,
         evidence: Option<&Evidence>,
     ) -> Step {
-        let keys = self.guarded_keys(form, arguments, self.client.db.get());
+        let keys = self.guarded_keys(form, arguments);
         let wants_pin = arguments.bytes().len() > LANE_REQUEST;
         if keys.is_empty() {
             return self.forward(arguments, wants_pin, Meaning::None);
@@ -71,36 +72,42 @@ impl Session {
         }
     }
 
-    /// The keys of a fill that have guards, with their places among the arguments.
-    fn guarded_keys(
-        &self,
-        form: FillForm,
-        arguments: Arguments<'_>,
-        db: u32,
-    ) -> Vec<(usize, Box<[u8]>, GuardedKey)> {
+    /// The keys of a fill that have guards, each once: of pairs with the same key the last one counts, and one
+    /// verdict is for all of them.
+    fn guarded_keys(&self, form: FillForm, arguments: Arguments<'_>) -> Vec<(Box<[u8]>, GuardedKey)> {
+        if form.has_pairs() && arguments.len().is_multiple_of(2) {
+            // A key without a value: Redis does none of it, and says so.
+            return Vec::new();
+        }
+        let db = self.guard_db();
         let step = if form.has_pairs() { 2 } else { usize::MAX };
         let places = (1..arguments.len()).step_by(step);
         let guarded = |n: usize| {
             let key = arguments.get(n)?;
-            Some((n, Box::from(key), self.gate.guarded(db, key)?))
+            Some((Box::from(key), self.gate.guarded(db, key)?))
         };
-        places.filter_map(guarded).collect()
+        let mut keys: Vec<(Box<[u8]>, GuardedKey)> = places.filter_map(guarded).collect();
+        if keys.len() > 1 {
+            let mut seen = HashSet::with_capacity(keys.len());
+            keys.retain(|(_, guarded)| seen.insert(guarded.hash));
+        }
+        keys
     }
 
     fn admit(
         &self,
         link: &Link,
         form: FillForm,
-        keys: &[(usize, Box<[u8]>, GuardedKey)],
+        keys: &[(Box<[u8]>, GuardedKey)],
         evidence: Option<&Evidence>,
     ) -> Admitted {
         let mut admitted = Admitted::default();
-        for (place, key, guarded) in keys {
+        for (key, guarded) in keys {
             let id = link.fill_id();
             let filling = Filling { key, guarded, id, conn: self.client.id, evidence, form };
             match self.gate.admit(&filling) {
                 Admission::Refuse(refusal) => {
-                    admitted.refused.push(*place);
+                    admitted.refused.insert(guarded.hash);
                     admitted.refusal = Some(refusal);
                     continue;
                 }
@@ -151,8 +158,12 @@ impl Session {
     /// MSET: the pairs that were not refused.
     fn send_rest(&mut self, link: &Link, arguments: Arguments<'_>, admitted: Admitted) -> Step {
         let Some(refusal) = admitted.refusal else { return Step::Done };
-        let kept = |n: &usize| !admitted.refused.contains(&(*n - (*n - 1) % 2));
-        let words: Vec<&[u8]> = (1..arguments.len()).filter(kept).filter_map(|n| arguments.get(n)).collect();
+        let db = self.guard_db();
+        let refused =
+            |key| self.gate.guarded(db, key).is_some_and(|key| admitted.refused.contains(&key.hash));
+        let kept = (1..arguments.len()).step_by(2).filter(|n| !arguments.get(*n).is_some_and(refused));
+        let words: Vec<&[u8]> =
+            kept.flat_map(|n| [arguments.get(n), arguments.get(n + 1)]).flatten().collect();
         let reply = refusal_reply(FillForm::MSet, arguments, &refusal);
         if words.is_empty() {
             return self.own(reply);
@@ -173,10 +184,12 @@ impl Session {
     }
 
     /// A refused part of a value: what is there may be the parts before it, and a torn value must not stay.
-    fn delete_torn(&self, link: &Link, keys: &[(usize, Box<[u8]>, GuardedKey)]) {
-        for (_, key, _) in keys {
-            let expected =
-                Expected { client: self.client.clone(), delivery: Delivery::Hidden, meaning: Meaning::None };
+    /// As if it were a fill: should the connection break before Redis has answered, it is done again.
+    fn delete_torn(&self, link: &Link, keys: &[(Box<[u8]>, GuardedKey)]) {
+        for (key, guarded) in keys {
+            let deletion = AbandonedFill { hash: guarded.hash, id: link.fill_id(), key: key.clone() };
+            let meaning = Meaning::Fills([deletion].into());
+            let expected = Expected { client: self.client.clone(), delivery: Delivery::Hidden, meaning };
             link.send(|out| put_request(out, &[b"UNLINK", key]), expected);
         }
     }
@@ -231,11 +244,12 @@ impl Session {
         arguments: Arguments<'_>,
         evidence: Option<Evidence>,
     ) -> Step {
-        let db = self.transaction.as_ref().and_then(|t| t.db).unwrap_or_else(|| self.client.db.get());
-        let keys = self.guarded_keys(form, arguments, db);
+        let keys = self.guarded_keys(form, arguments);
+        if !keys.is_empty() && self.awaits_begin() {
+            return Step::Wait;
+        }
         let step = self.forward(arguments, true, Meaning::None);
         if let (Step::Done, false, Some(transaction)) = (step, keys.is_empty(), &mut self.transaction) {
-            let keys = keys.into_iter().map(|(_, key, guarded)| (key, guarded)).collect();
             transaction.fills.push(QueuedFill { keys, form, evidence });
         }
         step
@@ -254,16 +268,16 @@ impl Session {
             matches!(link.introduction(), Introduction::Refused(_)) && !transaction.fills.is_empty();
         let mut all = Admitted::default();
         for queued in &transaction.fills {
-            let keys: Vec<_> =
-                queued.keys.iter().map(|(key, guarded)| (0, key.clone(), guarded.clone())).collect();
-            let admitted = self.admit(&link, queued.form, &keys, queued.evidence.as_ref());
+            let admitted = self.admit(&link, queued.form, &queued.keys, queued.evidence.as_ref());
             all.fills.extend(admitted.fills);
             all.caps.extend(admitted.caps);
             all.refusal = all.refusal.or(admitted.refusal);
         }
-        if transaction.aborted || unknown || all.refusal.is_some() {
+        // The commands that cap would come after the EXEC, in another db perhaps.
+        let refused = all.refusal.is_some() || (!all.caps.is_empty() && !transaction.dbs.is_empty());
+        if transaction.aborted || unknown || refused {
             self.gate.finish(&all.fills);
-            let reply: &[u8] = if all.refusal.is_some() {
+            let reply: &[u8] = if refused {
                 b"*-1\r\n"
             } else {
                 b"-EXECABORT Transaction discarded because of previous errors.\r\n"
@@ -272,10 +286,14 @@ impl Session {
             link.send(|out| put_request(out, &[b"DISCARD"]), self.expect_as(delivery, Meaning::None));
             return Step::Done;
         }
-        if let Some(db) = transaction.db {
-            self.client.db.set(db);
-        }
-        let fills = Meaning::Fills(all.fills.into());
+        let fills = match transaction.dbs.last() {
+            // Which keys are guarded from here on depends on the answer.
+            Some(db) => {
+                self.barrier = true;
+                Meaning::Executed(all.fills.into(), *db)
+            }
+            None => Meaning::Fills(all.fills.into()),
+        };
         if all.caps.is_empty() {
             link.send(|out| out.extend_from_slice(arguments.bytes()), self.expect(fills));
         } else {

@@ -20,7 +20,8 @@ use tokio::time::timeout;
 use tokio_util::io::poll_read_buf;
 
 use super::client::Client;
-use super::expect::{Delivery, Expected, Meaning, misses};
+use super::commands::Read;
+use super::expect::{Delivery, Expected, Meaning, each_missed, executed, misses};
 use super::gate::Gate;
 use crate::cache::{AbandonedFill, Upstream};
 use crate::fence::FillId;
@@ -52,9 +53,15 @@ pub struct Link {
     partly: Cell<bool>,
     /// Redis is not read, because the owner does not read.
     paused: Cell<bool>,
+    /// Nothing more will be sent.
+    finishing: Cell<bool>,
     closing: Cell<bool>,
     closed: Cell<bool>,
     next_fill: Cell<u32>,
+    /// Whether Redis has let this connection's last MULTI begin a transaction; none while it has not answered.
+    begun: Cell<Option<bool>>,
+    /// It has state that could not be ended: nobody else may get it.
+    tainted: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     /// Sessions that wait for room in `out`.
     crowd: RefCell<Vec<Rc<Client>>>,
@@ -74,9 +81,12 @@ impl Link {
             introduction: RefCell::new(Introduction::First),
             partly: Cell::new(false),
             paused: Cell::new(false),
+            finishing: Cell::new(false),
             closing: Cell::new(false),
             closed: Cell::new(false),
             next_fill: Cell::new(0),
+            begun: Cell::new(None),
+            tainted: Cell::new(false),
             waker: RefCell::default(),
             crowd: RefCell::default(),
         })
@@ -154,6 +164,23 @@ impl Link {
         self.crowd.borrow_mut().drain(..).for_each(|client| client.wake());
     }
 
+    /// A MULTI is about to be sent. Where one has worked, the next is trusted to.
+    pub fn begin(&self) {
+        if self.begun.get() != Some(true) {
+            self.begun.set(None);
+        }
+    }
+
+    /// Whether the last MULTI began a transaction; none while Redis has not answered it.
+    pub fn begun(&self) -> Option<bool> {
+        self.begun.get()
+    }
+
+    /// Whether it has state that could not be ended.
+    pub fn is_tainted(&self) -> bool {
+        self.tainted.get()
+    }
+
     /// From the next byte on, everything goes to the owner as it comes.
     pub fn stream(&self) {
         self.streaming.set(true);
@@ -170,7 +197,14 @@ impl Link {
 
     /// Whether it can be used.
     pub fn is_open(&self) -> bool {
-        !self.closed.get() && !self.closing.get()
+        !self.closed.get() && !self.closing.get() && !self.finishing.get()
+    }
+
+    /// Nothing more will be sent: Redis answers what it can and closes, as it does to a client that is gone.
+    pub fn finish(&self) {
+        if !self.finishing.replace(true) {
+            self.wake();
+        }
     }
 
     /// Ends it. Fills that were not answered are ended on Redis's side too.
@@ -182,6 +216,8 @@ impl Link {
     /// Gives a pin to another owner, or to none while it waits for one.
     pub fn own(&self, owner: Option<Rc<Client>>) {
         *self.owner.borrow_mut() = owner;
+        // It may have stopped reading for the owner before.
+        self.wake();
     }
 
     /// The owner has read: go on reading Redis, if that had stopped.
@@ -256,6 +292,10 @@ impl Link {
             return Poll::Ready(Ok(()));
         }
         self.poll_write(stream, cx)?;
+        if self.finishing.get() && self.out.borrow().is_empty() {
+            // Done at once, and done twice without harm.
+            let _ = Pin::new(&mut *stream).poll_shutdown(cx)?;
+        }
         loop {
             self.paused.set(self.owner_is_slow());
             if self.paused.get() {
@@ -362,10 +402,13 @@ impl Link {
                 }
             }
             Meaning::Reads(read, keys) => {
-                for (place, key) in &keys {
-                    if let Some(missed) = misses(read, reply, *place) {
-                        self.gate.read(key, client.id, missed);
-                    }
+                if read == Read::NilPerKey && !error {
+                    let missed = each_missed(reply, keys.iter().map(|(place, _)| *place));
+                    keys.iter()
+                        .zip(missed)
+                        .for_each(|((_, key), missed)| self.gate.read(key, client.id, missed));
+                } else if let Some(missed) = misses(read, reply, 0) {
+                    keys.iter().for_each(|(_, key)| self.gate.read(key, client.id, missed));
                 }
             }
             Meaning::Fills(fills) => self.gate.finish(&fills),
@@ -373,9 +416,19 @@ impl Link {
             Meaning::RedisId => self.identified(reply),
             Meaning::Selected(db) => {
                 if !error {
-                    client.db.set(db);
+                    client.db.set(Some(db));
                 }
             }
+            Meaning::Executed(fills, db) => {
+                self.gate.finish(&fills);
+                match executed(reply) {
+                    Some(true) => client.db.set(Some(db)),
+                    Some(false) => {}
+                    None => client.db.set(None),
+                }
+            }
+            Meaning::Begun => self.begun.set(Some(!error)),
+            Meaning::Cleared => self.tainted.set(self.tainted.get() || error),
         }
         match delivery {
             Delivery::Hidden => return,
@@ -394,17 +447,19 @@ impl Link {
         self.closed.set(true);
         let mut fills: Vec<AbandonedFill> = Vec::new();
         let error = format!("-ERR cachefence: upstream {}: {why}\r\n", self.gate.address);
-        if self.partly.get()
+        // In the middle of a reply nothing else makes sense. And what a client that is gone has sent after a
+        // command that waited would never have been executed.
+        if (self.partly.get() || self.finishing.get())
             && let Some(expected) = self.expected.borrow().front()
         {
             expected.client.break_off();
         }
         for expected in self.expected.take() {
-            if let Meaning::Fills(unanswered) = expected.meaning {
+            if let Meaning::Fills(unanswered) | Meaning::Executed(unanswered, _) = expected.meaning {
                 fills.extend(unanswered);
             }
             if !matches!(expected.delivery, Delivery::Hidden) {
-                if !matches!(expected.delivery, Delivery::Drop) {
+                if !matches!(expected.delivery, Delivery::Drop) && !self.finishing.get() {
                     expected.client.deliver(error.as_bytes());
                 }
                 expected.client.answered();
@@ -413,6 +468,10 @@ impl Link {
         }
         if let Some(owner) = self.owner.take() {
             if self.streaming.get() {
+                if *self.introduction.borrow() == Introduction::First {
+                    // Nothing of the stream has come, in the middle of which an error would make no sense.
+                    owner.deliver(error.as_bytes());
+                }
                 owner.break_off();
             }
             owner.wake();
@@ -422,14 +481,17 @@ impl Link {
             self.gate.metrics.upstream_reconnects.inc();
             self.gate.upstreams.lost.notify_one();
         }
+        if self.gate.observe {
+            // Nothing is to be deleted, and nobody waits for them.
+            self.gate.finish(&fills);
+            fills.clear();
+        }
         self.gate.upstreams.close(&self.upstream, fills);
     }
 
     fn refuse(&self, expected: &Expected) {
-        if let Meaning::Fills(fills) = &expected.meaning {
-            // Never sent: nothing to end on Redis's side.
-            self.gate.finish(fills);
-        }
+        // Never sent: nothing to end on Redis's side.
+        self.gate.finish(expected.meaning.fills());
         if matches!(expected.delivery, Delivery::Hidden | Delivery::Drop) {
             return;
         }

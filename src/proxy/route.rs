@@ -56,7 +56,7 @@ impl Links {
     /// Takes back a pin that has no state of its client's and nothing to answer.
     pub fn release(&self, link: Rc<Link>) {
         let mut idle = self.idle.borrow_mut();
-        if link.is_open() && idle.len() < IDLE_PINS {
+        if link.is_open() && !link.is_tainted() && idle.len() < IDLE_PINS {
             link.own(None);
             idle.push(link);
         } else {

@@ -29,6 +29,10 @@ const MAX_OUTSTANDING: u64 = 16 * 1024;
 const OUT_HIGH_WATER: usize = 1024 * 1024;
 /// Requests that are read ahead while commands have to wait, in bytes.
 const READ_AHEAD: usize = 64 * 1024;
+/// ... and while it waits in Redis.
+const READ_AHEAD_BLOCKED: usize = 64 * 1024 * 1024;
+/// The largest request, in bytes, as Redis's default `client-query-buffer-limit`.
+const MAX_REQUEST: usize = 1024 * 1024 * 1024;
 const READ_CHUNK: usize = 16 * 1024;
 /// An emptied buffer above this size is given back.
 const KEEP_CAPACITY: usize = 64 * 1024;
@@ -124,12 +128,26 @@ impl Session {
         self.client.set_waker(cx.waker());
         for _ in 0..TURN {
             let starved = self.take_commands();
+            let crowded = self.client.waiting() > OUT_HIGH_WATER;
             self.poll_write(cx)?;
             self.check_limits()?;
+            if crowded && self.client.waiting() <= OUT_HIGH_WATER {
+                // Commands that waited for room have it now, and nobody else would come back to them.
+                continue;
+            }
+            if self.ended
+                && self.blocking
+                && let Some(pin) = &self.pin
+            {
+                // As if the client were connected to Redis itself: it answers what it can, and then closes.
+                pin.finish();
+            }
             if (self.closing || self.ended) && self.is_answered() {
                 return Poll::Ready(Ok(()));
             }
-            let full = !starved && self.incoming.len() >= READ_AHEAD;
+            // While it waits in Redis, perhaps for ever, nothing but its socket can tell that it is gone.
+            let ahead = if self.blocking { READ_AHEAD_BLOCKED } else { READ_AHEAD };
+            let full = !starved && self.incoming.len() >= ahead;
             if self.closing || self.ended || full {
                 return Poll::Pending;
             }
@@ -160,6 +178,11 @@ impl Session {
             }
             let bytes = &incoming[taken..];
             let (length, step) = match scanner.scan(bytes) {
+                Ok(Scanned::Partial) if scanner.missing(0) > MAX_REQUEST => {
+                    self.client.reply("-ERR Protocol error: request too big\r\n");
+                    self.closing = true;
+                    break false;
+                }
                 Ok(Scanned::Partial) => break true,
                 Ok(Scanned::Nothing(length)) => (length, Step::Done),
                 Ok(Scanned::Request(length)) => (length, self.take(scanner.arguments(&bytes[..length]))),
@@ -205,9 +228,11 @@ impl Session {
             if self.client.outstanding() > 0 {
                 return true;
             }
-            self.barrier = false;
+            (self.barrier, self.blocking) = (false, false);
         }
-        self.client.outstanding() >= MAX_OUTSTANDING || self.client.waiting() > OUT_HIGH_WATER
+        self.client.outstanding() >= MAX_OUTSTANDING
+            || self.client.own_waiting() as u64 >= MAX_OUTSTANDING
+            || self.client.waiting() > OUT_HIGH_WATER
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
@@ -245,10 +270,9 @@ impl Session {
         Ok(())
     }
 
-    /// Nothing is left to wait for. A client that has closed its side while it waits in Redis, perhaps for
-    /// ever, has nothing to wait for either.
+    /// Nothing is left to wait for. A client that has closed its side of a stream has nothing to wait for either.
     fn is_answered(&self) -> bool {
-        let hopeless = self.ended && (self.blocking || self.streaming);
+        let hopeless = self.ended && self.streaming;
         hopeless || (self.client.outstanding() == 0 && self.client.waiting() == 0)
     }
 }

@@ -10,8 +10,9 @@ use super::expect::GuardedKey;
 pub struct Transaction {
     /// The fills of guarded keys that are queued.
     pub fills: Vec<QueuedFill>,
-    /// The db that commands queued from now on go to, if a SELECT is queued.
-    pub db: Option<u32>,
+    /// The dbs that queued SELECTs name, which Redis will try when it executes them. What is queued after one
+    /// that fails goes to the db before it.
+    pub dbs: Vec<u32>,
     /// The proxy refused a command: EXEC aborts, as Redis's would.
     pub aborted: bool,
 }

@@ -1,6 +1,6 @@
 //! Replies: where one ends. Their bytes are forwarded as they came.
 
-use super::{MAX_LINE, ProtocolError, integer, line_end};
+use super::{MAX_BULK, MAX_LINE, ProtocolError, integer, line_end};
 
 /// Looks for the end of the reply at the start of a buffer, in RESP2 and RESP3.
 ///
@@ -9,6 +9,8 @@ use super::{MAX_LINE, ProtocolError, integer, line_end};
 pub struct ReplyScanner {
     /// The next byte to look at, from the start of the buffer. May lie beyond what has arrived.
     at: usize,
+    /// The line that begins at `at` has no end before this byte.
+    searched: usize,
     /// Elements to come.
     remaining: u64,
 }
@@ -27,7 +29,7 @@ const MAX_ELEMENTS: u64 = 1 << 40;
 
 impl Default for ReplyScanner {
     fn default() -> Self {
-        Self { at: 0, remaining: 1 }
+        Self { at: 0, searched: 0, remaining: 1 }
     }
 }
 
@@ -38,10 +40,14 @@ impl ReplyScanner {
     /// When the bytes are not a reply. What follows them cannot be told apart any more: the connection is lost.
     pub fn scan(&mut self, bytes: &[u8]) -> Result<Progress, ProtocolError> {
         while self.remaining > 0 && self.at < bytes.len() {
-            let Some(end) = line_end(bytes, self.at + 1) else {
-                if bytes.len() - self.at > MAX_LINE {
+            let Some(end) = line_end(bytes, self.searched.max(self.at + 1)) else {
+                // A script can return an error or a status of any length; a number is short.
+                let text = matches!(bytes[self.at], b'+' | b'-' | b'(');
+                if bytes.len() - self.at > if text { MAX_BULK } else { MAX_LINE } {
                     return Err(ProtocolError::new("a reply's line is too long"));
                 }
+                // The last byte may be the end's first half.
+                self.searched = bytes.len() - 1;
                 break;
             };
             let count = || {
@@ -71,6 +77,7 @@ impl ReplyScanner {
     /// The first so many bytes are gone from the buffer.
     pub fn take(&mut self, bytes: usize) {
         self.at -= bytes.min(self.at);
+        self.searched = 0;
     }
 
     /// Forgets the reply, to begin with the next.
@@ -124,6 +131,23 @@ mod tests {
         let mut bytes = b"*1\r\n".repeat(1_000_000);
         bytes.extend(b":1\r\n");
         assert_eq!(whole(&bytes), Some(bytes.len()));
+    }
+
+    /// A script's error must not cost everybody on the lane their connection, nor a search from its start
+    /// whenever more of it comes.
+    #[test]
+    fn a_script_may_return_a_long_line() {
+        let mut bytes = vec![b'-'];
+        bytes.resize(3_000_000, b'x');
+        let mut scanner = ReplyScanner::default();
+        for arrived in (1..bytes.len()).step_by(100) {
+            assert_eq!(scanner.scan(&bytes[..arrived]), Ok(Progress { bytes: 0, done: false }));
+        }
+        bytes.extend(b"\r");
+        assert_eq!(scanner.scan(&bytes), Ok(Progress { bytes: 0, done: false }));
+        bytes.extend(b"\n+NEXT\r\n");
+        assert_eq!(scanner.scan(&bytes), Ok(Progress { bytes: bytes.len() - 7, done: true }));
+        assert!(ReplyScanner::default().scan(&[b'$'; 70_000]).is_err());
     }
 
     #[test]
