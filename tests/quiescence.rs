@@ -130,6 +130,20 @@ async fn pooled(
     Ok(())
 }
 
+/// Stops the replica's replay and lets it go on, every few commits, for ever.
+async fn limp(replica: &Postgres, names: &AtomicU64) -> Outcome {
+    let more = async || {
+        let target = names.load(Ordering::Relaxed) + 10;
+        wait_until("commits", PATIENCE, async || names.load(Ordering::Relaxed) >= target).await
+    };
+    loop {
+        replica.pause_replay().await?;
+        more().await?;
+        replica.resume_replay().await?;
+        more().await?;
+    }
+}
+
 /// How the readers' commands reach the proxy.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Clients {
@@ -164,12 +178,15 @@ async fn flood(world: &World, clients: Clients, round: u64, names: &Arc<AtomicU6
             readers.spawn(pooled(node, pool.clone(), seed(), stop.clone()));
         }
     }
-    let mut lags = false;
-    while let Some(done) = writers.join_next().await {
-        done??;
-        // The replica stands still while some of the writers go on.
-        lags = !lags;
-        if lags { replica.pause_replay().await? } else { replica.resume_replay().await? }
+    let written = async {
+        while let Some(done) = writers.join_next().await {
+            done??;
+        }
+        Outcome::Ok(())
+    };
+    tokio::select! {
+        done = written => done?,
+        failed = limp(replica, names) => failed?,
     }
     stop.store(true, Ordering::Relaxed);
     while let Some(done) = readers.join_next().await {
