@@ -18,5 +18,5 @@ pub use connection::{CacheError, Connection, Reply};
 pub use marker::{Marker, Standing};
 pub use purge::purge_guards;
 pub use reaper::Reaper;
-pub use upstreams::{Abandoned, AbandonedFill, Upstream, Upstreams};
+pub use upstreams::{Abandoned, AbandonedFill, Fate, Upstream, Upstreams};
 pub use worker::{CacheState, Shared, Worker, WorkerSettings};

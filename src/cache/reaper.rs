@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::connection::text;
-use super::{Abandoned, CacheError, Connection, Upstreams};
+use super::{Abandoned, CacheError, Connection, Fate, Upstreams};
 use crate::config::RedisUrl;
 use crate::fence::Fence;
 
@@ -56,23 +56,22 @@ impl Reaper {
         connection: &mut Option<Connection>,
         abandoned: &Abandoned,
     ) -> Result<(), CacheError> {
-        // Nothing was sent on a connection that never learnt its id.
-        let Some(id) = abandoned.redis_id else { return Ok(()) };
+        if let Fate::NeverSent = abandoned.fate {
+            return Ok(());
+        }
         let connection = match connection {
             Some(connection) => connection,
             none => none.insert(Connection::open(&self.address, &self.name).await?),
         };
-        kill(connection, id, &abandoned.name).await?;
+        if let Fate::Unknown { redis_id, name } = &abandoned.fate {
+            kill(connection, *redis_id, name).await?;
+        }
         for keys in abandoned.fills.chunks(512) {
             let mut unlink: Vec<&[u8]> = vec![b"UNLINK"];
             unlink.extend(keys.iter().map(|fill| &*fill.key));
             connection.call(&unlink).await?;
         }
-        info!(
-            connection = abandoned.name,
-            fills = abandoned.fills.len(),
-            "abandoned fills ended, keys deleted"
-        );
+        info!(fate = ?abandoned.fate, fills = abandoned.fills.len(), "abandoned fills ended, keys deleted");
         Ok(())
     }
 }

@@ -52,15 +52,30 @@ impl Upstream {
     }
 }
 
-/// Fills whose connection is gone on this side and may live on in Redis.
+/// Fills that have to be ended from outside their connection.
 #[derive(Debug)]
 pub struct Abandoned {
-    /// What Redis called the connection; none if nothing was sent on it.
-    pub redis_id: Option<u64>,
-    /// Its name in `CLIENT LIST`.
-    pub name: String,
+    /// What may have become of them.
+    pub fate: Fate,
     /// The fills.
     pub fills: Vec<AbandonedFill>,
+}
+
+/// What may have become of an abandoned fill.
+#[derive(Debug)]
+pub enum Fate {
+    /// Nothing was sent on its connection.
+    NeverSent,
+    /// Its connection is gone on this side, and may live on in Redis with the fill in its buffer.
+    Unknown {
+        /// What Redis called the connection.
+        redis_id: u64,
+        /// Its name in `CLIENT LIST`.
+        name: String,
+    },
+    /// It was done, but what should have come after it (its cap, the deletion of a torn value) was refused: the
+    /// client's user lacks the right, perhaps.
+    Unfinished,
 }
 
 /// A fill that nobody knows the fate of.
@@ -128,10 +143,18 @@ impl Upstreams {
     /// Forgets a connection that is closed on this side, and hands over its fills that were not answered.
     pub fn close(&self, upstream: &Upstream, fills: Vec<AbandonedFill>) {
         self.open.remove(&upstream.number);
+        let fate = match upstream.redis_id() {
+            Some(redis_id) => Fate::Unknown { redis_id, name: self.name(upstream) },
+            None => Fate::NeverSent,
+        };
+        self.abandon(fate, fills);
+    }
+
+    /// Hands over fills to be ended.
+    pub fn abandon(&self, fate: Fate, fills: Vec<AbandonedFill>) {
         if !fills.is_empty() {
-            let abandoned = Abandoned { redis_id: upstream.redis_id(), name: self.name(upstream), fills };
             // Nobody receives only while the process ends: nothing will be confirmed then.
-            let _ = self.abandoned.send(abandoned);
+            let _ = self.abandoned.send(Abandoned { fate, fills });
         }
     }
 

@@ -23,7 +23,7 @@ use super::client::Client;
 use super::commands::Read;
 use super::expect::{Delivery, Expected, Meaning, each_missed, executed, misses};
 use super::gate::Gate;
-use crate::cache::{AbandonedFill, Upstream};
+use crate::cache::{AbandonedFill, Fate, Upstream};
 use crate::fence::FillId;
 use crate::resp::{ReplyScanner, integer, put_request};
 use crate::transport::Transport;
@@ -410,6 +410,10 @@ impl Link {
                 } else if let Some(missed) = misses(read, reply, 0) {
                     keys.iter().for_each(|(_, key)| self.gate.read(key, client.id, missed));
                 }
+            }
+            // The cap of a fill, or the deletion of a torn value: ended by us, who have the right.
+            Meaning::Fills(fills) if error && matches!(delivery, Delivery::Hidden) => {
+                self.gate.upstreams.abandon(Fate::Unfinished, fills.into());
             }
             Meaning::Fills(fills) => self.gate.finish(&fills),
             Meaning::Named => self.named(reply),
