@@ -11,6 +11,7 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::admin::{self, AdminSource};
@@ -170,12 +171,13 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     );
 
     let threads = Arc::new(Threads::start(&gate, config.redis.upstream, threads(&config))?);
+    let mut listening = JoinSet::new();
     for listener in listeners {
-        tokio::spawn(listener.run(threads.clone(), config.proxy.max_clients));
+        listening.spawn(listener.run(threads.clone(), config.proxy.max_clients));
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
+    let ended = tokio::select! {
         ended = feed.run() => ended.map_err(RunError::from),
         () = worker.run(job_receiver) => Err(RunError::Ended("the deleting side")),
         ended = tokio::spawn(reaper.run()) => {
@@ -186,7 +188,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         }
         _ = terminate.recv() => stopped("SIGTERM"),
         _ = interrupt.recv() => stopped("SIGINT"),
-    }
+    };
+    // The files of unix sockets go with their listeners.
+    listening.shutdown().await;
+    ended
 }
 
 fn stopped(signal: &str) -> Result<(), RunError> {
