@@ -13,14 +13,15 @@
 //! * A WAL record comes in by [`pg`] (the wire protocol and pgoutput), becomes a committed change in
 //!   [`feed`], is turned into cache keys by the templates of [`guard`], fences them in [`fence`], and is
 //!   deleted from Redis by [`cache`]. Only then does the feed confirm it to Postgres.
-//! * A client's bytes come in by [`proxy`], are cut into commands by [`resp`], and leave for Redis as they
-//!   came unless a key matches a [`guard`] and the [`fence`] finds the fill stale.
+//! * A client's bytes come in by [`proxy`], are cut into requests by [`resp`], are known by [`command`], and
+//!   leave for Redis as they came unless a key matches a [`guard`] and the [`fence`] finds the fill stale.
 //!
 //! [`fence`] is the decision: pure, without I/O, without async, without a clock. It imports [`position`] only.
 #![warn(missing_docs)]
 
 pub mod admin;
 pub mod cache;
+pub mod command;
 pub mod config;
 pub mod demo;
 pub mod feed;

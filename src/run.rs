@@ -11,17 +11,19 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tracing::{error, info};
 
 use crate::admin::{self, AdminSource};
 use crate::cache::{self, CacheState, Reaper, Upstreams, Worker, WorkerSettings};
+use crate::command::CommandTable;
 use crate::config::{AddressError, Config, Contract, Mode, RedisUrl};
 use crate::feed::{self, Feed, FeedError, FeedState, Positions, Source, SourceState};
 use crate::fence::{Fence, Limits, Millis, SourceKind};
 use crate::guard::{GuardError, Guards};
 use crate::metrics::Metrics;
 use crate::position::Lsn;
-use crate::proxy::{CommandTable, Gate, ListenError, Listener, Threads};
+use crate::proxy::{Gate, ListenError, Listener, Threads};
 
 /// Why the proxy does not run.
 #[derive(Debug, Error)]
@@ -172,12 +174,13 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     );
 
     let threads = Arc::new(Threads::start(&gate, config.redis.upstream, threads(&config))?);
+    let mut listening = JoinSet::new();
     for listener in listeners {
-        tokio::spawn(listener.run(threads.clone(), config.proxy.max_clients));
+        listening.spawn(listener.run(threads.clone(), config.proxy.max_clients));
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
+    let ended = tokio::select! {
         // Tasks of their own: a purge must not delay an acknowledgement.
         ended = tokio::spawn(feed.run()) => {
             ended.map_or_else(|error| Err(failed("the feed", &error)), |ended| ended.map_err(RunError::from))
@@ -188,7 +191,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         }
         _ = terminate.recv() => stopped("SIGTERM"),
         _ = interrupt.recv() => stopped("SIGINT"),
-    }
+    };
+    // The files of unix sockets go with their listeners.
+    listening.shutdown().await;
+    ended
 }
 
 fn failed(part: &'static str, error: &tokio::task::JoinError) -> RunError {

@@ -13,7 +13,6 @@ mod reaper;
 mod upstreams;
 mod worker;
 
-pub(crate) use connection::text as reply_text;
 pub use connection::{CacheError, Connection, Reply};
 pub use marker::{Marker, Standing};
 pub use purge::purge_guards;

@@ -13,13 +13,13 @@ use super::connection::text;
 use super::deleted::Deleted;
 use super::reaper::kill_predecessors;
 use super::{CacheError, Connection, Marker, Reply, Standing, Upstreams, purge_guards};
+use crate::command::CommandTable;
 use crate::config::RedisUrl;
 use crate::feed::{CacheJob, Found, GapReason, Identity, Invalidation};
 use crate::fence::{Fence, FillId, GuardId, KeyHash};
 use crate::guard::Guards;
 use crate::metrics::Metrics;
 use crate::position::Lsn;
-use crate::proxy::CommandTable;
 
 /// What the worker is made of.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 
-use super::commands::FillForm;
+use crate::command::FillForm;
 use crate::resp::{Arguments, integer, put_bulk, put_decimal, put_header};
 
 /// How a capped fill goes out.

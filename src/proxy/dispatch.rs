@@ -4,11 +4,11 @@ use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::commands::{Command, Read};
 use super::expect::{Delivery, Expected, GuardedKey, Meaning};
 use super::link::Link;
 use super::session::{Replies, Session, Step};
 use super::transaction::Transaction;
+use crate::command::{Command, Read};
 use crate::resp::{Arguments, integer, put_bulk, put_header};
 
 /// Requests above this size, in bytes, go on a pin: on a lane they would make others wait.

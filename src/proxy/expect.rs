@@ -5,8 +5,8 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::client::Client;
-use super::commands::Read;
 use crate::cache::AbandonedFill;
+use crate::command::Read;
 use crate::fence::KeyHash;
 use crate::guard::GuardList;
 

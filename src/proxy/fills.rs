@@ -7,13 +7,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::{Bytes, BytesMut};
 
 use super::cap::{Capped, cap, put_shorten};
-use super::commands::{Command, FillForm};
 use super::expect::{Delivery, Expected, GuardedKey, Meaning};
 use super::gate::{Admission, Filling, Refusal};
 use super::link::{Introduction, Link};
 use super::session::{Session, Step};
 use super::transaction::QueuedFill;
 use crate::cache::AbandonedFill;
+use crate::command::{Command, FillForm};
 use crate::config::Reply;
 use crate::fence::{Evidence, KeyHash};
 use crate::position::{Lsn, Snapshot};

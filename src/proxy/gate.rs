@@ -8,9 +8,9 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use tracing::debug;
 
-use super::commands::{CommandTable, FillForm};
 use super::expect::GuardedKey;
 use crate::cache::{AbandonedFill, CacheState, Upstreams};
+use crate::command::{CommandTable, FillForm};
 use crate::config::{self, LostFills, LostReads, RedisUrl};
 use crate::feed::FeedState;
 use crate::fence::{

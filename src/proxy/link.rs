@@ -20,10 +20,10 @@ use tokio::time::timeout;
 use tokio_util::io::poll_read_buf;
 
 use super::client::Client;
-use super::commands::Read;
 use super::expect::{Delivery, Expected, Meaning, each_missed, executed, misses};
 use super::gate::Gate;
 use crate::cache::{AbandonedFill, Fate, Upstream};
+use crate::command::Read;
 use crate::fence::FillId;
 use crate::resp::{ReplyScanner, integer, put_request};
 use crate::transport::Transport;

@@ -15,7 +15,6 @@
 
 mod cap;
 mod client;
-mod commands;
 mod dispatch;
 mod expect;
 mod fills;
@@ -27,7 +26,6 @@ mod session;
 mod threads;
 mod transaction;
 
-pub use commands::{Command, CommandTable};
 pub use gate::Gate;
 pub use listen::{ListenError, Listener};
 pub use threads::Threads;

@@ -2,8 +2,8 @@
 
 use crate::fence::Evidence;
 
-use super::commands::FillForm;
 use super::expect::GuardedKey;
+use crate::command::FillForm;
 
 /// A transaction that has begun.
 #[derive(Debug, Default)]

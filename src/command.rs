@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use crate::cache::{Reply, reply_text};
+use redis_protocol::resp2::types::{BytesFrame as Reply, Resp2Frame};
 
 /// A command, by what the proxy does with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,9 +178,9 @@ impl CommandTable {
             // name, arity, flags, first key, last key, step, categories, ...
             let Reply::Array(parts) = entry else { continue };
             let [Reply::BulkString(name), _, Reply::Array(flags), ..] = parts.as_slice() else { continue };
-            let has = |flag: &str| flags.iter().any(|f| reply_text(f) == Some(flag));
+            let has = |flag: &str| flags.iter().any(|f| f.as_str() == Some(flag));
             let is_in = |category: &str| match parts.get(6) {
-                Some(Reply::Array(categories)) => categories.iter().any(|c| reply_text(c) == Some(category)),
+                Some(Reply::Array(categories)) => categories.iter().any(|c| c.as_str() == Some(category)),
                 _ => false,
             };
             let command = if has("blocking") {
