@@ -189,9 +189,14 @@ async fn postgres_may_come_late_and_go() -> Outcome {
     let (status, body) = proxy.get("/readyz").await?;
     assert_eq!(status, 503);
     assert!(body.contains("the feed is lost"), "{body}");
-    // Nobody knows what was written before: nothing is let in.
-    assert!(wire.cmd("SET order:1 v").await?.starts_with("-STALE the feed has not begun"));
+    // Nobody knows what was written before: each guard does what it says for a feed that is lost.
+    assert!(wire.cmd("SET order:1 v").await?.starts_with("-FENCE the feed is lost"));
     assert_eq!(redis.client().await?.cmd(&["EXISTS", "order:1"]).await?, Reply::Int(0));
+    assert_eq!(wire.cmd("SET user:9 v PX 900000").await?, "+OK\r\n", "fills = cap");
+    let Reply::Int(ttl) = redis.client().await?.cmd(&["PTTL", "user:9"]).await? else {
+        return Err("no TTL".into());
+    };
+    assert!(ttl <= 1000 && ttl != -1, "{ttl}");
 
     postgres.start().await?;
     proxy.ready().await?;
@@ -213,9 +218,12 @@ async fn postgres_may_come_late_and_go() -> Outcome {
     assert_eq!(wire.cmd("SET item:2 v").await?, "$-1\r\n", "fills = refuse");
     assert!(wire.cmd("SET order:2 v").await?.starts_with("-FENCE the feed is lost"));
     assert_eq!(wire.cmd("GET order:1").await?, "$-1\r\n", "reads = miss");
-    assert_eq!(wire.cmd("MGET a order:1").await?, "*2\r\n$-1\r\n$-1\r\n");
+    // Keys that are no business of the guard's are answered as they are.
+    assert_eq!(wire.cmd("MGET a order:1 user:1").await?, "*3\r\n$1\r\n1\r\n$-1\r\n$1\r\nv\r\n");
+    assert_eq!(wire.cmd("EXISTS a order:1").await?, ":1\r\n");
+    assert_eq!(wire.cmd("EXISTS order:1 order:2").await?, ":0\r\n");
     let bypassed = "cachefence_reads_total{guard=\"public.orders\",result=\"bypassed\"}";
-    assert_eq!(proxy.metric(bypassed).await?, 2.0);
+    assert_eq!(proxy.metric(bypassed).await?, 5.0);
     assert_eq!(redis.client().await?.cmd(&["EXISTS", "item:2", "order:2"]).await?, Reply::Int(0));
     assert_eq!(wire.cmd("GET a").await?, "$1\r\n1\r\n");
     Ok(())

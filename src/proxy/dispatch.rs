@@ -4,11 +4,11 @@ use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::expect::{Delivery, Expected, GuardedKey, Meaning};
+use super::expect::{Delivery, Expected, Meaning};
 use super::link::Link;
 use super::session::{Replies, Session, Step};
 use super::transaction::Transaction;
-use crate::command::{Command, Read};
+use crate::command::Command;
 use crate::resp::{Arguments, integer, put_bulk, put_header};
 
 /// Requests above this size, in bytes, go on a pin: on a lane they would make others wait.
@@ -164,47 +164,6 @@ impl Session {
             self.client.reply(reply);
         }
         Step::Done
-    }
-
-    fn read(&mut self, read: Read, arguments: Arguments<'_>) -> Step {
-        let db = self.guard_db();
-        let keys = match read {
-            Read::NilPerKey | Read::Zero => arguments.len(),
-            _ => arguments.len().min(2),
-        };
-        let mut guarded = (1..keys).filter_map(|n| Some((n - 1, self.gate.guarded(db, arguments.get(n)?)?)));
-        let Some(first) = guarded.next() else { return self.forward(arguments, false, Meaning::None) };
-        let meaning = if keys == 2 {
-            if self.gate.bypasses(&first.1) {
-                return self.bypass(read, arguments);
-            }
-            Meaning::Read(read, first.1)
-        } else {
-            let all: Box<[(usize, GuardedKey)]> = std::iter::once(first).chain(guarded).collect();
-            // All of them are counted.
-            if all.iter().filter(|(_, key)| self.gate.bypasses(key)).count() > 0 {
-                return self.bypass(read, arguments);
-            }
-            Meaning::Reads(read, all)
-        };
-        self.forward(arguments, false, meaning)
-    }
-
-    /// Answers a read as a miss.
-    fn bypass(&mut self, read: Read, arguments: Arguments<'_>) -> Step {
-        let nils = |count: usize| {
-            let mut out = BytesMut::new();
-            put_header(&mut out, b'*', count);
-            (0..count).for_each(|_| out.extend_from_slice(b"$-1\r\n"));
-            out.freeze()
-        };
-        self.own(match read {
-            Read::Nil => Bytes::from_static(b"$-1\r\n"),
-            Read::EmptyArray => Bytes::from_static(b"*0\r\n"),
-            Read::Zero => Bytes::from_static(b":0\r\n"),
-            Read::NilPerKey => nils(arguments.len().saturating_sub(1)),
-            Read::NilPerField => nils(arguments.len().saturating_sub(2)),
-        })
     }
 
     fn select(&mut self, arguments: Arguments<'_>) -> Step {

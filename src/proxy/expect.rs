@@ -2,13 +2,14 @@
 
 use std::rc::Rc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::client::Client;
 use crate::cache::AbandonedFill;
 use crate::command::Read;
 use crate::fence::KeyHash;
 use crate::guard::GuardList;
+use crate::resp::put_header;
 
 /// A command on its way, until its reply has come.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub enum Delivery {
     Hidden,
     /// `OK` becomes 1, nil becomes 0: a SETNX that went as a SET.
     SetNx,
+    /// The array, with nil in place of the elements at these places, which ascend.
+    Nils(Box<[usize]>),
     /// This, in place of any reply but an error.
     Replace(Bytes),
 }
@@ -99,6 +102,18 @@ pub fn executed(reply: &[u8]) -> Option<bool> {
     elements(reply).all(|element| element.first() != Some(&b'-')).then_some(true)
 }
 
+/// An array with nil in place of the elements at `places`, which ascend.
+pub fn with_nils(reply: &[u8], places: &[usize]) -> BytesMut {
+    let mut out = BytesMut::with_capacity(reply.len());
+    put_header(&mut out, b'*', elements(reply).count());
+    let mut places = places.iter().peekable();
+    for (n, element) in elements(reply).enumerate() {
+        let nil = places.next_if(|place| **place == n).is_some();
+        out.extend_from_slice(if nil { b"$-1\r\n" } else { element });
+    }
+    out
+}
+
 /// Which of several keys, of which each has an element in the reply, were missed; `places` ascend.
 pub fn each_missed(reply: &[u8], places: impl Iterator<Item = usize>) -> impl Iterator<Item = bool> {
     let mut rest = elements(reply);
@@ -158,6 +173,7 @@ mod tests {
             (0..3).map(|n| miss(Read::NilPerKey, mget, n)).collect::<Vec<_>>(),
             [Some(false), Some(true), Some(false)]
         );
+        assert_eq!(with_nils(mget.as_bytes(), &[0, 1]), "*3\r\n$-1\r\n$-1\r\n$0\r\n\r\n");
         assert_eq!(each_missed(mget.as_bytes(), [1, 2].into_iter()).collect::<Vec<_>>(), [true, false]);
         assert_eq!(miss(Read::NilPerField, mget, 0), Some(true));
         assert_eq!(miss(Read::NilPerField, "*1\r\n$1\r\na\r\n", 0), Some(false));

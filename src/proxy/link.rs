@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use tokio_util::io::poll_read_buf;
 
 use super::client::Client;
-use super::expect::{Delivery, Expected, Meaning, each_missed, executed, misses};
+use super::expect::{Delivery, Expected, Meaning, each_missed, executed, misses, with_nils};
 use super::gate::Gate;
 use crate::cache::{AbandonedFill, Fate, Upstream};
 use crate::command::Read;
@@ -440,7 +440,10 @@ impl Link {
             Delivery::SetNx if reply.starts_with(b"+") => client.deliver(b":1\r\n"),
             Delivery::SetNx if reply.starts_with(b"$-1") => client.deliver(b":0\r\n"),
             Delivery::Replace(bytes) if !error => client.deliver(&bytes),
-            Delivery::Forward | Delivery::SetNx | Delivery::Replace(_) => client.deliver(reply),
+            Delivery::Nils(places) if !error => client.deliver(&with_nils(reply, &places)),
+            Delivery::Forward | Delivery::SetNx | Delivery::Nils(_) | Delivery::Replace(_) => {
+                client.deliver(reply)
+            }
         }
         client.answered();
     }

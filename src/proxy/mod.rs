@@ -21,6 +21,7 @@ mod fills;
 mod gate;
 mod link;
 mod listen;
+mod reads;
 mod route;
 mod session;
 mod threads;
