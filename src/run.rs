@@ -180,12 +180,12 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // A task of its own: a purge must not delay an acknowledgement.
+    let mut feed = tokio::spawn(feed.run());
     let ended = tokio::select! {
-        // Tasks of their own: a purge must not delay an acknowledgement.
-        ended = tokio::spawn(feed.run()) => {
-            ended.map_or_else(|error| Err(failed("the feed", &error)), |ended| ended.map_err(RunError::from))
-        }
-        () = worker.run(job_receiver) => Err(RunError::Ended("the deleting side")),
+        ended = &mut feed => feed_ended(ended),
+        // It ends when the feed does, which alone knows why.
+        () = worker.run(job_receiver) => feed_ended(feed.await),
         ended = tokio::spawn(reaper.run()) => {
             Err(ended.map_or_else(|error| failed("the reaper", &error), |()| RunError::Ended("the reaper")))
         }
@@ -195,6 +195,14 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     // The files of unix sockets go with their listeners.
     listening.shutdown().await;
     ended
+}
+
+fn feed_ended(ended: Result<Result<(), FeedError>, tokio::task::JoinError>) -> Result<(), RunError> {
+    match ended {
+        Ok(Ok(())) => Err(RunError::Ended("the feed")),
+        Ok(Err(error)) => Err(error.into()),
+        Err(error) => Err(failed("the feed", &error)),
+    }
 }
 
 fn failed(part: &'static str, error: &tokio::task::JoinError) -> RunError {
