@@ -140,6 +140,24 @@ async fn pairs_of_one_key_share_a_verdict() -> Outcome {
     Ok(())
 }
 
+/// Sixty thousand keys in one command cost what they cost Redis, not the square of it.
+#[tokio::test]
+async fn very_many_keys_are_judged_in_no_time() -> Outcome {
+    let stand = Stand::start(&[]).await?;
+    let mut wire = Wire::connect(stand.proxy.address()).await?;
+    let keys = 60_000;
+    let pairs: String = (0..keys).map(|n| format!(" user:{n} v")).collect();
+    assert_eq!(wire.cmd(&format!("ASOF 0/1 MSET other 1{pairs}")).await?, "+OK\r\n");
+    assert_eq!(wire.cmd("GET other").await?, "$1\r\n1\r\n");
+    assert_eq!(stand.redis.client().await?.cmd(&["EXISTS", "user:0", "user:59999"]).await?, Reply::Int(0));
+    let names: String = (0..keys).map(|n| format!(" user:{n}")).collect();
+    let answer = wire.cmd(&format!("MGET{names} other")).await?;
+    assert_eq!(answer.matches("$-1").count(), keys);
+    let misses = "cachefence_reads_total{guard=\"public.users\",result=\"miss\"}";
+    assert_eq!(stand.proxy.metric(misses).await?, keys as f64);
+    Ok(())
+}
+
 /// A stale fill in a transaction makes all of it as if a WATCH had failed.
 #[tokio::test]
 async fn in_a_transaction_it_aborts_all_of_it() -> Outcome {

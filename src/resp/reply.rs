@@ -40,7 +40,7 @@ impl ReplyScanner {
     /// When the bytes are not a reply. What follows them cannot be told apart any more: the connection is lost.
     pub fn scan(&mut self, bytes: &[u8]) -> Result<Progress, ProtocolError> {
         while self.remaining > 0 && self.at < bytes.len() {
-            let Some(end) = line_end(bytes, self.searched.max(self.at + 1)) else {
+            let Some(end) = line_break(bytes, self.searched.max(self.at + 1)) else {
                 // A script can return an error or a status of any length; a number is short.
                 let text = matches!(bytes[self.at], b'+' | b'-' | b'(');
                 if bytes.len() - self.at > if text { MAX_BULK } else { MAX_LINE } {
@@ -86,6 +86,17 @@ impl ReplyScanner {
     }
 }
 
+/// The end of a line that may have a lone `\r` in it: a module's status, of whatever somebody stored.
+fn line_break(bytes: &[u8], mut from: usize) -> Option<usize> {
+    loop {
+        let end = line_end(bytes, from)?;
+        if bytes.get(end + 1) == Some(&b'\n') {
+            return Some(end);
+        }
+        from = end + 1;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -120,6 +131,8 @@ mod tests {
             "%1\r\n+a\r\n:1\r\n",
             ">2\r\n+a\r\n+b\r\n",
             "|1\r\n+a\r\n:1\r\n+OK\r\n",
+            "+a\r\r\n",
+            "-a\rb\r\n",
         ] {
             let more = format!("{reply}+NEXT\r\n");
             assert_eq!(whole(more.as_bytes()), Some(reply.len()), "{reply:?}");
