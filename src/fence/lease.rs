@@ -105,6 +105,8 @@ pub(super) enum Vouched {
     No,
     /// A miss for it, from before a source was lost.
     SourceLost,
+    /// A miss for it, but a predecessor's may be outstanding.
+    Predecessor,
     /// An earlier part of the same fill was refused.
     Torn,
     /// Its own miss, and the oldest outstanding one where that is worth less.

@@ -111,6 +111,8 @@ pub struct Fence {
     lease_count: AtomicUsize,
     /// The last write of any guard as a whole.
     last_whole: AtomicU64,
+    /// Until when no lease counts at all: see [`Fence::distrust_leases`].
+    distrusted: AtomicU64,
     /// Until when no lease of a key in this slot counts, because one could not be granted for lack of room.
     ungranted: Box<[AtomicU64]>,
     /// The last write's position, and positions at which a share of `max_keys` had been added: where to cut for room.
@@ -189,6 +191,7 @@ impl Fence {
             written_keys: AtomicUsize::new(0),
             lease_count: AtomicUsize::new(0),
             last_whole: AtomicU64::new(0),
+            distrusted: AtomicU64::new(0),
             ungranted: (0..UNGRANTED_SLOTS).map(|_| AtomicU64::new(0)).collect(),
             written: AtomicU64::new(0),
             cuts: Mutex::default(),
@@ -277,6 +280,13 @@ impl Fence {
         self.sources.store(sources, Ordering::SeqCst);
     }
 
+    /// Until then no lease counts, because a predecessor may have answered misses that nobody here remembers, and whose
+    /// fills may come by any connection: they could not object. To be called before the first fill, with the time at
+    /// which the last of those misses ends. Misses are remembered meanwhile, and other evidence counts as ever.
+    pub fn distrust_leases(&self, until: Millis) {
+        self.distrusted.fetch_max(until, Ordering::SeqCst);
+    }
+
     /// Grants a lease: a read of this key was answered as a miss on this connection. To be called after the
     /// answer came from Redis and before it goes to the client.
     pub fn miss(&self, key: KeyHash, conn: ConnId, now: Millis) {
@@ -339,7 +349,13 @@ impl Fence {
 
     /// What becomes of a lease of this key while misses may be outstanding that nobody remembers.
     fn doubt(&self, key: KeyHash, now: Millis) -> Option<Vouched> {
-        (self.ungranted_slot(key).load(Ordering::SeqCst) > now).then_some(Vouched::No)
+        if self.ungranted_slot(key).load(Ordering::SeqCst) > now {
+            Some(Vouched::No)
+        } else if self.distrusted.load(Ordering::SeqCst) > now {
+            Some(Vouched::Predecessor)
+        } else {
+            None
+        }
     }
 
     fn judge(&self, state: &KeyState, fill: &Fill<'_>, vouched: Vouched) -> Verdict {
@@ -358,12 +374,13 @@ impl Fence {
                 Ok(()) => Verdict::Unproven(Unproven::OlderMiss),
                 Err(stale) => Verdict::Stale(stale),
             },
-            (None, Vouched::No | Vouched::SourceLost) => {
+            (None, Vouched::No | Vouched::SourceLost | Vouched::Predecessor) => {
                 match self.last(state, fill.guards, floor) {
                     Some(last) => Verdict::Stale(Stale::NoEvidence(last)),
                     // While the table is restarted nothing is known of any key.
                     None if floor == Lsn(u64::MAX) => Verdict::Stale(Stale::BelowFloor(floor)),
                     None if vouched == Vouched::SourceLost => Verdict::Unproven(Unproven::SourceLost),
+                    None if vouched == Vouched::Predecessor => Verdict::Unproven(Unproven::Predecessor),
                     None => Verdict::Unproven(Unproven::NoEvidence),
                 }
             }

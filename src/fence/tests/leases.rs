@@ -561,6 +561,50 @@ fn a_miss_that_nobody_remembers_keeps_the_others_from_vanishing() {
 }
 
 #[test]
+fn no_miss_counts_while_a_predecessors_may_be_outstanding() {
+    let mut table = Table::new(limits());
+    let until = table.now + 5_000;
+    table.fence.distrust_leases(until);
+    table.fence.distrust_leases(until - 1); // Never shorter.
+    table.miss(ALICE, 1);
+    assert_eq!(table.set(ALICE, 1), PREDECESSOR);
+    assert_eq!(table.set(ALICE, 1), UNPROVEN, "used up");
+    assert_eq!(table.asof_lsn(ALICE, 100), Verdict::Fresh, "other evidence counts");
+    table.fence.restart(Lsn(100));
+    table.settle(100, "100:100:");
+    table.miss(ALICE, 1);
+    assert_eq!(table.set(ALICE, 1), PREDECESSOR, "after a restart, too");
+    table.write(ALICE, 105, 200);
+    table.settle(200, "106:106:");
+    table.miss(ALICE, 1);
+    assert_eq!(table.set(ALICE, 1), no_evidence(200));
+    // A miss that was answered meanwhile counts afterwards.
+    table.now += 4_999;
+    table.miss(BOB, 1);
+    assert_eq!(table.set(BOB, 1), PREDECESSOR);
+    table.miss(BOB, 2);
+    table.now += 1;
+    assert_eq!(table.set(BOB, 2), Verdict::Fresh);
+}
+
+#[test]
+fn a_predecessors_fill_does_not_make_a_miss_vanish() {
+    let mut table = Table::new(limits());
+    table.fence.distrust_leases(table.now + 2_000);
+    written_between(
+        &table,
+        || {
+            table.miss(ALICE, 1);
+            assert_eq!(table.set(ALICE, 1), PREDECESSOR, "the predecessor's");
+        },
+        || (),
+    );
+    table.now += 2_000;
+    table.miss(ALICE, 2);
+    assert_eq!(table.set(ALICE, 2), OLDER_MISS, "it may be that of connection 1's miss");
+}
+
+#[test]
 fn a_refused_part_takes_the_rest_with_it_whatever_proves_that() {
     // 105 and 106 are remembered by position only, and at first nothing polled has covered them.
     let table = Table::new(limits());

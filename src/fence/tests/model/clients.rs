@@ -75,6 +75,7 @@ pub(super) struct Counts {
     /// Fresh by the lease of a miss that is not the fill's own.
     pub(super) swapped: usize,
     pub(super) source_lost: usize,
+    pub(super) predecessor: usize,
     pub(super) torn: usize,
     pub(super) superseded: usize,
     pub(super) below_floor: usize,
@@ -92,13 +93,14 @@ impl Counts {
             Kind::Torn => self.torn += 1,
             Kind::Unproven(Unproven::OlderMiss) => self.older_miss += 1,
             Kind::Unproven(Unproven::SourceLost) => self.source_lost += 1,
+            Kind::Unproven(Unproven::Predecessor) => self.predecessor += 1,
             Kind::Unproven(Unproven::NoEvidence) | Kind::NoEvidence | Kind::Fresh => {}
         }
     }
 
-    pub(super) fn all(&mut self) -> [&mut usize; 13] {
+    pub(super) fn all(&mut self) -> [&mut usize; 14] {
         let [lease, lsn, snapshot] = &mut self.fresh;
-        let Self { older_miss, spent, swapped, source_lost, .. } = self;
+        let Self { older_miss, spent, swapped, source_lost, predecessor, .. } = self;
         let Self { torn, superseded, below_floor, uncovered, room_made, drained, .. } = self;
         [
             lease,
@@ -108,6 +110,7 @@ impl Counts {
             spent,
             swapped,
             source_lost,
+            predecessor,
             torn,
             superseded,
             below_floor,
@@ -365,7 +368,7 @@ impl Model {
             let hash = self.misses[own].hash;
             let other = |miss: usize| miss != own && self.misses[miss].hash == hash && self.objects(miss);
             let others = (0..self.misses.len()).any(other);
-            let spent = others || self.silenced(hash);
+            let spent = others || self.silenced(hash) || self.now < self.distrusted;
             self.misses[own].spent = spent;
             if !spent && !conforms {
                 // Nothing objects any more in the name of the one whose miss it was.
@@ -438,6 +441,7 @@ impl Model {
         match own {
             None => no_evidence(Unproven::NoEvidence),
             _ if self.silenced(hash) => no_evidence(Unproven::NoEvidence),
+            _ if self.now < self.distrusted => no_evidence(Unproven::Predecessor),
             Some(own) if self.sources().is_none() || self.misses[own].sources != self.sources() => {
                 no_evidence(Unproven::SourceLost)
             }

@@ -21,9 +21,11 @@ pub(super) enum Op {
     Keepalive,
     /// The feed reconnects, and sends again what was not confirmed.
     Resend,
-    /// The slot is lost, or the proxy starts anew at what it confirmed.
+    /// The slot is lost, or the proxy starts anew at what it confirmed: the same process, or another one, which knows
+    /// nothing of the misses before.
     Restart {
         fresh: bool,
+        successor: bool,
     },
     /// A snapshot is taken on the primary; the answer is on its way.
     Take,
@@ -76,6 +78,8 @@ pub(super) enum Op {
     /// and by any connection.
     Storm {
         before: Vec<u8>,
+        /// The proxy is replaced in between.
+        successor: bool,
         after: Vec<u8>,
         /// After the write.
         pause: u8,
@@ -98,7 +102,8 @@ pub(super) fn op() -> impl Strategy<Value = Op> {
         13 => Just(Op::Deliver),
         2 => Just(Op::Keepalive),
         1 => Just(Op::Resend),
-        1 => yes().prop_map(|fresh| Op::Restart { fresh }),
+        1 => (yes(), prop::bool::weighted(0.25))
+            .prop_map(|(fresh, successor)| Op::Restart { fresh, successor }),
         2 => Just(Op::Take),
         8 => yes().prop_map(|idle| Op::Poll { idle }),
         5 => (any(), any()).prop_map(|(replica, to)| Op::Replay { replica, to }),
@@ -123,8 +128,9 @@ fn storm() -> impl Strategy<Value = Op> {
     let conns = || prop::collection::vec(0..3u8, 0..4);
     let fill = (any::<u8>(), 0..3u8, prop::bool::weighted(0.1));
     let pause = prop_oneof![2 => Just(0), 1 => 0..50u8];
-    (conns(), conns(), pause, prop::collection::vec(fill, 0..6))
-        .prop_map(|(before, after, pause, fills)| Op::Storm { before, after, pause, fills })
+    (conns(), prop::bool::weighted(0.05), conns(), pause, prop::collection::vec(fill, 0..6)).prop_map(
+        |(before, successor, after, pause, fills)| Op::Storm { before, successor, after, pause, fills },
+    )
 }
 
 /// What differs from one history to the next.

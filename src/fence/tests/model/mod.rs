@@ -69,6 +69,8 @@ struct Model {
     start: u64,
     hashes_written: Vec<KeyHash>,
     misses: Vec<Miss>,
+    /// Until when a predecessor's misses may be outstanding.
+    distrusted: Millis,
     requests: Vec<Request>,
     in_flight: Vec<(KeyHash, FillId)>,
     waited_for: Vec<FillId>,
@@ -100,6 +102,7 @@ impl Model {
             start: START,
             hashes_written: Vec::new(),
             misses: Vec::new(),
+            distrusted: 0,
             requests: Vec::new(),
             in_flight: Vec::new(),
             waited_for: Vec::new(),
@@ -151,7 +154,12 @@ impl Model {
             }
             // No more than what the primary has settled was ever confirmed.
             Op::Resend => self.fed = self.world.after(self.primary.max(self.start)).min(self.fed),
-            Op::Restart { fresh } => self.restart(fresh),
+            Op::Restart { fresh, successor } => {
+                if successor {
+                    self.successor();
+                }
+                self.restart(fresh);
+            }
             Op::Take => self.taken = Some(self.world.snapshot()),
             Op::Poll { idle } => self.poll(idle),
             Op::Replay { replica, to } => {
@@ -194,8 +202,12 @@ impl Model {
                     _ = self.admit(&through, conn, false);
                 }
             }
-            Op::Storm { ref before, ref after, pause, ref fills } => {
+            Op::Storm { ref before, successor, ref after, pause, ref fills } => {
                 before.iter().for_each(|conn| self.miss_and_read(*conn));
+                if successor {
+                    self.successor();
+                    self.restart(false);
+                }
                 if let Some(txn) = self.world.begin(1, 0) {
                     self.world.commit(txn);
                     self.world.show(txn);
@@ -285,6 +297,19 @@ impl Model {
         self.hashes_written.clear();
         self.misses.iter_mut().for_each(|miss| miss.sources = None);
         self.settle();
+    }
+
+    /// Another process takes over. It knows nothing of its predecessor's misses, and their fills may still come.
+    fn successor(&mut self) {
+        self.fence = fence(&self.setting);
+        self.settlement = Settlement::new(self.setting.sources);
+        self.misses.iter_mut().for_each(|miss| {
+            (miss.used, miss.spent, miss.granted) = (Used::Gone, false, true);
+        });
+        self.in_flight.clear();
+        self.waited_for.clear();
+        self.distrusted = self.now + LEASE_TTL;
+        self.fence.distrust_leases(self.distrusted);
     }
 
     // The table.
