@@ -55,6 +55,9 @@ pub enum Unproven {
     OlderMiss,
     /// Its miss was answered before a source was lost: that source may have gone back since.
     SourceLost,
+    /// It has a miss, but a predecessor of this process may have answered older ones, which nobody here
+    /// remembers and whose fills may still come.
+    Predecessor,
 }
 
 /// What the caller does with a fill, told to the fence while the key is locked.

@@ -15,7 +15,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
 use super::key::{Extra, KeyState};
-use super::lease::{Lease, Use, Vouched};
+use super::lease::{Lease, Use, Vouched, Written};
 use super::past::Past;
 use super::{
     ConnId, Evidence, FillId, GuardId, KeyHash, LeaseRule, Millis, Ruling, Settled, Stale, Unproven, Verdict,
@@ -32,7 +32,7 @@ pub struct Limits {
     pub lease_ttl: Millis,
     /// Keys, at most (overshot by a sixteenth before the oldest are dropped).
     pub max_keys: usize,
-    /// Outstanding misses, at most.
+    /// Entries for outstanding misses, at most (see [`Size::leases`]; fills may overshoot it a little when they use them up).
     pub max_leases: usize,
     /// Guards in the configuration.
     pub guards: usize,
@@ -62,7 +62,7 @@ pub struct Fill<'a> {
 pub struct Size {
     /// Keys with a write in their history.
     pub keys: usize,
-    /// Outstanding misses.
+    /// Entries for outstanding misses: those of one key and connection between which the key was not written are one.
     pub leases: usize,
     /// Bytes, estimated.
     pub bytes: usize,
@@ -109,6 +109,10 @@ pub struct Fence {
     entry_count: AtomicUsize,
     written_keys: AtomicUsize,
     lease_count: AtomicUsize,
+    /// The last write of any guard as a whole.
+    last_whole: AtomicU64,
+    /// Until when no lease counts at all: see [`Fence::distrust_leases`].
+    distrusted: AtomicU64,
     /// Until when no lease of a key in this slot counts, because one could not be granted for lack of room.
     ungranted: Box<[AtomicU64]>,
     /// The last write's position, and positions at which a share of `max_keys` had been added: where to cut for room.
@@ -155,7 +159,8 @@ impl Cuts {
 }
 
 const SOURCE_LOST: u64 = u64::MAX;
-const UNGRANTED_SLOTS: usize = 1 << 16;
+/// Few in tests, which make many tables.
+const UNGRANTED_SLOTS: usize = if cfg!(test) { 1 << 8 } else { 1 << 16 };
 /// The table is cut for room in steps of this share of `max_keys`.
 const CUT: usize = 16;
 /// Bytes per entry: key, state, control byte, and the free places that a hash table needs.
@@ -185,6 +190,8 @@ impl Fence {
             entry_count: AtomicUsize::new(0),
             written_keys: AtomicUsize::new(0),
             lease_count: AtomicUsize::new(0),
+            last_whole: AtomicU64::new(0),
+            distrusted: AtomicU64::new(0),
             ungranted: (0..UNGRANTED_SLOTS).map(|_| AtomicU64::new(0)).collect(),
             written: AtomicU64::new(0),
             cuts: Mutex::default(),
@@ -207,6 +214,7 @@ impl Fence {
             guard.last.store(0, Ordering::SeqCst);
             lock(&guard.state).forget_history();
         }
+        self.last_whole.store(0, Ordering::SeqCst);
         *lock(&self.cuts) = Cuts::default();
         self.written.store(floor.0, Ordering::SeqCst);
         self.retain(|state| {
@@ -238,6 +246,7 @@ impl Fence {
             // A fill reads this while it holds its key's lock; the walk below takes every lock after this
             // store. So each fill either is judged against the write or is found by the walk.
             whole.last.fetch_max(write.lsn.0, Ordering::SeqCst);
+            self.last_whole.fetch_max(write.lsn.0, Ordering::SeqCst);
         }
         self.in_flight(draining);
     }
@@ -271,6 +280,13 @@ impl Fence {
         self.sources.store(sources, Ordering::SeqCst);
     }
 
+    /// Until then no lease counts, because a predecessor may have answered misses that nobody here remembers, and whose
+    /// fills may come by any connection: they could not object. To be called before the first fill, with the time at
+    /// which the last of those misses ends. Misses are remembered meanwhile, and other evidence counts as ever.
+    pub fn distrust_leases(&self, until: Millis) {
+        self.distrusted.fetch_max(until, Ordering::SeqCst);
+    }
+
     /// Grants a lease: a read of this key was answered as a miss on this connection. To be called after the
     /// answer came from Redis and before it goes to the client.
     pub fn miss(&self, key: KeyHash, conn: ConnId, now: Millis) {
@@ -284,10 +300,13 @@ impl Fence {
         self.change(key, |state| {
             // The generation before the position: if a source is lost in between, the lease is void.
             let sources = self.sources();
-            let lease = Lease { conn, lsn: self.settled(), sources, until, used: Use::Open };
+            let lease = Lease { conn, lsn: self.settled(), sources, until, used: Use::Open, count: 1 };
+            // And the writes after it: each of those that are settled is known.
+            let key = self.floor().max(state.last(Lsn(0)).unwrap_or_default());
+            let whole = Lsn(self.last_whole.load(Ordering::SeqCst));
             let leases = &mut state.extra().leases;
             leases.expire(now);
-            leases.grant(lease);
+            leases.grant(lease, Written { key, any: key.max(whole) });
         });
     }
 
@@ -301,13 +320,19 @@ impl Fence {
         rule: impl FnOnce(Verdict) -> Ruling,
     ) -> (Verdict, Ruling) {
         self.change(key, |state| {
-            let (vouched, place) = self.vouch(key, state, fill, now);
+            let doubt = self.doubt(key, now);
+            let (vouched, place) = self.vouch(state, fill, now);
+            let vouched = match vouched {
+                // A part of a value that was refused stays refused, whoever may vouch.
+                Vouched::No | Vouched::Torn => vouched,
+                _ => doubt.unwrap_or(vouched),
+            };
             let verdict = self.judge(state, fill, vouched);
             let ruling = rule(verdict);
             if let Some(place) = place {
                 // Also where the client named its evidence: the fill answers this miss, which must not be
                 // left to a later write that saw none.
-                state.extra().leases.use_up(place, fill, ruling == Ruling::Forward);
+                state.extra().leases.use_up(place, fill, ruling == Ruling::Forward, doubt.is_some());
             }
             if ruling == Ruling::Forward {
                 state.extra().in_flight.push(fill.id);
@@ -316,19 +341,21 @@ impl Fence {
         })
     }
 
-    fn vouch(
-        &self,
-        key: KeyHash,
-        state: &mut KeyState,
-        fill: &Fill<'_>,
-        now: Millis,
-    ) -> (Vouched, Option<usize>) {
+    fn vouch(&self, state: &mut KeyState, fill: &Fill<'_>, now: Millis) -> (Vouched, Option<usize>) {
         let Some(extra) = state.existing_extra() else { return (Vouched::No, None) };
         extra.leases.expire(now);
-        let (vouched, place) = extra.leases.vouch(fill.conn, fill.lease, fill.part, self.sources());
-        let counts = self.ungranted_slot(key).load(Ordering::SeqCst) <= now;
-        // A part of a value that was refused stays refused, whoever may vouch.
-        (if counts || vouched == Vouched::Torn { vouched } else { Vouched::No }, place)
+        extra.leases.vouch(fill.conn, fill.lease, fill.part, self.sources())
+    }
+
+    /// What becomes of a lease of this key while misses may be outstanding that nobody remembers.
+    fn doubt(&self, key: KeyHash, now: Millis) -> Option<Vouched> {
+        if self.ungranted_slot(key).load(Ordering::SeqCst) > now {
+            Some(Vouched::No)
+        } else if self.distrusted.load(Ordering::SeqCst) > now {
+            Some(Vouched::Predecessor)
+        } else {
+            None
+        }
     }
 
     fn judge(&self, state: &KeyState, fill: &Fill<'_>, vouched: Vouched) -> Verdict {
@@ -336,23 +363,27 @@ impl Fence {
         let floor = self.floor();
         let verdict = |judged: Result<(), Stale>| judged.map_or_else(Verdict::Stale, |()| Verdict::Fresh);
         match (fill.evidence, vouched) {
+            // Whatever proves this part: the one before it is missing from the value.
+            (_, Vouched::Torn) => Verdict::Stale(Stale::Torn),
             (Some(Evidence::Snapshot(snapshot)), _) => {
                 verdict(self.judge_snapshot(state, fill.guards, snapshot, floor))
             }
             (Some(Evidence::Lsn(lsn)), _) => verdict(self.judge_lsn(state, fill.guards, *lsn, floor)),
-            (None, Vouched::Torn) => Verdict::Stale(Stale::Torn),
             (None, Vouched::By { own, oldest }) => match self.judge_lsn(state, fill.guards, own, floor) {
                 Ok(()) if self.judge_lsn(state, fill.guards, oldest, floor).is_ok() => Verdict::Fresh,
                 Ok(()) => Verdict::Unproven(Unproven::OlderMiss),
                 Err(stale) => Verdict::Stale(stale),
             },
-            (None, Vouched::No | Vouched::SourceLost) => match self.last(state, fill.guards, floor) {
-                Some(last) => Verdict::Stale(Stale::NoEvidence(last)),
-                // While the table is restarted nothing is known of any key.
-                None if floor == Lsn(u64::MAX) => Verdict::Stale(Stale::BelowFloor(floor)),
-                None if vouched == Vouched::SourceLost => Verdict::Unproven(Unproven::SourceLost),
-                None => Verdict::Unproven(Unproven::NoEvidence),
-            },
+            (None, Vouched::No | Vouched::SourceLost | Vouched::Predecessor) => {
+                match self.last(state, fill.guards, floor) {
+                    Some(last) => Verdict::Stale(Stale::NoEvidence(last)),
+                    // While the table is restarted nothing is known of any key.
+                    None if floor == Lsn(u64::MAX) => Verdict::Stale(Stale::BelowFloor(floor)),
+                    None if vouched == Vouched::SourceLost => Verdict::Unproven(Unproven::SourceLost),
+                    None if vouched == Vouched::Predecessor => Verdict::Unproven(Unproven::Predecessor),
+                    None => Verdict::Unproven(Unproven::NoEvidence),
+                }
+            }
         }
     }
 
@@ -544,6 +575,12 @@ impl Fence {
     pub fn outdated_for(&self, lsn: Lsn, now: Millis) -> Millis {
         let past = self.past.read().unwrap_or_else(PoisonError::into_inner);
         past.settled_at(lsn).map_or(0, |at| now.saturating_sub(at))
+    }
+
+    /// `Size::leases`, counted one by one.
+    #[cfg(test)]
+    pub(super) fn leases_by_walk(&self) -> usize {
+        self.keys.iter().map(|state| state.leases()).sum()
     }
 
     /// How full the table is.

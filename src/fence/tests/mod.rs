@@ -137,3 +137,4 @@ const TORN: Verdict = Verdict::Stale(Stale::Torn);
 const UNPROVEN: Verdict = Verdict::Unproven(Unproven::NoEvidence);
 const OLDER_MISS: Verdict = Verdict::Unproven(Unproven::OlderMiss);
 const LOST: Verdict = Verdict::Unproven(Unproven::SourceLost);
+const PREDECESSOR: Verdict = Verdict::Unproven(Unproven::Predecessor);

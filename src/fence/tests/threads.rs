@@ -10,7 +10,12 @@ use super::*;
 
 const KEYS: u64 = 48;
 const CLIENTS: usize = 3;
-const WRITES: u64 = 60_000;
+const MAX_LEASES: usize = 24;
+/// The test runs until all of this has happened, however the threads are scheduled.
+const WRITES: u64 = 40_000;
+const FRESH: u64 = 2_000;
+/// Where so many fills were judged and not enough of them fresh, something is wrong.
+const JUDGED: u64 = 20_000_000;
 
 #[derive(Default)]
 struct Shared {
@@ -21,7 +26,24 @@ struct Shared {
     fenced: Vec<AtomicU64>,
     /// A fill that is in flight for as long as it is written here: its number and its key.
     in_flight: [AtomicU64; CLIENTS],
+    judged: AtomicU64,
+    fresh: AtomicU64,
     done: AtomicBool,
+}
+
+impl Shared {
+    fn enough(&self) -> bool {
+        self.fresh.load(SeqCst) >= FRESH || self.judged.load(SeqCst) >= JUDGED
+    }
+}
+
+/// Whoever ends, be it by a panic, ends the others.
+struct Done<'a>(&'a Shared);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.done.store(true, SeqCst);
+    }
 }
 
 struct Dice(u64);
@@ -40,7 +62,7 @@ fn sees_up_to(lsn: u64) -> Snapshot {
 }
 
 /// Transaction `n` ends at position `n`. There is a replica to read from, and the primary shows what it ever showed.
-fn feed(fence: &Fence, shared: &Shared) {
+fn feed(fence: &Fence, shared: &Shared) -> u64 {
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
     let mut draining = Vec::new();
     let (mut generation, mut primary) = (1, 100);
@@ -51,7 +73,9 @@ fn feed(fence: &Fence, shared: &Shared) {
         let settled = Settled { lsn, primary_lsn, primary: snapshot, sources: Some(generation) };
         fence.settle(&settled, shared.now.load(SeqCst));
     };
-    for lsn in 101..=100 + WRITES {
+    let mut lsn = 100;
+    while !shared.done.load(SeqCst) && (lsn < 100 + WRITES || !shared.enough()) {
+        lsn += 1;
         let key = dice.roll(KEYS);
         // Visible before the feed brings it, or a while after.
         let ahead = dice.roll(3) == 0;
@@ -89,13 +113,13 @@ fn feed(fence: &Fence, shared: &Shared) {
             settle(generation, shared.visible.load(SeqCst), primary);
         }
     }
-    shared.done.store(true, SeqCst);
+    lsn
 }
 
-fn client(fence: &Fence, shared: &Shared, number: usize) -> u64 {
+fn client(fence: &Fence, shared: &Shared, number: usize) {
     let mut dice = Dice(0xd1b5_4a32_d192_ed03 ^ ((number as u64 + 1) << 32));
     let conn = ConnId(number as u64);
-    let (mut next, mut fresh) = (number as u64 + 1, 0);
+    let mut next = number as u64 + 1;
     while !shared.done.load(SeqCst) {
         let key = dice.roll(KEYS);
         next += CLIENTS as u64;
@@ -128,12 +152,13 @@ fn client(fence: &Fence, shared: &Shared, number: usize) -> u64 {
             Verdict::Fresh => Ruling::Forward,
             Verdict::Stale(_) | Verdict::Unproven(_) => Ruling::Refuse,
         });
+        shared.judged.fetch_add(1, SeqCst);
         if ruling == Ruling::Forward {
             assert!(
                 data >= fenced,
                 "{fill:?} of {key} with data at {data} is {verdict:?}; fenced at {fenced}"
             );
-            fresh += 1;
+            shared.fresh.fetch_add(1, SeqCst);
             shared.in_flight[number].store(id.0, SeqCst);
             for _ in 0..dice.roll(50) {
                 std::hint::spin_loop();
@@ -142,46 +167,44 @@ fn client(fence: &Fence, shared: &Shared, number: usize) -> u64 {
             fence.finish(KeyHash(key), id);
         }
     }
-    fresh
 }
 
 #[test]
 fn no_thread_gets_an_old_value_past_the_others() {
-    let limits = Limits { history: 20, lease_ttl: 10, max_keys: 12, max_leases: 24, guards: 0, shards: 2 };
+    let limits =
+        Limits { history: 20, lease_ttl: 10, max_keys: 12, max_leases: MAX_LEASES, guards: 0, shards: 2 };
     let fence = Fence::new(limits);
     let empty = fence.size();
     fence.restart(Lsn(100));
     let fenced = (0..KEYS).map(|_| AtomicU64::new(0)).collect();
     let shared = Shared { fenced, ..Shared::default() };
     shared.visible.store(100, SeqCst);
-    let fresh: u64 = thread::scope(|scope| {
-        scope.spawn(|| {
-            // Also where it panics, so that the others end.
-            struct Done<'a>(&'a Shared);
-            impl Drop for Done<'_> {
-                fn drop(&mut self) {
-                    self.0.done.store(true, SeqCst);
-                }
-            }
-            let _done = Done(&shared);
-            feed(&fence, &shared);
-        });
-        scope.spawn(|| {
+    let end = thread::scope(|scope| {
+        let (fence, shared) = (&fence, &shared);
+        for number in 0..CLIENTS {
+            scope.spawn(move || {
+                let _done = Done(shared);
+                client(fence, shared, number);
+            });
+        }
+        scope.spawn(move || {
+            let _done = Done(shared);
             while !shared.done.load(SeqCst) {
                 fence.sweep(shared.now.load(SeqCst));
                 let size = fence.size();
                 assert!(size.keys <= KEYS as usize, "{size:?}");
-                assert!(size.leases <= 24 + CLIENTS, "{size:?}");
+                // Each of the clients may have found room at once, and a fill may leave a lease and what is spent of it.
+                assert!(size.leases <= 2 * (MAX_LEASES + CLIENTS), "{size:?}");
+                assert!(fence.leases_by_walk() <= 2 * (MAX_LEASES + CLIENTS));
             }
         });
-        let (fence, shared) = (&fence, &shared);
-        let clients: Vec<_> =
-            (0..CLIENTS).map(|number| scope.spawn(move || client(fence, shared, number))).collect();
-        clients.into_iter().map(|client| client.join().expect("a client")).sum()
+        let _done = Done(shared);
+        feed(fence, shared)
     });
-    assert!(fresh > 1_000, "only {fresh} fills were fresh");
+    let (fresh, judged) = (shared.fresh.load(SeqCst), shared.judged.load(SeqCst));
+    assert!(fresh >= FRESH, "only {fresh} of {judged} fills were fresh");
     // Afterwards everything can be forgotten, and the counts agree that it was.
-    let end = polled(100 + WRITES, "1000000:1000000:");
+    let end = polled(end, &sees_up_to(end).to_string());
     fence.settle(&end, 1_000_000);
     fence.settle(&end, 2_000_000);
     fence.sweep(2_000_000);

@@ -15,10 +15,16 @@ pub(super) struct Miss {
     pub(super) hash: KeyHash,
     pub(super) conn: u8,
     pub(super) at: Millis,
+    /// When it stops to count: later than its own end if one that is as good joined it.
+    pub(super) until: Millis,
+    /// Its place in the order of answers: that of the last that joined it.
+    pub(super) rank: usize,
     pub(super) lsn: u64,
     /// Which sources `lsn` speaks of; none where it is worth nothing.
     pub(super) sources: Option<u32>,
     pub(super) used: Used,
+    /// It objects although it is used up.
+    pub(super) spent: bool,
     pub(super) granted: bool,
 }
 
@@ -31,9 +37,9 @@ pub(super) struct Request {
     /// Where evidence was taken, which is where the data must be read.
     pub(super) node: Option<Node>,
     pub(super) data: Option<Seen>,
-    /// A part of it was sent.
-    pub(super) begun: bool,
-    /// A fill of another connection's miss has used up a miss of this one: see `conforms`.
+    /// The miss that a part of it has used up.
+    pub(super) begun: Option<usize>,
+    /// A fill that does not conform has made its miss vanish.
     pub(super) robbed: bool,
 }
 
@@ -64,7 +70,12 @@ pub(super) struct Counts {
     /// By lease, by LSN, by snapshot.
     pub(super) fresh: [usize; 3],
     pub(super) older_miss: usize,
+    /// Of these, those where only misses object that are used up.
+    pub(super) spent: usize,
+    /// Fresh by the lease of a miss that is not the fill's own.
+    pub(super) swapped: usize,
     pub(super) source_lost: usize,
+    pub(super) predecessor: usize,
     pub(super) torn: usize,
     pub(super) superseded: usize,
     pub(super) below_floor: usize,
@@ -82,20 +93,24 @@ impl Counts {
             Kind::Torn => self.torn += 1,
             Kind::Unproven(Unproven::OlderMiss) => self.older_miss += 1,
             Kind::Unproven(Unproven::SourceLost) => self.source_lost += 1,
+            Kind::Unproven(Unproven::Predecessor) => self.predecessor += 1,
             Kind::Unproven(Unproven::NoEvidence) | Kind::NoEvidence | Kind::Fresh => {}
         }
     }
 
-    pub(super) fn all(&mut self) -> [&mut usize; 11] {
+    pub(super) fn all(&mut self) -> [&mut usize; 14] {
         let [lease, lsn, snapshot] = &mut self.fresh;
-        let Self { older_miss, source_lost, torn, superseded, below_floor, uncovered, .. } = self;
-        let (room_made, drained) = (&mut self.room_made, &mut self.drained);
+        let Self { older_miss, spent, swapped, source_lost, predecessor, .. } = self;
+        let Self { torn, superseded, below_floor, uncovered, room_made, drained, .. } = self;
         [
             lease,
             lsn,
             snapshot,
             older_miss,
+            spent,
+            swapped,
             source_lost,
+            predecessor,
             torn,
             superseded,
             below_floor,
@@ -137,15 +152,26 @@ impl Model {
         let granted = self.fence.size().leases < self.setting.max_leases;
         self.fence.miss(hash, ConnId(u64::from(conn)), self.now);
         if granted {
-            // A new miss ends the fill in parts before it.
-            let parts = |m: &&mut Miss| {
-                (m.hash, m.conn) == (hash, conn) && matches!(m.used, Used::Admitted | Used::Refused)
-            };
-            self.misses.iter_mut().filter(parts).for_each(|miss| miss.used = Used::Gone);
+            let written = self.written(hash);
+            let (now, settled, sources) = (self.now, self.settled, self.sources());
+            for miss in self.misses.iter_mut().filter(|miss| miss.hash == hash && miss.until > now) {
+                // A new miss ends the fill in parts before it.
+                if miss.conn == conn && matches!(miss.used, Used::Admitted | Used::Refused) {
+                    miss.used = Used::Gone;
+                }
+                // One since which the key was not written is as good as the new one.
+                if sources.is_some() && miss.sources == sources && miss.lsn >= written {
+                    miss.lsn = miss.lsn.max(settled);
+                }
+            }
         }
-        let (at, lsn, sources) = (self.now, self.settled, self.sources());
-        self.misses.push(Miss { hash, conn, at, lsn, sources, used: Used::No, granted });
-        let miss = Some(self.misses.len() - 1);
+        let (at, lsn, sources, rank) = (self.now, self.settled, self.sources(), self.misses.len());
+        let (until, used, spent) = (at + LEASE_TTL, Used::No, false);
+        self.misses.push(Miss { hash, conn, at, until, rank, lsn, sources, used, spent, granted });
+        if granted {
+            self.join(rank);
+        }
+        let miss = Some(rank);
         self.request(Request {
             key,
             conn,
@@ -153,9 +179,38 @@ impl Model {
             evidence: None,
             node: None,
             data: None,
-            begun: false,
+            begun: None,
             robbed: false,
         });
+    }
+
+    pub(super) fn miss_and_read(&mut self, conn: u8) {
+        self.miss(0, conn);
+        let node = self.node(conn);
+        if let Some(request) = self.requests.last_mut() {
+            request.data = Some(self.world.seen(node));
+        }
+    }
+
+    /// The last write of any of a hash's keys, or of a whole guard, or the floor.
+    fn written(&self, hash: KeyHash) -> u64 {
+        let wholly = (0..2).filter_map(|guard| self.wholly(GuardId(guard)).last());
+        let wholly = wholly.map(|txn| self.world.lsn(txn)).max().unwrap_or(0);
+        wholly.max(self.last_direct(hash)).max(self.fence.floor().0)
+    }
+
+    /// A miss joins those of its connection that are worth the same: each stands for the others until the last ends.
+    fn join(&mut self, new: usize) {
+        let like = |miss: &Miss| (miss.hash, miss.conn, miss.lsn, miss.sources);
+        let alike =
+            |miss: &usize| self.is_open(*miss) && like(&self.misses[*miss]) == like(&self.misses[new]);
+        let Some(joined) = (0..new).filter(alike).max_by_key(|miss| self.misses[*miss].rank) else { return };
+        let (group, until) = (self.misses[joined].rank, self.misses[new].until);
+        for miss in (0..new).filter(|miss| alike(miss)).collect::<Vec<_>>() {
+            if self.misses[miss].rank == group {
+                (self.misses[miss].until, self.misses[miss].rank) = (until, new);
+            }
+        }
     }
 
     pub(super) fn read(&mut self, pick: u8, node: u8) {
@@ -190,19 +245,40 @@ impl Model {
             return;
         }
         let conn = other.unwrap_or(request.conn);
-        let conforms = self.admit(&request, conn, part);
+        let (conforms, own) = self.admit(&request, conn, part);
         if part {
             // More of it may follow.
-            self.request(Request { begun: true, robbed: request.robbed || !conforms, ..request });
+            self.request(Request {
+                begun: own.or(request.begun),
+                robbed: request.robbed || !conforms,
+                ..request
+            });
         }
     }
 
+    /// Its fill comes later than leases allow for.
     pub(super) fn ended(&self, miss: usize) -> bool {
         self.misses[miss].at + LEASE_TTL <= self.now
     }
 
     pub(super) fn outstanding(&self, miss: usize) -> bool {
-        self.misses[miss].granted && self.misses[miss].used != Used::Gone && !self.ended(miss)
+        let miss = &self.misses[miss];
+        miss.granted && miss.used != Used::Gone && miss.until > self.now
+    }
+
+    pub(super) fn is_open(&self, miss: usize) -> bool {
+        self.outstanding(miss) && self.misses[miss].used == Used::No
+    }
+
+    pub(super) fn objects(&self, miss: usize) -> bool {
+        let spent = self.misses[miss].spent && self.misses[miss].until > self.now;
+        self.is_open(miss) || spent
+    }
+
+    /// A miss of this key could not be granted: until its end no lease of the key counts.
+    fn silenced(&self, hash: KeyHash) -> bool {
+        let mut misses = self.misses.iter().enumerate();
+        misses.any(|(n, miss)| miss.hash == hash && !miss.granted && !self.ended(n))
     }
 
     /// What a miss is worth now.
@@ -213,31 +289,27 @@ impl Model {
 
     /// The miss that a fill uses up.
     pub(super) fn own(&self, hash: KeyHash, conn: u8, part: bool) -> Option<usize> {
-        let open = |miss: &usize| self.misses[*miss].used == Used::No;
-        let mine = |miss: &usize| self.misses[*miss].conn == conn;
-        let mut live = (0..self.misses.len()).rev();
-        let mut find = |wanted: &dyn Fn(&usize) -> bool| {
-            live.find(|miss| self.outstanding(*miss) && self.misses[*miss].hash == hash && wanted(miss))
+        let mine = |miss: usize| self.misses[miss].conn == conn;
+        let in_parts = |miss: usize| part && mine(miss) && !self.is_open(miss);
+        let newest = |wanted: &dyn Fn(usize) -> bool| {
+            let all = (0..self.misses.len()).filter(|miss| self.misses[*miss].hash == hash);
+            let live = all.filter(|miss| self.outstanding(*miss) && wanted(*miss));
+            live.max_by_key(|miss| (self.misses[*miss].rank, *miss))
         };
         match self.setting.lease {
             LeaseRule::Off => None,
-            LeaseRule::Connection if part => find(&mine),
-            LeaseRule::Connection => find(&|miss| mine(miss) && open(miss)),
-            LeaseRule::Key => {
-                let shared = (0..self.misses.len()).rev().find(|miss| {
-                    self.outstanding(*miss) && self.misses[*miss].hash == hash && mine(miss) && !open(miss)
-                });
-                if part && shared.is_some() { shared } else { find(&open) }
-            }
+            LeaseRule::Connection => newest(&|miss| mine(miss) && (self.is_open(miss) || part)),
+            LeaseRule::Key => newest(&in_parts).or_else(|| newest(&|miss| self.is_open(miss))),
         }
     }
 
-    /// Compares the verdict with the model's; whether the fill came as leases assume.
-    pub(super) fn admit(&mut self, request: &Request, conn: u8, part: bool) -> bool {
+    /// Compares the verdict with the model's; whether the fill came as leases assume, and the miss that it used up.
+    pub(super) fn admit(&mut self, request: &Request, conn: u8, part: bool) -> (bool, Option<usize>) {
         let (key, hash) = (request.key, HASHES[request.key]);
         let own = self.own(hash, conn, part);
         let expected = self.expected(request, hash, own);
         let conforms = self.conforms(request, own);
+        let proved = request.evidence.is_some();
         let id = FillId(self.next_fill);
         self.next_fill += 1;
         let fill = Fill {
@@ -255,7 +327,7 @@ impl Model {
             Verdict::Unproven(_) | Verdict::Stale(_) => Ruling::Refuse,
         });
         assert_eq!(kind(verdict), expected, "{verdict:?} for {request:?}");
-        if verdict == Verdict::Fresh && conforms {
+        if verdict == Verdict::Fresh && (conforms || proved) {
             let data = request.data.unwrap_or(0);
             let lacks = |txn: &&usize| {
                 let written = &self.world.txns[**txn];
@@ -274,11 +346,13 @@ impl Model {
         };
         self.counts.fresh[way] += usize::from(verdict == Verdict::Fresh && conforms);
         self.counts.verdict(verdict);
-        self.use_up(own, conn, part, ruling, request);
+        let by_lease = verdict == Verdict::Fresh && conforms && request.evidence.is_none();
+        self.counts.swapped += usize::from(by_lease && own != request.miss);
+        self.use_up(own, conn, part, ruling, conforms);
         if ruling == Ruling::Forward {
             self.in_flight.push((hash, id));
         }
-        conforms
+        (conforms, own)
     }
 
     pub(super) fn use_up(
@@ -287,12 +361,20 @@ impl Model {
         conn: u8,
         part: bool,
         ruling: Ruling,
-        request: &Request,
+        conforms: bool,
     ) {
         let Some(own) = own else { return };
-        let foreign = self.setting.lease == LeaseRule::Connection && request.conn != conn;
-        if foreign || self.needs_none(request, own) {
-            self.rob(own);
+        if self.is_open(own) {
+            let hash = self.misses[own].hash;
+            let other = |miss: usize| miss != own && self.misses[miss].hash == hash && self.objects(miss);
+            let others = (0..self.misses.len()).any(other);
+            let spent = others || self.silenced(hash) || self.now < self.distrusted;
+            self.misses[own].spent = spent;
+            if !spent && !conforms {
+                // Nothing objects any more in the name of the one whose miss it was.
+                let of = self.requests.iter_mut().filter(|request| request.miss == Some(own));
+                of.for_each(|request| request.robbed = true);
+            }
         }
         self.misses[own].used = match ruling {
             _ if !part => Used::Gone,
@@ -306,34 +388,22 @@ impl Model {
 
     /// Whether a fill comes as leases assume: soundness is promised for no other.
     ///
-    /// It is not promised where the miss that would object to a fill is used up by another that has no miss of
-    /// its own there: where (with leases per connection) two fills change places, where a fill with evidence
-    /// comes after its miss has ended, where a part comes after a new miss on its connection. Nor where a miss
-    /// on the same connection ended without a fill in the meantime: since the newest is used up first, the one
-    /// that ended may have stood for this fill.
+    /// By which connection it comes does not matter, nor which miss it uses up. But it must answer a miss that is
+    /// younger than `lease_ttl`, once; and its parts must follow each other on one connection, without another miss or
+    /// another fill in between.
     pub(super) fn conforms(&self, request: &Request, own: Option<usize>) -> bool {
-        let proved = request.miss.is_none() || request.evidence.is_some();
-        proved || !own.is_some_and(|own| self.needs_none(request, own))
-    }
-
-    /// Its own miss has ended or was used up.
-    pub(super) fn needs_none(&self, request: &Request, own: usize) -> bool {
-        let begun = request.begun && self.misses[own].used == Used::No;
-        begun || request.robbed || request.miss.is_none_or(|miss| self.ended(miss))
-    }
-
-    /// A miss is gone that may have stood for any of these requests.
-    pub(super) fn rob(&mut self, miss: usize) {
-        let (hash, conn) = (self.misses[miss].hash, self.misses[miss].conn);
-        let any = self.setting.lease == LeaseRule::Key;
-        let of = |request: &&mut Request| HASHES[request.key] == hash && (any || request.conn == conn);
-        self.requests.iter_mut().filter(of).for_each(|request| request.robbed = true);
+        let alone = request.begun.is_some() && request.begun != own;
+        let ended = request.miss.is_none_or(|miss| self.ended(miss));
+        own.is_none() || !(alone || ended || request.robbed)
     }
 
     /// The verdict by the rules, worked out from everything that ever happened.
     pub(super) fn expected(&mut self, request: &Request, hash: KeyHash, own: Option<usize>) -> Kind {
         let guards = GUARDS[request.key];
         let floor = self.fence.floor().0;
+        if own.is_some_and(|own| self.misses[own].used == Used::Refused) {
+            return Kind::Torn;
+        }
         let wholly = guards.iter().flat_map(|guard| self.wholly(*guard));
         let all: Vec<usize> =
             self.direct(hash).chain(wholly).filter(|txn| self.world.lsn(*txn) > floor).collect();
@@ -367,26 +437,26 @@ impl Model {
             }
             None => {}
         }
-        let torn = own.is_some_and(|own| self.misses[own].used == Used::Refused);
-        let ungranted = self.misses.iter().enumerate();
-        let silenced = ungranted.filter(|(_, m)| m.hash == hash && !m.granted).any(|(n, _)| !self.ended(n));
         let no_evidence = |why| if last.is_some() { Kind::NoEvidence } else { Kind::Unproven(why) };
-        let open = |miss: &usize| {
-            self.outstanding(*miss) && self.misses[*miss].hash == hash && self.misses[*miss].used == Used::No
-        };
         match own {
-            _ if torn => Kind::Torn,
             None => no_evidence(Unproven::NoEvidence),
-            _ if silenced => no_evidence(Unproven::NoEvidence),
+            _ if self.silenced(hash) => no_evidence(Unproven::NoEvidence),
+            _ if self.now < self.distrusted => no_evidence(Unproven::Predecessor),
             Some(own) if self.sources().is_none() || self.misses[own].sources != self.sources() => {
                 no_evidence(Unproven::SourceLost)
             }
             Some(own) => {
-                let oldest = (0..self.misses.len()).filter(open).map(|miss| self.worth(miss)).min();
-                match (lsn(self.worth(own)), oldest.map_or(Kind::Fresh, lsn)) {
-                    (Kind::Fresh, Kind::Fresh) => Kind::Fresh,
-                    (Kind::Fresh, _) => Kind::Unproven(Unproven::OlderMiss),
-                    (stale, _) => stale,
+                let of = |miss: &usize| self.misses[*miss].hash == hash;
+                let objectors = (0..self.misses.len()).filter(of).filter(|miss| self.objects(*miss));
+                let fresh = |miss: usize| lsn(self.worth(miss)) == Kind::Fresh;
+                let against: Vec<usize> = objectors.filter(|miss| !fresh(*miss)).collect();
+                match lsn(self.worth(own)) {
+                    Kind::Fresh if against.is_empty() => Kind::Fresh,
+                    Kind::Fresh => {
+                        self.counts.spent += usize::from(!against.iter().any(|miss| self.is_open(*miss)));
+                        Kind::Unproven(Unproven::OlderMiss)
+                    }
+                    stale => stale,
                 }
             }
         }

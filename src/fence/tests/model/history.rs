@@ -21,9 +21,11 @@ pub(super) enum Op {
     Keepalive,
     /// The feed reconnects, and sends again what was not confirmed.
     Resend,
-    /// The slot is lost, or the proxy starts anew at what it confirmed.
+    /// The slot is lost, or the proxy starts anew at what it confirmed: the same process, or another one, which knows
+    /// nothing of the misses before.
     Restart {
         fresh: bool,
+        successor: bool,
     },
     /// A snapshot is taken on the primary; the answer is on its way.
     Take,
@@ -61,7 +63,7 @@ pub(super) enum Op {
         pick: u8,
         node: u8,
     },
-    /// A client fills what it has read; with a pool perhaps on another connection.
+    /// A client fills what it has read; perhaps on another connection.
     Fill {
         pick: u8,
         other: Option<u8>,
@@ -71,6 +73,17 @@ pub(super) enum Op {
     Through {
         key: u8,
         conn: u8,
+    },
+    /// Clients miss the first key at once, some before a write and some after it, and some of them fill it, in any order
+    /// and by any connection.
+    Storm {
+        before: Vec<u8>,
+        /// The proxy is replaced in between.
+        successor: bool,
+        after: Vec<u8>,
+        /// After the write.
+        pause: u8,
+        fills: Vec<(u8, u8, bool)>,
     },
     /// Redis answers a fill.
     Finish(u8),
@@ -89,7 +102,8 @@ pub(super) fn op() -> impl Strategy<Value = Op> {
         13 => Just(Op::Deliver),
         2 => Just(Op::Keepalive),
         1 => Just(Op::Resend),
-        1 => yes().prop_map(|fresh| Op::Restart { fresh }),
+        1 => (yes(), prop::bool::weighted(0.25))
+            .prop_map(|(fresh, successor)| Op::Restart { fresh, successor }),
         2 => Just(Op::Take),
         8 => yes().prop_map(|idle| Op::Poll { idle }),
         5 => (any(), any()).prop_map(|(replica, to)| Op::Replay { replica, to }),
@@ -102,11 +116,21 @@ pub(super) fn op() -> impl Strategy<Value = Op> {
         6 => (prop_oneof![Just(0), 0..6u8], 0..3u8, any())
             .prop_map(|(key, conn, node)| Op::Ask { key, conn, node }),
         14 => (any(), any()).prop_map(|(pick, node)| Op::Read { pick, node }),
-        14 => (any(), prop::option::weighted(0.3, 0..3u8), prop::bool::weighted(0.3))
+        14 => (any(), prop::option::weighted(0.5, 0..3u8), prop::bool::weighted(0.3))
             .prop_map(|(pick, other, part)| Op::Fill { pick, other, part }),
         1 => (0..6u8, 0..3u8).prop_map(|(key, conn)| Op::Through { key, conn }),
+        3 => storm(),
         6 => any().prop_map(Op::Finish),
     ]
+}
+
+fn storm() -> impl Strategy<Value = Op> {
+    let conns = || prop::collection::vec(0..3u8, 0..4);
+    let fill = (any::<u8>(), 0..3u8, prop::bool::weighted(0.1));
+    let pause = prop_oneof![2 => Just(0), 1 => 0..50u8];
+    (conns(), prop::bool::weighted(0.05), conns(), pause, prop::collection::vec(fill, 0..6)).prop_map(
+        |(before, successor, after, pause, fills)| Op::Storm { before, successor, after, pause, fills },
+    )
 }
 
 /// What differs from one history to the next.
