@@ -38,6 +38,7 @@ pub use sources::{Source, SourceState};
 pub use state::FeedState;
 pub use stream::StreamError;
 
+use crate::fence::Millis;
 use crate::guard::{GuardId, Guards};
 use crate::pg::replication::{System, Walsender, now_unix_micros};
 use crate::pg::target::Target;
@@ -270,7 +271,8 @@ impl Feed {
         if same_history && ready.gap.is_none() && !synchronous {
             self.positions.restart(ready.identity, ready.position, ready.floor, false);
         }
-        // DISTRUST
+        let fence = self.positions.fence();
+        fence.distrust_leases(self.positions.now() + self.settings.lease_ttl.as_millis() as Millis);
     }
 
     /// Connects, looks at the catalog, makes publication and slot if they are missing, and works out whether

@@ -290,6 +290,7 @@ fn reason(why: Unproven) -> &'static str {
         Unproven::NoEvidence => "no evidence says how new the fill's data is",
         Unproven::OlderMiss => "an older miss of the key is outstanding, whose data this may be",
         Unproven::SourceLost => "a source was lost since the miss that led to this fill",
+        Unproven::Predecessor => "the proxy has just taken over, and does not know its predecessor's misses",
     }
 }
 
