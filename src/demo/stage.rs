@@ -125,7 +125,7 @@ impl Stage {
   the Redis behind it  {}
   the other Redis      {}
   primary              {psql}
-  replica, {REPLAY_DELAY} behind  {replica}
+  replica, {REPLAY_DELAY} behind   {replica}
   metrics              {}/metrics
 
 Try a stale fill. The snapshot was taken just now; the UPDATE makes it old:

@@ -55,6 +55,8 @@ const CATALOG_INTERVAL: Duration = Duration::from_secs(10);
 const HEALTH_INTERVAL: Duration = Duration::from_millis(50);
 /// An attempt to set the stream up, waiting for transactions and for the cache left out, takes no longer.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(30);
+/// What a stream ends with when the publication is not there, as of the commit that it decodes.
+const UNDEFINED_OBJECT: &str = "42704";
 
 /// What the feed needs to know.
 #[derive(Debug, Clone)]
@@ -120,6 +122,8 @@ pub struct Feed {
     ever_streamed: bool,
     /// The next stream starts over for this reason.
     regap: Option<GapReason>,
+    /// The stream did not find the publication: if there is one now, it is newer than the slot.
+    outdated: bool,
 }
 
 /// All is in place for a stream.
@@ -165,6 +169,7 @@ impl Feed {
             identity: None,
             ever_streamed: false,
             regap: None,
+            outdated: false,
         }
     }
 
@@ -202,6 +207,10 @@ impl Feed {
             }
             if matches!(error, FeedError::Stream(StreamError::Mended)) {
                 self.regap = Some(GapReason::CatalogMended);
+            }
+            if matches!(&error, FeedError::Stream(StreamError::Postgres(e)) if e.code() == Some(UNDEFINED_OBJECT))
+            {
+                self.outdated = true;
             }
             if self.state.set_error(Some(error.to_string())) {
                 tracing::error!(%error, "the feed is interrupted; trying again");
@@ -254,6 +263,7 @@ impl Feed {
         }
         // Told and taken: the gap is dealt with, even if this stream never starts.
         self.regap = None;
+        self.outdated = false;
         ready.sender.start(&settings.slot, position, &settings.publication).await?;
         self.state.heard(self.positions.now());
         self.state.streaming.store(true, Ordering::Relaxed);
@@ -311,7 +321,8 @@ impl Feed {
         let published = match publication {
             Publication::Missing => {
                 let sql = catalog::create_publication(&settings.publication, &self.guards);
-                client.batch_execute(&sql).await.map_err(CatalogError::from)?;
+                let created = client.batch_execute(&sql).await;
+                created.map_err(|source| CatalogError::Create { what: "the publication", source })?;
                 tracing::info!(sql, "created the publication");
                 true
             }
@@ -321,7 +332,7 @@ impl Feed {
         let mut gap = self.regap.or_else(|| elsewhere(self.identity, identity));
         let position = match slot {
             Some(slot) if slot.active => return Err(CatalogError::SlotInUse(settings.slot.clone()).into()),
-            Some(slot) if !slot.lost && !published => {
+            Some(slot) if !slot.lost && !published && !self.outdated => {
                 // More was confirmed than we did: commits in between are gone.
                 if gap.is_none() && self.identity.is_some() && slot.confirmed > self.stream.confirmed {
                     gap = Some(GapReason::SlotAdvanced);
@@ -434,9 +445,9 @@ async fn look(client: &Client, guards: &Guards, publication: &str) -> Result<Vec
         let (_, mut problems) = catalog::tables(client, guards).await?;
         match catalog::publication(client, publication, guards).await? {
             Publication::Present(found) => problems.extend(found),
-            Publication::Missing => problems.push(Problem::Operations {
+            Publication::Missing => problems.push(Problem::NoPublication {
                 publication: catalog::quoted_name(publication),
-                missing: "everything: it is gone".into(),
+                create: catalog::create_publication(publication, guards),
             }),
         }
         Ok(problems)

@@ -1,6 +1,7 @@
 //! What can be wrong with the database, and the SQL that mends it.
 
 use thiserror::Error;
+use tokio_postgres::error::SqlState;
 
 use super::catalog::quoted_name;
 use crate::guard::GuardId;
@@ -118,6 +119,14 @@ pub enum Problem {
         /// The publication, quoted for SQL.
         publication: String,
     },
+    /// There is none any more.
+    #[error("publication {publication} is gone")]
+    NoPublication {
+        /// The publication, quoted for SQL.
+        publication: String,
+        /// The SQL that makes it.
+        create: String,
+    },
     /// Some changes would not be seen.
     #[error(
         "publication {publication} restricts {table} by a row filter or a column list: changes outside it would be missed"
@@ -163,6 +172,7 @@ impl Problem {
             Problem::NotPublished { table, publication, .. } => {
                 Some(format!("ALTER PUBLICATION {publication} ADD TABLE {table};"))
             }
+            Problem::NoPublication { create, .. } => Some(format!("{create};")),
             Problem::Filtered { table, publication, .. } => Some(format!(
                 "ALTER PUBLICATION {publication} DROP TABLE {table}; ALTER PUBLICATION {publication} ADD TABLE {table};"
             )),
@@ -206,6 +216,15 @@ pub fn describe(problems: &[Problem]) -> String {
     problems.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
+/// What to do where a right is missing.
+fn who_may(error: &tokio_postgres::Error) -> &'static str {
+    if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+        "; run it as a role that may, such as the owner of the database and the tables: cachefence init --print | psql"
+    } else {
+        ""
+    }
+}
+
 /// Why the feed cannot start.
 #[derive(Debug, Error)]
 pub enum CatalogError {
@@ -215,6 +234,14 @@ pub enum CatalogError {
     /// SQL failed.
     #[error("{}", error_chain(.0))]
     Sql(#[from] tokio_postgres::Error),
+    /// What `init` or the start makes could not be made.
+    #[error("cannot create {what}: {}{}", error_chain(.source), who_may(.source))]
+    Create {
+        /// What.
+        what: &'static str,
+        /// Why.
+        source: tokio_postgres::Error,
+    },
     /// The walsender connection failed.
     #[error(transparent)]
     Walsender(#[from] PgError),
@@ -240,7 +267,9 @@ impl CatalogError {
     pub fn is_permanent(&self) -> bool {
         match self {
             CatalogError::Problems(_) => true,
-            CatalogError::Sql(error) => error.code().is_some_and(|code| permanent_sqlstate(code.code())),
+            CatalogError::Sql(error) | CatalogError::Create { source: error, .. } => {
+                error.code().is_some_and(|code| permanent_sqlstate(code.code()))
+            }
             CatalogError::Walsender(error) => error.is_permanent(),
             CatalogError::Answer(_)
             | CatalogError::Standby

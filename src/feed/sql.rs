@@ -56,12 +56,17 @@ GRANT EXECUTE ON FUNCTION cachefence.fence(text) TO PUBLIC;";
 /// The statements, each to be run on its own: a slot cannot be made in a transaction that has written. They can be
 /// run again at any time.
 pub fn statements(guards: &Guards, publication: &str, slot: &str) -> Vec<String> {
-    vec![
-        SCHEMA.to_owned(),
-        ASOF.to_owned(),
-        FENCE.to_owned(),
-        publication_sql(guards, publication, slot),
-        slot_sql(slot),
+    parts(guards, publication, slot).into_iter().map(|(_, statement)| statement).collect()
+}
+
+/// Each with what it makes.
+fn parts(guards: &Guards, publication: &str, slot: &str) -> [(&'static str, String); 5] {
+    [
+        ("schema cachefence", SCHEMA.to_owned()),
+        ("cachefence.asof()", ASOF.to_owned()),
+        ("cachefence.fence()", FENCE.to_owned()),
+        ("the publication", publication_sql(guards, publication, slot)),
+        ("the slot", slot_sql(slot)),
     ]
 }
 
@@ -118,8 +123,9 @@ pub async fn init(
     publication: &str,
     slot: &str,
 ) -> Result<(), CatalogError> {
-    for statement in statements(guards, publication, slot) {
-        client.batch_execute(&statement).await?;
+    for (what, statement) in parts(guards, publication, slot) {
+        let done = client.batch_execute(&statement).await;
+        done.map_err(|source| CatalogError::Create { what, source })?;
     }
     Ok(())
 }

@@ -259,6 +259,23 @@ async fn publication_and_slot_are_created_and_a_dropped_slot_is_a_gap() {
     assert_eq!(feed.starts(), [Some(GapReason::NewPublication)]);
     db.client.batch_execute("INSERT INTO users VALUES (3)").await.expect("insert");
     feed.until_note(&keys(&["user:3"])).await;
+    drop(feed);
+
+    // The same, made anew by somebody else: only the stream can tell.
+    db.until_released().await;
+    for sql in [
+        "DROP PUBLICATION cachefence_gap",
+        "INSERT INTO users VALUES (4)",
+        "CREATE PUBLICATION cachefence_gap FOR TABLE users",
+    ] {
+        db.client.batch_execute(sql).await.expect(sql);
+    }
+    let feed = Running::start(&db, guards.clone(), "cachefence_gap");
+    feed.until("a second start", |r| r.starts().len() >= 2).await;
+    assert_eq!(feed.starts().last(), Some(&Some(GapReason::NewPublication)));
+    feed.until_streaming().await;
+    db.client.batch_execute("INSERT INTO users VALUES (5)").await.expect("insert");
+    feed.until_note(&keys(&["user:5"])).await;
 }
 
 #[tokio::test]

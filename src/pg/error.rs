@@ -113,6 +113,9 @@ impl fmt::Display for ServerError {
 pub fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
+    if text == "db error" {
+        text = source.map_or(text, ToString::to_string);
+    }
     while let Some(cause) = source {
         let cause_text = cause.to_string();
         if !text.contains(&cause_text) {
