@@ -46,6 +46,7 @@ enum Command {
     /// Run the proxy
     Run,
     /// Test every precondition, and print what to do about those that do not hold
+    #[command(hide = true)]
     Check,
     /// Create the publication, the slot and the SQL functions
     Init {

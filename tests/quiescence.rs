@@ -188,11 +188,16 @@ async fn flood(world: &World, clients: Clients, round: u64, names: &Arc<AtomicU6
         done = written => done?,
         failed = limp(replica, names) => failed?,
     }
+    replica.resume_replay().await?;
+    // The readers go on until the cache is of use again: misses from before the last write object until they end.
+    wait_until("something to be cached again", PATIENCE, async || {
+        world.held("user:1").await.is_ok_and(|held| held.is_some())
+    })
+    .await?;
     stop.store(true, Ordering::Relaxed);
     while let Some(done) = readers.join_next().await {
         done??;
     }
-    replica.resume_replay().await?;
     Ok(replica.catch_up(&world.primary).await?)
 }
 

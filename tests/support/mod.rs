@@ -226,12 +226,19 @@ impl World {
         Ok(self.proxy.metric(&format!("cachefence_purges_total{{reason=\"{reason}\"}}")).await?)
     }
 
-    /// A plain read and fill of a person that nobody disturbs, through the proxy.
+    /// A plain read and fill of a person that nobody disturbs, through the proxy. One that has just taken over from
+    /// another distrusts leases for a while.
     pub async fn warm(&self, id: i64) -> Outcome {
         let (mut client, key) = (self.client().await?, format!("user:{id}"));
-        assert_eq!(client.cmd(&["GET", &key]).await?, Reply::Nil);
         let name = self.name(id).await?;
-        assert_eq!(client.cmd(&["SET", &key, &name]).await?, Reply::ok());
+        wait_until("a plain fill to be let in", PATIENCE, async || {
+            let filled = async {
+                assert_eq!(client.cmd(&["GET", &key]).await?, Reply::Nil);
+                client.cmd(&["SET", &key, &name]).await
+            };
+            filled.await.is_ok_and(|reply| reply == Reply::ok())
+        })
+        .await?;
         assert_eq!(self.held(&key).await?, Some(name));
         Ok(())
     }
