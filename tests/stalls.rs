@@ -171,7 +171,10 @@ async fn a_client_that_goes_leaves_nothing_behind() -> Outcome {
         wire.finish().await?;
         assert_eq!(wire.rest().await?, b"");
         settle_at(&mut redis, kept, "a half-closed client").await?;
-        assert_eq!(stand.proxy.metric("cachefence_clients").await?, 0.0);
+        wait_until("all clients to be gone", PATIENCE, async || {
+            stand.proxy.metric("cachefence_clients").await.is_ok_and(|clients| clients == 0.0)
+        })
+        .await?;
         // What is left is clean.
         let mut next = stand.proxy.client().await?;
         let replies =
