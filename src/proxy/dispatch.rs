@@ -12,7 +12,7 @@ use crate::command::Command;
 use crate::resp::{Arguments, integer, put_bulk, put_header};
 
 /// Requests above this size, in bytes, go on a pin: on a lane they would make others wait.
-const LANE_REQUEST: usize = 64 * 1024;
+pub(super) const LANE_REQUEST: usize = 64 * 1024;
 
 impl Session {
     /// Takes a command that is there as a whole.

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::{Bytes, BytesMut};
 
 use super::cap::{Capped, cap, put_shorten};
+use super::dispatch::LANE_REQUEST;
 use super::expect::{Delivery, Expected, GuardedKey, Meaning};
 use super::gate::{Admission, Filling, Refusal};
 use super::link::{Introduction, Link};
@@ -19,8 +20,6 @@ use crate::fence::{Evidence, KeyHash};
 use crate::position::{Lsn, Snapshot};
 use crate::resp::{Arguments, RequestScanner, Scanned, put_bulk, put_decimal, put_header, put_request};
 
-/// Requests above this size, in bytes, go on a pin.
-const LANE_REQUEST: usize = 64 * 1024;
 /// The longest evidence, in bytes: a snapshot with some thousand transactions in progress.
 const MAX_EVIDENCE: usize = 64 * 1024;
 
