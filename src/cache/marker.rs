@@ -36,12 +36,7 @@ pub enum Standing {
 }
 
 impl Marker {
-    /// The key that holds the marker of a slot.
-    pub fn key(slot: &str) -> String {
-        format!("cachefence:{slot}")
-    }
-
-    /// What Redis's answer to a GET of [`Marker::key`] says, compared with what would be written now.
+    /// What Redis's answer to a GET of its key ([`crate::config::marker_key`]) says, compared with what would be written now.
     pub fn judge(&self, found: Option<&str>) -> Standing {
         let Some(found) = found else { return Standing::Missing };
         let Some(found) = Self::parse(found) else { return Standing::Foreign };

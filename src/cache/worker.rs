@@ -14,7 +14,7 @@ use super::deleted::Deleted;
 use super::reaper::kill_predecessors;
 use super::{CacheError, Connection, Marker, Reply, Standing, Upstreams, purge_guards};
 use crate::command::CommandTable;
-use crate::config::RedisUrl;
+use crate::config::{RedisUrl, marker_key};
 use crate::feed::{CacheJob, Found, GapReason, Identity, Invalidation};
 use crate::fence::{Fence, FillId, GuardId, KeyHash};
 use crate::guard::Guards;
@@ -291,7 +291,7 @@ impl Worker {
     /// Where this Redis's data stands.
     async fn standing(&mut self) -> Result<Standing, CacheError> {
         let expected = self.marker(*self.applied.borrow());
-        let key = Marker::key(&self.settings.slot);
+        let key = marker_key(&self.settings.slot);
         let (Some(connection), Some(expected)) = (&mut self.connection, expected) else {
             return Err(not_connected(&self.settings.address));
         };
@@ -456,7 +456,7 @@ async fn unlink(
         }
     }
     if let Some(marker) = marker {
-        connection.queue(&[b"SET", Marker::key(&marker.slot).as_bytes(), marker.to_string().as_bytes()]);
+        connection.queue(&[b"SET", marker_key(&marker.slot).as_bytes(), marker.to_string().as_bytes()]);
         sent += 1;
     }
     settle(connection, &mut sent).await

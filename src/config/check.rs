@@ -139,7 +139,7 @@ fn guards(config: &Config, wrong: &mut Vec<Wrong>) {
     match Guards::new(&config.guards) {
         Err(error) => wrong.push(Wrong::new(error.setting, error.problem.to_string())),
         Ok(guards) => {
-            let marker = config.marker_key();
+            let marker = super::marker_key(&config.postgres.slot);
             for id in guards.matching(marker.as_bytes()) {
                 let index = usize::from(id.0);
                 let keys = guards.get(id).into_iter().flat_map(|guard| &guard.templates);

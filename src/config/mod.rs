@@ -9,6 +9,11 @@ mod duration;
 mod environment;
 mod load;
 mod schema;
+/// The key in Redis that holds the marker of a slot's feed. No template may cover it.
+pub fn marker_key(slot: &str) -> String {
+    format!("cachefence:{slot}")
+}
+
 #[cfg(test)]
 mod tests;
 
@@ -274,13 +279,6 @@ pub enum LostFills {
 pub struct Admin {
     /// `host:port` of the HTTP port.
     pub listen: String,
-}
-
-impl Config {
-    /// The key in Redis that tells where its data stands: see `docs/design.md`, the marker.
-    pub fn marker_key(&self) -> String {
-        format!("cachefence:{}", self.postgres.slot)
-    }
 }
 
 // By hand, so that no log line can print a password.
