@@ -7,6 +7,7 @@ use std::task::Waker;
 use bytes::{Bytes, BytesMut};
 
 use crate::fence::ConnId;
+use crate::resp::Protocol;
 
 /// What a session shares with the links that carry its commands. All of them live on one thread.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub struct Client {
     /// The db that its commands go to. None after a transaction that went wrong around a SELECT: it can be
     /// more than one.
     pub db: Cell<Option<u32>>,
+    /// The version of the protocol that it speaks.
+    pub protocol: Cell<Protocol>,
     out: RefCell<BytesMut>,
     /// Commands sent upstream, and those of them that were answered.
     sent: Cell<u64>,
@@ -35,6 +38,7 @@ impl Client {
         Self {
             id,
             db: Cell::new(Some(0)),
+            protocol: Cell::default(),
             out: RefCell::default(),
             sent: Cell::new(0),
             answered: Cell::new(0),

@@ -91,6 +91,34 @@ pub fn put_decimal(out: &mut impl BufMut, number: u64) {
     out.put_slice(&digits[at..]);
 }
 
+/// The version of the protocol that a client speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// What every connection begins with.
+    #[default]
+    Resp2,
+    /// After `HELLO 3`.
+    Resp3,
+}
+
+impl Protocol {
+    /// What stands for no value.
+    pub fn nil(self) -> &'static [u8] {
+        match self {
+            Self::Resp2 => b"$-1\r\n",
+            Self::Resp3 => b"_\r\n",
+        }
+    }
+
+    /// What stands for no array: the reply of an EXEC that a WATCH has aborted.
+    pub fn nil_array(self) -> &'static [u8] {
+        match self {
+            Self::Resp2 => b"*-1\r\n",
+            Self::Resp3 => b"_\r\n",
+        }
+    }
+}
+
 /// Appends a request.
 pub fn put_request(out: &mut impl BufMut, arguments: &[&[u8]]) {
     put_header(out, b'*', arguments.len());
