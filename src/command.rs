@@ -43,8 +43,10 @@ pub enum Command {
     Quit,
     /// Waits for something, on a pin of its own.
     Blocking,
-    /// From here on the replies do not answer the requests one by one (SUBSCRIBE, MONITOR).
-    Stream,
+    /// Begins or ends subscriptions (SUBSCRIBE, PUNSUBSCRIBE ...).
+    Subscribe,
+    /// `MONITOR`: from here on Redis says what it wants.
+    Monitor,
     /// Changes the state of its connection, or nobody knows what it does: a pin, for good.
     Unknown,
     /// Not through this proxy (replication, SWAPDB).
@@ -137,10 +139,13 @@ const KNOWN: &[(&str, Command)] = &[
     ("PING", Command::Plain),
     ("ECHO", Command::Plain),
     ("COMMAND", Command::Plain),
-    ("SUBSCRIBE", Command::Stream),
-    ("PSUBSCRIBE", Command::Stream),
-    ("SSUBSCRIBE", Command::Stream),
-    ("MONITOR", Command::Stream),
+    ("SUBSCRIBE", Command::Subscribe),
+    ("PSUBSCRIBE", Command::Subscribe),
+    ("SSUBSCRIBE", Command::Subscribe),
+    ("UNSUBSCRIBE", Command::Subscribe),
+    ("PUNSUBSCRIBE", Command::Subscribe),
+    ("SUNSUBSCRIBE", Command::Subscribe),
+    ("MONITOR", Command::Monitor),
     ("SYNC", Command::Forbidden),
     ("PSYNC", Command::Forbidden),
     ("REPLCONF", Command::Forbidden),

@@ -2,10 +2,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::task::Waker;
 
 use bytes::{Bytes, BytesMut};
 
+use super::account::{Account, Login};
+use super::held::Held;
 use crate::fence::ConnId;
 use crate::resp::Protocol;
 
@@ -14,11 +17,17 @@ use crate::resp::Protocol;
 pub struct Client {
     /// Its number, never used twice.
     pub id: ConnId,
+    /// What it logged in with.
+    pub login: RefCell<Option<Rc<Login>>>,
     /// The db that its commands go to. None after a transaction that went wrong around a SELECT: it can be
     /// more than one.
     pub db: Cell<Option<u32>>,
     /// The version of the protocol that it speaks.
     pub protocol: Cell<Protocol>,
+    /// What it calls itself. Redis knows its connections by our names.
+    pub name: RefCell<Bytes>,
+    /// What Redis remembers of its connection.
+    held: Cell<Held>,
     out: RefCell<BytesMut>,
     /// Commands sent upstream, and those of them that were answered.
     sent: Cell<u64>,
@@ -37,8 +46,11 @@ impl Client {
     pub fn new(id: ConnId) -> Self {
         Self {
             id,
+            login: RefCell::default(),
             db: Cell::new(Some(0)),
             protocol: Cell::default(),
+            name: RefCell::default(),
+            held: Cell::default(),
             out: RefCell::default(),
             sent: Cell::new(0),
             answered: Cell::new(0),
@@ -47,6 +59,34 @@ impl Client {
             gone: Cell::new(false),
             broken: Cell::new(false),
         }
+    }
+
+    /// Whose connections its commands go over.
+    pub fn account(&self) -> Account {
+        Account {
+            login: self.login.borrow().clone(),
+            db: self.db.get().unwrap_or_default(),
+            protocol: self.protocol.get(),
+        }
+    }
+
+    /// As if it had just connected, as RESET leaves it.
+    pub fn forget(&self) {
+        *self.login.borrow_mut() = None;
+        *self.name.borrow_mut() = Bytes::new();
+        self.db.set(Some(0));
+        self.protocol.set(Protocol::default());
+        self.held.set(Held::default());
+    }
+
+    /// What Redis remembers of its connection, for which it keeps its pin.
+    pub fn held(&self) -> Held {
+        self.held.get()
+    }
+
+    /// Redis remembers something of its connection, or no more.
+    pub fn hold(&self, what: Held, on: bool) {
+        self.held.set(self.held.get().set(what, on));
     }
 
     /// A command of this client goes upstream.

@@ -2,14 +2,15 @@
 
 use std::rc::Rc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::expect::{Delivery, Expected, Meaning};
+use super::held::Held;
 use super::link::Link;
 use super::session::{Replies, Session, Step};
 use super::transaction::Transaction;
 use crate::command::Command;
-use crate::resp::{Arguments, integer, put_bulk, put_header};
+use crate::resp::{Arguments, integer};
 
 /// Requests above this size, in bytes, go on a pin: on a lane they would make others wait.
 pub(super) const LANE_REQUEST: usize = 64 * 1024;
@@ -21,8 +22,8 @@ impl Session {
         let command = self.gate.commands.load().get(name);
         let was_muted = self.muted;
         self.muted = self.replies != Replies::On;
-        let step = if self.streaming {
-            self.take_while_streaming(command, arguments)
+        let step = if self.monitoring || self.is_only_subscribed() {
+            self.take_while_listening(command, arguments)
         } else if self.transaction.is_some() {
             self.take_in_transaction(command, arguments)
         } else {
@@ -68,7 +69,7 @@ impl Session {
             // Without a MULTI these are errors, in Redis's words.
             Command::Exec | Command::Discard => self.forward(arguments, false, Meaning::None),
             Command::Select => self.select(arguments),
-            Command::Auth => self.log_in(|out| out.extend_from_slice(arguments.bytes())),
+            Command::Auth => self.auth(arguments),
             Command::Hello => self.hello(arguments),
             Command::Client => self.client_command(arguments),
             Command::Reset => self.reset(),
@@ -78,12 +79,9 @@ impl Session {
                 (self.barrier, self.blocking) = (step == Step::Done, step == Step::Done);
                 step
             }
-            Command::Stream => self.begin_streaming(arguments),
-            Command::Unknown => {
-                let step = self.forward(arguments, true, Meaning::None);
-                self.pinned_for_good |= step == Step::Done;
-                step
-            }
+            Command::Subscribe => self.subscribe(arguments),
+            Command::Monitor => self.monitor(arguments),
+            Command::Unknown => self.forward_state(arguments, Meaning::Unknown),
             Command::Forbidden => self.own("-ERR cachefence: this command does not go through the proxy\r\n"),
         }
     }
@@ -91,37 +89,47 @@ impl Session {
     /// The link for the next command, or none while it has to wait for those before it on another link: so
     /// that the order of commands is the client's order.
     pub(super) fn link(&mut self, wants_pin: bool) -> Option<Rc<Link>> {
-        let keeps = self.pinned_for_good || self.watching || self.transaction.is_some();
+        let keeps = self.keeps_pin();
         let wants_pin = wants_pin || keeps || self.links.all_pinned();
-        if self.pin.as_ref().is_some_and(|pin| pin.is_tainted()) {
-            // Redis would not end a transaction or a WATCH, and the proxy cannot tell what is queued.
-            self.closing = true;
-            return None;
-        }
-        if let Some(pin) = &self.pin
-            && wants_pin
-        {
-            if !pin.is_open() && keeps {
+        if let Some(pin) = &self.pin {
+            if pin.is_tainted() {
+                // Redis would not end a transaction or a WATCH, and the proxy cannot tell what is queued.
+                self.closing = true;
+                return None;
+            }
+            if wants_pin && pin.is_open() && pin.is_of(&self.client) {
+                return (!pin.is_crowded(&self.client)).then(|| pin.clone());
+            }
+            if keeps {
                 // The state that made it a pin is lost. As when Redis closes a connection: so is the client's.
                 self.closing = true;
-            }
-            if pin.is_open() {
-                let pin = pin.clone();
-                return (!pin.is_crowded(&self.client)).then_some(pin);
             }
         }
         if self.closing || (self.client.outstanding() > 0 && (self.pin.is_some() || wants_pin)) {
             return None;
         }
-        self.blocking = false;
         if let Some(pin) = self.pin.take() {
+            self.blocking = false;
             self.links.release(pin);
         }
-        let link = if wants_pin { self.links.pin(&self.client) } else { self.links.lane() };
-        if wants_pin {
-            self.pin = Some(link.clone());
-        }
+        let link = if wants_pin {
+            self.pin.insert(self.links.pin(&self.client)).clone()
+        } else {
+            match &self.lane {
+                Some(lane) if lane.link.is_open() => lane.link.clone(),
+                _ => {
+                    // Left before it is joined again, so that it is not counted twice.
+                    self.lane = None;
+                    self.lane.insert(self.links.join(self.client.account())).link.clone()
+                }
+            }
+        };
         (!link.is_crowded(&self.client)).then_some(link)
+    }
+
+    /// Whether the client has state in Redis that is bound to its pin.
+    pub(super) fn keeps_pin(&self) -> bool {
+        self.client.held().any() || self.watching || self.transaction.is_some() || self.monitoring
     }
 
     /// The db whose guards apply: that of the guards, where the client's next command may go there.
@@ -147,6 +155,14 @@ impl Session {
         Step::Done
     }
 
+    /// Sends a command that may change what Redis remembers of the connection: what comes next depends on whether
+    /// it did.
+    pub(super) fn forward_state(&mut self, arguments: Arguments<'_>, meaning: Meaning) -> Step {
+        let step = self.forward(arguments, true, meaning);
+        self.barrier |= step == Step::Done;
+        step
+    }
+
     /// What is expected of a command whose reply goes to the client as it comes.
     pub(super) fn expect(&self, meaning: Meaning) -> Expected {
         self.expect_as(Delivery::Forward, meaning)
@@ -163,187 +179,6 @@ impl Session {
         if !self.muted {
             self.client.reply(reply);
         }
-        Step::Done
-    }
-
-    fn select(&mut self, arguments: Arguments<'_>) -> Step {
-        let db = arguments.get(1).and_then(integer).and_then(|db| u32::try_from(db).ok());
-        if let (Some(db), 2) = (db, arguments.len())
-            && Some(db) == self.client.db.get()
-        {
-            return self.own("+OK\r\n");
-        }
-        let step = self.forward(arguments, true, db.map_or(Meaning::None, Meaning::Selected));
-        if step == Step::Done {
-            // Which keys are guarded from here on depends on the answer.
-            (self.pinned_for_good, self.barrier) = (true, true);
-        }
-        step
-    }
-
-    /// Sends a command that logs in. The connection belongs to that user from then on.
-    fn log_in(&mut self, write: impl FnOnce(&mut BytesMut)) -> Step {
-        let Some(link) = self.link(true) else { return Step::Wait };
-        link.send(write, self.expect(Meaning::None));
-        // A connection that Redis let nobody name until now can be named after the login.
-        link.introduce_again(&self.client);
-        self.pinned_for_good = true;
-        Step::Done
-    }
-
-    /// `HELLO [protover [AUTH user password] [SETNAME name]]`
-    fn hello(&mut self, arguments: Arguments<'_>) -> Step {
-        match arguments.get(1) {
-            None => return self.forward(arguments, false, Meaning::None),
-            Some(b"2") => {}
-            Some(version) if integer(version).is_none() => {
-                return self.own("-ERR Protocol version is not an integer or out of range\r\n");
-            }
-            Some(_) => return self.own("-NOPROTO unsupported protocol version\r\n"),
-        }
-        let (mut login, mut name, mut n) = (None, None, 2);
-        while let Some(option) = arguments.get(n) {
-            if option.eq_ignore_ascii_case(b"AUTH") && arguments.len() > n + 2 {
-                (login, n) = (Some(n), n + 3);
-            } else if option.eq_ignore_ascii_case(b"SETNAME") && arguments.len() > n + 1 {
-                (name, n) = (arguments.get(n + 1), n + 2);
-            } else {
-                let mut error = BytesMut::from(&b"-ERR Syntax error in HELLO option '"[..]);
-                // As Redis does, so that what the client sent cannot end the line.
-                error.extend(option.iter().map(|b| if matches!(b, b'\r' | b'\n') { b' ' } else { *b }));
-                error.extend_from_slice(b"'\r\n");
-                return self.own(error.freeze());
-            }
-        }
-        // The name stays with the proxy: Redis knows the connection by ours.
-        let step = match login {
-            Some(at) => self.log_in(|out| {
-                put_header(out, b'*', 5);
-                [&b"HELLO"[..], b"2"].iter().for_each(|word| put_bulk(out, word));
-                arguments.from(at).take(3).for_each(|word| put_bulk(out, word));
-            }),
-            None => {
-                let Some(link) = self.link(false) else { return Step::Wait };
-                link.send(
-                    |out| out.extend_from_slice(b"*2\r\n$5\r\nHELLO\r\n$1\r\n2\r\n"),
-                    self.expect(Meaning::None),
-                );
-                Step::Done
-            }
-        };
-        if let (Step::Done, Some(name)) = (step, name) {
-            self.name = Bytes::copy_from_slice(name);
-        }
-        step
-    }
-
-    fn client_command(&mut self, arguments: Arguments<'_>) -> Step {
-        let is = |name: &[u8]| arguments.get(1).is_some_and(|sub| sub.eq_ignore_ascii_case(name));
-        match arguments.len() {
-            3 if is(b"SETNAME") => {
-                let name = arguments.get(2).unwrap_or_default();
-                if name.iter().any(|b| !(b'!'..=b'~').contains(b)) {
-                    return self
-                        .own("-ERR Client names cannot contain spaces, newlines or special characters.\r\n");
-                }
-                self.name = Bytes::copy_from_slice(name);
-                self.own("+OK\r\n")
-            }
-            2 if is(b"GETNAME") => {
-                let mut reply = BytesMut::new();
-                if self.name.is_empty() {
-                    reply.extend_from_slice(b"$-1\r\n");
-                } else {
-                    put_bulk(&mut reply, &self.name);
-                }
-                self.own(reply.freeze())
-            }
-            // Of the library, which is not Redis's client: the proxy is.
-            4 if is(b"SETINFO") => self.own("+OK\r\n"),
-            3 if is(b"REPLY") => self.client_reply(arguments),
-            _ => {
-                let step = self.forward(arguments, true, Meaning::None);
-                self.pinned_for_good |= step == Step::Done;
-                step
-            }
-        }
-    }
-
-    fn client_reply(&mut self, arguments: Arguments<'_>) -> Step {
-        let mode = arguments.get(2).unwrap_or_default();
-        if mode.eq_ignore_ascii_case(b"ON") {
-            (self.replies, self.muted) = (Replies::On, false);
-            return self.own("+OK\r\n");
-        }
-        if mode.eq_ignore_ascii_case(b"OFF") {
-            (self.replies, self.muted) = (Replies::Off, true);
-        } else if mode.eq_ignore_ascii_case(b"SKIP") {
-            if self.replies != Replies::Off {
-                (self.replies, self.muted) = (Replies::SkipNext, false);
-            }
-        } else {
-            return self.own("-ERR syntax error\r\n");
-        }
-        Step::Done
-    }
-
-    fn reset(&mut self) -> Step {
-        if self.client.outstanding() > 0 {
-            return Step::Wait;
-        }
-        if let Some(pin) = self.pin.take() {
-            // Not the client's any more: its end is none of the client's business.
-            pin.own(None);
-            pin.close();
-        }
-        self.transaction = None;
-        (self.pinned_for_good, self.watching, self.streaming) = (false, false, false);
-        (self.barrier, self.blocking) = (false, false);
-        (self.replies, self.muted) = (Replies::On, false);
-        self.name = Bytes::new();
-        self.client.db.set(Some(0));
-        self.own("+RESET\r\n")
-    }
-
-    fn quit(&mut self) -> Step {
-        self.closing = true;
-        self.own("+OK\r\n")
-    }
-
-    fn begin_streaming(&mut self, arguments: Arguments<'_>) -> Step {
-        if self.client.outstanding() > 0 {
-            return Step::Wait;
-        }
-        let Some(link) = self.link(true) else { return Step::Wait };
-        link.stream();
-        link.send_raw(arguments.bytes());
-        (self.streaming, self.pinned_for_good) = (true, true);
-        Step::Done
-    }
-
-    /// While subscribed or monitoring, bytes go both ways as they come. What the proxy would have to judge
-    /// or to answer in its place cannot be, and says so.
-    fn take_while_streaming(&mut self, command: Command, arguments: Arguments<'_>) -> Step {
-        let db = self.guard_db();
-        let refused = match command {
-            Command::Quit => return self.quit(),
-            Command::Reset => return self.reset(),
-            Command::Fill(form) => {
-                let step = if form.has_pairs() { 2 } else { usize::MAX };
-                (1..arguments.len())
-                    .step_by(step)
-                    .any(|n| arguments.get(n).is_some_and(|key| self.gate.guarded(db, key).is_some()))
-            }
-            Command::Asof | Command::Hello | Command::Client | Command::Select | Command::Forbidden => true,
-            _ => false,
-        };
-        if refused {
-            return self.own(
-                "-FENCE cachefence: not on a connection that has subscribed or monitors; use another\r\n",
-            );
-        }
-        let Some(link) = self.link(true) else { return Step::Wait };
-        link.send_raw(arguments.bytes());
         Step::Done
     }
 
@@ -374,19 +209,31 @@ impl Session {
                 let step = self.forward(arguments, true, Meaning::None);
                 if let (Step::Done, Some(transaction)) = (step, &mut self.transaction) {
                     transaction.dbs.extend(db);
-                    self.pinned_for_good = true;
                 }
                 step
             }
             Command::Quit => self.quit(),
             Command::Reset => self.reset(),
-            Command::Stream | Command::Client | Command::Hello | Command::Auth | Command::Forbidden => {
-                if let Some(transaction) = &mut self.transaction {
-                    transaction.aborted = true;
+            Command::Client if self.is_of_the_client(arguments) => self.refuse_in_transaction(),
+            Command::Client | Command::Unknown => {
+                let step = self.forward(arguments, true, Meaning::None);
+                if step == Step::Done {
+                    // Whether it will be executed, and what it will do, is hard to tell.
+                    self.client.hold(Held::FOR_GOOD, true);
                 }
-                self.own("-ERR cachefence: this command cannot be part of a transaction\r\n")
+                step
+            }
+            Command::Subscribe | Command::Monitor | Command::Hello | Command::Auth | Command::Forbidden => {
+                self.refuse_in_transaction()
             }
             _ => self.forward(arguments, true, Meaning::None),
         }
+    }
+
+    fn refuse_in_transaction(&mut self) -> Step {
+        if let Some(transaction) = &mut self.transaction {
+            transaction.aborted = true;
+        }
+        self.own("-ERR cachefence: this command cannot be part of a transaction\r\n")
     }
 }

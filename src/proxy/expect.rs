@@ -4,7 +4,10 @@ use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 
+use super::account::Change;
 use super::client::Client;
+use super::held::Held;
+use super::subscription::Confirmations;
 use crate::cache::AbandonedFill;
 use crate::command::Read;
 use crate::fence::KeyHash;
@@ -54,8 +57,14 @@ pub enum Meaning {
     Named,
     /// `CLIENT ID` of the link itself.
     RedisId,
-    /// `OK` to a SELECT of this db.
-    Selected(u32),
+    /// `OK` to an AUTH or a SELECT, or a HELLO's properties of the server: the account is another one.
+    Account(Box<Change>),
+    /// Anything but an error: Redis remembers something of the connection from now on, or no more.
+    Holds(Held, bool),
+    /// Anything but "unknown command": nobody knows what Redis remembers of it.
+    Unknown,
+    /// Subscriptions that begin or end: as many replies as there are, or one error.
+    Subscribed(Confirmations),
     /// The end of a transaction in which the last SELECT was of this db, and of its fills.
     Executed(Box<[AbandonedFill]>, u32),
     /// `OK` to MULTI, without which what follows is executed at once.
@@ -84,12 +93,18 @@ pub struct GuardedKey {
 }
 
 impl Expected {
-    /// Whether the reply can be passed on as it comes in, without being seen whole.
-    pub fn streams(&self) -> bool {
-        matches!(
-            (&self.delivery, &self.meaning),
-            (Delivery::Forward | Delivery::Drop | Delivery::Hidden, Meaning::None)
-        )
+    /// Whether a large reply, of which so much is there, can be passed on as it comes in, without being seen whole.
+    pub fn streams(&self, head: &[u8]) -> bool {
+        if !matches!(self.delivery, Delivery::Forward | Delivery::Drop | Delivery::Hidden) {
+            return false;
+        }
+        match &self.meaning {
+            Meaning::None | Meaning::Fills(_) => true,
+            // What is large is there. Of several keys each has to be looked at.
+            Meaning::Read(Read::Nil, _) => head.first() == Some(&b'$'),
+            Meaning::Read(Read::EmptyArray, _) => matches!(head.first(), Some(b'*' | b'%')),
+            _ => false,
+        }
     }
 }
 

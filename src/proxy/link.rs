@@ -4,7 +4,7 @@
 //! the buffer once all clients that had something to say have said it, so that commands of many clients
 //! leave in one write. Replies come in that order, and go to the clients in one wake-up each.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
@@ -15,17 +15,19 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_util::io::poll_read_buf;
 
+use super::account::Account;
 use super::client::Client;
-use super::expect::{Delivery, Expected, Meaning, each_missed, executed, misses, with_nils};
+use super::expect::{Delivery, Expected, Meaning};
 use super::gate::Gate;
-use crate::cache::{AbandonedFill, Fate, Upstream};
-use crate::command::Read;
+use super::replies::{READ_CHUNK, Reading};
+use super::subscription::Subscriptions;
+use crate::cache::Upstream;
 use crate::fence::FillId;
-use crate::resp::{ReplyScanner, integer, put_request};
+use crate::resp::{integer, put_request};
 use crate::transport::Transport;
 
 /// How long Redis may take to accept a connection.
@@ -34,51 +36,61 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 pub const HIGH_WATER: usize = 4 * 1024 * 1024;
 /// Replies that wait for a pin's owner, in bytes, beyond which Redis is no longer read.
 const OWNER_HIGH_WATER: usize = 1024 * 1024;
-const READ_CHUNK: usize = 64 * 1024;
 /// An emptied buffer above this size is given back.
 const KEEP_CAPACITY: usize = 256 * 1024;
 
 /// One connection to Redis.
 pub struct Link {
-    gate: Arc<Gate>,
-    upstream: Arc<Upstream>,
+    pub(super) gate: Arc<Gate>,
+    pub(super) upstream: Arc<Upstream>,
+    /// Who it is to Redis.
+    pub(super) account: RefCell<Account>,
     /// Whose pin this is; none for a lane.
-    owner: RefCell<Option<Rc<Client>>>,
+    pub(super) owner: RefCell<Option<Rc<Client>>>,
     out: RefCell<BytesMut>,
-    expected: RefCell<VecDeque<Expected>>,
-    /// Replies do not answer requests one by one any more: all bytes go to the owner.
-    streaming: Cell<bool>,
-    introduction: RefCell<Introduction>,
-    /// A part of the reply that is due has been delivered.
-    partly: Cell<bool>,
+    pub(super) expected: RefCell<VecDeque<Expected>>,
+    pub(super) subscriptions: Subscriptions,
+    /// All bytes go to the owner, who monitors.
+    pub(super) monitoring: Cell<bool>,
+    pub(super) introduction: RefCell<Introduction>,
+    /// Why Redis would not take the connection's name, if it has answered that and not yet told the id.
+    unnamed: RefCell<Option<String>>,
+    /// Redis would not take its login.
+    outcast: Cell<bool>,
+    /// A part of what is due has been delivered.
+    pub(super) partly: Cell<bool>,
     /// Redis is not read, because the owner does not read.
     paused: Cell<bool>,
     /// Nothing more will be sent.
-    finishing: Cell<bool>,
-    closing: Cell<bool>,
-    closed: Cell<bool>,
+    pub(super) finishing: Cell<bool>,
+    pub(super) closing: Cell<bool>,
+    pub(super) closed: Cell<bool>,
     next_fill: Cell<u32>,
     /// Whether Redis has let this connection's last MULTI begin a transaction; none while it has not answered.
-    begun: Cell<Option<bool>>,
+    pub(super) begun: Cell<Option<bool>>,
     /// It has state that could not be ended: nobody else may get it.
-    tainted: Cell<bool>,
+    pub(super) tainted: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     /// Sessions that wait for room in `out`.
-    crowd: RefCell<Vec<Rc<Client>>>,
+    pub(super) crowd: RefCell<Vec<Rc<Client>>>,
 }
 
 impl Link {
     /// A link that begins to connect once its task ([`Link::run`]) runs.
-    pub fn new(gate: Arc<Gate>, owner: Option<Rc<Client>>) -> Rc<Self> {
+    pub fn new(gate: Arc<Gate>, account: Account, owner: Option<Rc<Client>>) -> Rc<Self> {
         let upstream = gate.upstreams.register();
         Rc::new(Self {
             gate,
             upstream,
+            account: RefCell::new(account),
             owner: RefCell::new(owner),
             out: RefCell::default(),
             expected: RefCell::default(),
-            streaming: Cell::new(false),
+            subscriptions: Subscriptions::default(),
+            monitoring: Cell::new(false),
             introduction: RefCell::new(Introduction::First),
+            unnamed: RefCell::default(),
+            outcast: Cell::new(false),
             partly: Cell::new(false),
             paused: Cell::new(false),
             finishing: Cell::new(false),
@@ -131,6 +143,9 @@ impl Link {
 
     /// Introduces the connection once more, after a login that was sent just before.
     pub fn introduce_again(&self, client: &Rc<Client>) {
+        if *self.introduction.borrow() == Introduction::Done {
+            return;
+        }
         *self.introduction.borrow_mut() = Introduction::Again;
         let name = self.gate.upstreams.name(&self.upstream);
         let expected = |meaning| Expected { client: client.clone(), delivery: Delivery::Hidden, meaning };
@@ -141,26 +156,23 @@ impl Link {
         self.send(|out| put_request(out, &[b"CLIENT", b"ID"]), expected(Meaning::RedisId));
     }
 
-    fn named(&self, reply: &[u8]) {
-        if let Some(error) = reply.strip_prefix(b"-") {
-            *self.introduction.borrow_mut() =
-                Introduction::Refused(String::from_utf8_lossy(error).trim_end().into());
-        }
+    /// Redis has answered to the connection's name.
+    pub(super) fn named(&self, reply: &[u8]) {
+        let error = reply.strip_prefix(b"-").map(|error| String::from_utf8_lossy(error).trim_end().into());
+        *self.unnamed.borrow_mut() = error;
     }
 
-    fn identified(&self, reply: &[u8]) {
+    /// Redis has told the connection's id, which ends an introduction.
+    pub(super) fn identified(&self, reply: &[u8]) {
         let id = reply.strip_prefix(b":").and_then(|rest| integer(rest.trim_ascii_end()));
-        let mut introduction = self.introduction.borrow_mut();
-        if !matches!(*introduction, Introduction::Refused(_)) {
-            *introduction = match id {
-                Some(id) => {
-                    self.upstream.set_redis_id(id as u64);
-                    Introduction::Done
-                }
-                None => Introduction::Refused(String::from_utf8_lossy(reply).trim_end().into()),
-            };
-        }
-        drop(introduction);
+        *self.introduction.borrow_mut() = match (self.unnamed.take(), id) {
+            (None, Some(id)) => {
+                self.upstream.set_redis_id(id as u64);
+                Introduction::Done
+            }
+            (Some(error), _) => Introduction::Refused(error),
+            (None, None) => Introduction::Refused(String::from_utf8_lossy(reply).trim_end().into()),
+        };
         self.crowd.borrow_mut().drain(..).for_each(|client| client.wake());
     }
 
@@ -182,8 +194,37 @@ impl Link {
     }
 
     /// From the next byte on, everything goes to the owner as it comes.
-    pub fn stream(&self) {
-        self.streaming.set(true);
+    pub fn monitor(&self) {
+        self.monitoring.set(true);
+    }
+
+    /// Whether nothing that comes answers anything any more.
+    pub(super) fn is_monitoring(&self) -> bool {
+        self.monitoring.get() && self.expected.borrow().is_empty()
+    }
+
+    /// Who it is to Redis.
+    pub fn account(&self) -> Ref<'_, Account> {
+        self.account.borrow()
+    }
+
+    /// Whether it is of this client's account.
+    pub fn is_of(&self, client: &Client) -> bool {
+        let account = self.account.borrow();
+        // Where it is not known which db the client is in, this is the connection that it is in.
+        client.db.get().is_none_or(|db| db == account.db)
+            && account.protocol == client.protocol.get()
+            && account.login == *client.login.borrow()
+    }
+
+    /// Whose pin this is.
+    pub(super) fn owner(&self) -> Option<Rc<Client>> {
+        self.owner.borrow().clone()
+    }
+
+    /// Whether Redis would not take its login.
+    pub(super) fn is_outcast(&self) -> bool {
+        self.outcast.get()
     }
 
     /// Whether the session has to wait before it sends more.
@@ -244,8 +285,7 @@ impl Link {
     }
 
     async fn serve(&self, mut stream: Transport) -> String {
-        let mut reading =
-            Reading { incoming: BytesMut::with_capacity(READ_CHUNK), scanner: ReplyScanner::default() };
+        let mut reading = Reading::new();
         // Before anything else is sent, Redis has to know whose connection this is: a fill that was sent on
         // one without a name could not be ended by a successor.
         match timeout(CONNECT_TIMEOUT, self.introduce(&mut stream, &mut reading)).await {
@@ -270,14 +310,27 @@ impl Link {
 
     async fn introduce(&self, stream: &mut Transport, reading: &mut Reading) -> io::Result<()> {
         let mut request = BytesMut::new();
+        let replies = self.account.borrow().put_introduction(&mut request);
         put_request(
             &mut request,
             &[b"CLIENT", b"SETNAME", self.gate.upstreams.name(&self.upstream).as_bytes()],
         );
         put_request(&mut request, &[b"CLIENT", b"ID"]);
         stream.write_all(&request).await?;
-        self.named(&reading.next(stream).await?);
-        self.identified(&reading.next(stream).await?);
+        for _ in 0..replies {
+            let reply = reading.next(stream).await?;
+            if let Some(error) = reply.strip_prefix(b"-") {
+                let of_login = [&b"WRONGPASS"[..], b"NOAUTH", b"NOPERM"];
+                self.outcast.set(of_login.iter().any(|code| error.starts_with(code)));
+                return Err(io::Error::other(String::from_utf8_lossy(error).trim_end().to_owned()));
+            }
+        }
+        let (name, id) = (reading.next(stream).await?, reading.next(stream).await?);
+        // One that was begun since, after a login, counts instead.
+        if *self.introduction.borrow() == Introduction::First {
+            self.named(&name);
+            self.identified(&id);
+        }
         Ok(())
     }
 
@@ -335,167 +388,6 @@ impl Link {
         self.owner.borrow().as_ref().is_some_and(|owner| owner.waiting() > OWNER_HIGH_WATER)
     }
 
-    fn take_replies(&self, reading: &mut Reading) -> io::Result<()> {
-        let mut woken: Option<Rc<Client>> = None;
-        while !reading.incoming.is_empty() {
-            if self.streaming.get() && self.expected.borrow().is_empty() {
-                if let Some(owner) = &*self.owner.borrow() {
-                    owner.deliver(&reading.incoming);
-                    owner.wake();
-                }
-                reading.incoming.clear();
-                break;
-            }
-            let progress = reading.scanner.scan(&reading.incoming).map_err(io::Error::other)?;
-            let mut expected = self.expected.borrow_mut();
-            let Some(next) = expected.front() else {
-                return Err(io::Error::other("Redis sent a reply that nothing had asked for"));
-            };
-            let client = next.client.clone();
-            if progress.done {
-                let reply = reading.incoming.split_to(progress.bytes);
-                reading.scanner.reset();
-                self.partly.set(false);
-                let next = expected.pop_front();
-                drop(expected);
-                if let Some(next) = next {
-                    self.replied(next, &reply);
-                }
-            } else if next.streams() && progress.bytes > 0 {
-                // A large reply need not be held whole.
-                if matches!(next.delivery, Delivery::Forward) {
-                    client.deliver(&reading.incoming[..progress.bytes]);
-                }
-                reading.incoming.advance(progress.bytes);
-                reading.scanner.take(progress.bytes);
-                self.partly.set(true);
-                client.wake();
-                break;
-            } else {
-                break;
-            }
-            // Replies come in runs of one client: one wake-up a run.
-            if !woken.as_ref().is_some_and(|last| Rc::ptr_eq(last, &client))
-                && let Some(last) = woken.replace(client)
-            {
-                last.wake();
-            }
-        }
-        if let Some(last) = woken {
-            last.wake();
-        }
-        if reading.incoming.is_empty() && reading.incoming.capacity() > KEEP_CAPACITY {
-            reading.incoming = BytesMut::with_capacity(READ_CHUNK);
-        }
-        Ok(())
-    }
-
-    fn replied(&self, expected: Expected, reply: &[u8]) {
-        let Expected { client, delivery, meaning } = expected;
-        let error = reply.first() == Some(&b'-');
-        match meaning {
-            Meaning::None => {}
-            // Before the reply goes out: whoever reads the database after it sees what is settled now.
-            Meaning::Read(read, key) => {
-                if let Some(missed) = misses(read, reply, 0) {
-                    self.gate.read(&key, client.id, missed);
-                }
-            }
-            Meaning::Reads(read, keys) => {
-                if read == Read::NilPerKey && !error {
-                    let missed = each_missed(reply, keys.iter().map(|(place, _)| *place));
-                    keys.iter()
-                        .zip(missed)
-                        .for_each(|((_, key), missed)| self.gate.read(key, client.id, missed));
-                } else if let Some(missed) = misses(read, reply, 0) {
-                    keys.iter().for_each(|(_, key)| self.gate.read(key, client.id, missed));
-                }
-            }
-            // The cap of a fill, or the deletion of a torn value: ended by us, who have the right.
-            Meaning::Fills(fills) if error && matches!(delivery, Delivery::Hidden) => {
-                self.gate.upstreams.abandon(Fate::Unfinished, fills.into());
-            }
-            Meaning::Fills(fills) => self.gate.finish(&fills),
-            Meaning::Named => self.named(reply),
-            Meaning::RedisId => self.identified(reply),
-            Meaning::Selected(db) => {
-                if !error {
-                    client.db.set(Some(db));
-                }
-            }
-            Meaning::Executed(fills, db) => {
-                self.gate.finish(&fills);
-                match executed(reply) {
-                    Some(true) => client.db.set(Some(db)),
-                    Some(false) => {}
-                    None => client.db.set(None),
-                }
-            }
-            Meaning::Begun => self.begun.set(Some(!error)),
-            Meaning::Cleared => self.tainted.set(self.tainted.get() || error),
-        }
-        match delivery {
-            Delivery::Hidden => return,
-            Delivery::Drop => {}
-            Delivery::SetNx if reply.starts_with(b"+") => client.deliver(b":1\r\n"),
-            Delivery::SetNx if reply.starts_with(b"$-1") => client.deliver(b":0\r\n"),
-            Delivery::Replace(bytes) if !error => client.deliver(&bytes),
-            Delivery::Nils(places) if !error => client.deliver(&with_nils(reply, &places)),
-            Delivery::Forward | Delivery::SetNx | Delivery::Nils(_) | Delivery::Replace(_) => {
-                client.deliver(reply)
-            }
-        }
-        client.answered();
-    }
-
-    /// The end: what was not answered is answered with an error, and fills whose fate is unknown are handed
-    /// over to be ended on Redis's side.
-    fn end(&self, why: &str) {
-        self.closed.set(true);
-        let mut fills: Vec<AbandonedFill> = Vec::new();
-        let error = format!("-ERR cachefence: upstream {}: {why}\r\n", self.gate.address);
-        // In the middle of a reply nothing else makes sense. And what a client that is gone has sent after a
-        // command that waited would never have been executed.
-        if (self.partly.get() || self.finishing.get())
-            && let Some(expected) = self.expected.borrow().front()
-        {
-            expected.client.break_off();
-        }
-        for expected in self.expected.take() {
-            if let Meaning::Fills(unanswered) | Meaning::Executed(unanswered, _) = expected.meaning {
-                fills.extend(unanswered);
-            }
-            if !matches!(expected.delivery, Delivery::Hidden) {
-                if !matches!(expected.delivery, Delivery::Drop) && !self.finishing.get() {
-                    expected.client.deliver(error.as_bytes());
-                }
-                expected.client.answered();
-                expected.client.wake();
-            }
-        }
-        if let Some(owner) = self.owner.take() {
-            if self.streaming.get() {
-                if *self.introduction.borrow() == Introduction::First {
-                    // Nothing of the stream has come, in the middle of which an error would make no sense.
-                    owner.deliver(error.as_bytes());
-                }
-                owner.break_off();
-            }
-            owner.wake();
-        }
-        self.crowd.borrow_mut().drain(..).for_each(|client| client.wake());
-        if !self.closing.get() {
-            self.gate.metrics.upstream_reconnects.inc();
-            self.gate.upstreams.lost.notify_one();
-        }
-        if self.gate.observe {
-            // Nothing is to be deleted, and nobody waits for them.
-            self.gate.finish(&fills);
-            fills.clear();
-        }
-        self.gate.upstreams.close(&self.upstream, fills);
-    }
-
     fn refuse(&self, expected: &Expected) {
         // Never sent: nothing to end on Redis's side.
         self.gate.finish(expected.meaning.fills());
@@ -517,24 +409,4 @@ pub enum Introduction {
     Done,
     /// Redis refused, in these words. No fill of a guarded key may be sent.
     Refused(String),
-}
-
-struct Reading {
-    incoming: BytesMut,
-    scanner: ReplyScanner,
-}
-
-impl Reading {
-    async fn next(&mut self, stream: &mut Transport) -> io::Result<BytesMut> {
-        loop {
-            let progress = self.scanner.scan(&self.incoming).map_err(io::Error::other)?;
-            if progress.done {
-                self.scanner.reset();
-                return Ok(self.incoming.split_to(progress.bytes));
-            }
-            if stream.read_buf(&mut self.incoming).await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-    }
 }

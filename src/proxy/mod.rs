@@ -13,17 +13,22 @@
 //! clients share a *lane*; a client whose connection has state of its own in Redis (MULTI, BLPOP, SUBSCRIBE,
 //! ...) has a *pin* for as long as that lasts.
 
+mod account;
 mod cap;
 mod client;
+mod connection;
 mod dispatch;
 mod expect;
 mod fills;
 mod gate;
+mod held;
 mod link;
 mod listen;
 mod reads;
+mod replies;
 mod route;
 mod session;
+mod subscription;
 mod threads;
 mod transaction;
 

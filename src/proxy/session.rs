@@ -11,14 +11,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
 
 use super::client::Client;
 use super::gate::Gate;
 use super::link::Link;
-use super::route::Links;
+use super::route::{Lane, Links};
 use super::transaction::Transaction;
 use crate::resp::{RequestScanner, Scanned, put_request};
 use crate::transport::Transport;
@@ -51,19 +51,18 @@ pub struct Session {
     stream: Transport,
     incoming: BytesMut,
     scanner: RequestScanner,
+    /// Its place on the lane of its account, once it has used it.
+    pub(super) lane: Option<Lane>,
     /// The upstream connection of its own, while it needs one.
     pub(super) pin: Option<Rc<Link>>,
-    /// It needs one for good.
-    pub(super) pinned_for_good: bool,
     pub(super) watching: bool,
     pub(super) transaction: Option<Transaction>,
-    /// Replies do not answer its requests one by one (SUBSCRIBE, MONITOR).
-    pub(super) streaming: bool,
+    /// All that Redis says goes to it as it comes (MONITOR).
+    pub(super) monitoring: bool,
     /// A command was sent after which the next has to wait for its reply.
     pub(super) barrier: bool,
     /// It waits in Redis, perhaps for ever.
     pub(super) blocking: bool,
-    pub(super) name: Bytes,
     pub(super) replies: Replies,
     /// The command at hand gets no reply (CLIENT REPLY).
     pub(super) muted: bool,
@@ -100,14 +99,13 @@ impl Session {
             stream,
             incoming: BytesMut::new(),
             scanner: RequestScanner::default(),
+            lane: None,
             pin: None,
-            pinned_for_good: false,
             watching: false,
             transaction: None,
-            streaming: false,
+            monitoring: false,
             barrier: false,
             blocking: false,
-            name: Bytes::new(),
             replies: Replies::On,
             muted: false,
             closing: false,
@@ -272,7 +270,7 @@ impl Session {
 
     /// Nothing is left to wait for. A client that has closed its side of a stream has nothing to wait for either.
     fn is_answered(&self) -> bool {
-        let hopeless = self.ended && self.streaming;
+        let hopeless = self.ended && self.monitoring;
         hopeless || (self.client.outstanding() == 0 && self.client.waiting() == 0)
     }
 }
@@ -281,9 +279,11 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.client.leave();
         if let Some(pin) = self.pin.take() {
-            let clean =
-                !self.pinned_for_good && !self.watching && self.transaction.is_none() && !self.streaming;
-            if clean && self.client.outstanding() == 0 { self.links.release(pin) } else { pin.close() }
+            if self.keeps_pin() || self.client.outstanding() > 0 {
+                pin.close();
+            } else {
+                self.links.release(pin);
+            }
         }
     }
 }

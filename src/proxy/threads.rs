@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
@@ -27,6 +28,9 @@ pub enum Accepted {
     /// A unix socket.
     Unix(std::os::unix::net::UnixStream),
 }
+
+/// How often connections that nobody uses are looked for.
+const TIDY_INTERVAL: Duration = Duration::from_secs(5);
 
 struct Worker {
     /// Not bounded by the channel, but by `max_clients`.
@@ -87,7 +91,16 @@ struct Thread {
 impl Thread {
     async fn run(self, mut accepted: mpsc::UnboundedReceiver<Accepted>) {
         let links = Rc::new(Links::new(self.gate.clone(), self.mode));
-        while let Some(accepted) = accepted.recv().await {
+        let mut tidying = tokio::time::interval(TIDY_INTERVAL);
+        loop {
+            let accepted = tokio::select! {
+                accepted = accepted.recv() => accepted,
+                _ = tidying.tick() => {
+                    links.tidy();
+                    continue;
+                }
+            };
+            let Some(accepted) = accepted else { return };
             let serving = Serving { count: self.serving.clone(), gate: self.gate.clone() };
             self.gate.metrics.clients.inc();
             let stream = match transport(accepted) {

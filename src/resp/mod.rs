@@ -10,7 +10,7 @@ mod request;
 use bytes::BufMut;
 use thiserror::Error;
 
-pub use reply::{Progress, ReplyScanner};
+pub use reply::{Progress, ReplyScanner, body, line_break};
 pub use request::{Arguments, RequestScanner, Scanned};
 
 /// Bytes that are not the protocol, in the words that Redis uses for them.

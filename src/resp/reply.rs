@@ -11,8 +11,10 @@ pub struct ReplyScanner {
     at: usize,
     /// The line that begins at `at` has no end before this byte.
     searched: usize,
-    /// Elements to come.
+    /// Elements to come: of the aggregate without a length that is open, or else of the reply.
     remaining: u64,
+    /// Aggregates and strings without a length that are open (RESP3 `*?`, `$?`): what is to come after each.
+    open: Vec<u64>,
 }
 
 /// How far a reply has been seen.
@@ -26,10 +28,12 @@ pub struct Progress {
 
 /// Elements that one reply may have; Redis itself stops at 2^32 or so.
 const MAX_ELEMENTS: u64 = 1 << 40;
+/// Aggregates without a length that may be open at a time, each of which costs memory.
+const MAX_OPEN: usize = 1024;
 
 impl Default for ReplyScanner {
     fn default() -> Self {
-        Self { at: 0, searched: 0, remaining: 1 }
+        Self { at: 0, searched: 0, remaining: 1, open: Vec::new() }
     }
 }
 
@@ -50,28 +54,62 @@ impl ReplyScanner {
                 self.searched = bytes.len() - 1;
                 break;
             };
+            let line = &bytes[self.at + 1..end];
+            let kind = bytes[self.at];
+            self.at = end + 2;
+            if line == b"?" && matches!(kind, b'$' | b'*' | b'~' | b'>' | b'%' | b'|') {
+                self.begin(kind)?;
+                continue;
+            }
             let count = || {
-                integer(&bytes[self.at + 1..end])
+                integer(line)
                     .filter(|n| (-1..1 << 40).contains(n))
                     .ok_or_else(|| ProtocolError::new("a reply's length is not a number"))
             };
-            let (skip, elements) = match bytes[self.at] {
+            let (skip, elements) = match kind {
                 b'+' | b'-' | b':' | b'_' | b',' | b'#' | b'(' => (0, 0),
                 b'$' | b'!' | b'=' => (usize::try_from(count()?).map_or(0, |length| length + 2), 0),
                 b'*' | b'~' | b'>' => (0, count()?.max(0) as u64),
                 b'%' => (0, count()?.max(0) as u64 * 2),
                 // An attribute precedes the reply that it is about, and does not count as one.
                 b'|' => (0, count()?.max(0) as u64 * 2 + 1),
+                b';' if count()? > 0 && !self.open.is_empty() => (count()? as usize + 2, 0),
+                b'.' | b';' => {
+                    self.close()?;
+                    continue;
+                }
                 _ => return Err(ProtocolError::new("a reply of no known type")),
             };
-            self.at = end + 2 + skip;
+            self.at += skip;
             self.remaining = self.remaining - 1 + elements;
             if self.remaining > MAX_ELEMENTS {
                 return Err(ProtocolError::new("a reply with too many elements"));
             }
+            if self.remaining == 0 && !self.open.is_empty() {
+                // Only its end ends it.
+                self.remaining = 1;
+            }
         }
         let done = self.remaining == 0 && self.at <= bytes.len();
         Ok(Progress { bytes: self.at.min(bytes.len()), done })
+    }
+
+    /// Something without a length begins.
+    fn begin(&mut self, kind: u8) -> Result<(), ProtocolError> {
+        if self.open.len() == MAX_OPEN {
+            return Err(ProtocolError::new("a reply with too many parts of unknown length"));
+        }
+        // An attribute is not the element that it precedes.
+        self.open.push(if kind == b'|' { self.remaining } else { self.remaining - 1 });
+        self.remaining = 1;
+        Ok(())
+    }
+
+    /// Something without a length ends.
+    fn close(&mut self) -> Result<(), ProtocolError> {
+        let rest = self.open.pop().ok_or_else(|| ProtocolError::new("the end of nothing in a reply"))?;
+        self.remaining = if rest == 0 && !self.open.is_empty() { 1 } else { rest };
+        Ok(())
     }
 
     /// The first so many bytes are gone from the buffer.
@@ -86,8 +124,27 @@ impl ReplyScanner {
     }
 }
 
+/// A whole reply without the attributes that precede it.
+pub fn body(reply: &[u8]) -> &[u8] {
+    let mut rest = reply;
+    while rest.first() == Some(&b'|') {
+        // The attribute alone, without what it is about.
+        let Some(end) = line_break(rest, 1) else { break };
+        let mut attribute = ReplyScanner { at: end + 2, ..ReplyScanner::default() };
+        match integer(&rest[1..end]).and_then(|pairs| u64::try_from(pairs).ok()) {
+            Some(pairs) => attribute.remaining = pairs.saturating_mul(2),
+            None => attribute.open.push(0),
+        }
+        match attribute.scan(rest) {
+            Ok(Progress { bytes, done: true }) => rest = &rest[bytes..],
+            _ => break,
+        }
+    }
+    rest
+}
+
 /// The end of a line that may have a lone `\r` in it: a module's status, of whatever somebody stored.
-fn line_break(bytes: &[u8], mut from: usize) -> Option<usize> {
+pub fn line_break(bytes: &[u8], mut from: usize) -> Option<usize> {
     loop {
         let end = line_end(bytes, from)?;
         if bytes.get(end + 1) == Some(&b'\n') {
@@ -133,10 +190,31 @@ mod tests {
             "|1\r\n+a\r\n:1\r\n+OK\r\n",
             "+a\r\r\n",
             "-a\rb\r\n",
+            "$?\r\n;4\r\nHell\r\n;1\r\no\r\n;0\r\n",
+            "*?\r\n:1\r\n*2\r\n+a\r\n+b\r\n.\r\n",
+            "*2\r\n*?\r\n%?\r\n+a\r\n:1\r\n.\r\n.\r\n:2\r\n",
+            "|?\r\n+a\r\n:1\r\n.\r\n*?\r\n.\r\n",
         ] {
             let more = format!("{reply}+NEXT\r\n");
             assert_eq!(whole(more.as_bytes()), Some(reply.len()), "{reply:?}");
         }
+    }
+
+    #[test]
+    fn attributes_are_not_what_they_precede() {
+        assert_eq!(body(b"-ERR\r\n"), b"-ERR\r\n");
+        assert_eq!(body(b"|1\r\n+a\r\n:1\r\n-ERR\r\n"), b"-ERR\r\n");
+        assert_eq!(body(b"|1\r\n+a\r\n*1\r\n:1\r\n|0\r\n$1\r\na\r\n"), b"$1\r\na\r\n");
+        assert_eq!(body(b"|?\r\n+a\r\n:1\r\n.\r\n_\r\n"), b"_\r\n");
+        assert_eq!(body(b"|1\r\n"), b"|1\r\n", "not whole: left as it is");
+    }
+
+    #[test]
+    fn the_end_of_nothing_is_refused() {
+        for bad in ["*1\r\n.\r\n", ".\r\n", ";3\r\nabc\r\n", "+?", "*?\r\n.\r"] {
+            assert_eq!(whole(bad.as_bytes()), None, "{bad:?}");
+        }
+        assert!(ReplyScanner::default().scan("*?\r\n".repeat(2000).as_bytes()).is_err());
     }
 
     #[test]

@@ -1,0 +1,328 @@
+//! What comes from Redis on a link: to whom it goes, and what it means.
+
+use std::io;
+use std::rc::Rc;
+
+use bytes::BytesMut;
+use tokio::io::AsyncReadExt;
+
+use super::account::moved;
+use super::client::Client;
+use super::expect::{Delivery, Expected, Meaning, each_missed, executed, misses, with_nils};
+use super::held::Held;
+use super::link::{Introduction, Link};
+use super::subscription::Came;
+use crate::cache::{AbandonedFill, Fate};
+use crate::command::Read;
+use crate::resp::{ReplyScanner, body};
+use crate::transport::Transport;
+
+pub(super) const READ_CHUNK: usize = 64 * 1024;
+/// An emptied buffer above this size is given back.
+const KEEP_CAPACITY: usize = 256 * 1024;
+/// A reply of which this much has come, in bytes, is passed on before the rest of it is there, if it can be.
+const LARGE_REPLY: usize = 32 * 1024;
+
+/// What has come and was not yet dealt with.
+pub(super) struct Reading {
+    pub(super) incoming: BytesMut,
+    scanner: ReplyScanner,
+    /// A part of what is due has been passed on.
+    partly: Partly,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Partly {
+    Not,
+    Reply,
+    Message,
+}
+
+impl Reading {
+    pub(super) fn new() -> Self {
+        let incoming = BytesMut::with_capacity(READ_CHUNK);
+        Self { incoming, scanner: ReplyScanner::default(), partly: Partly::Not }
+    }
+
+    /// The next reply, where nothing else can come.
+    pub(super) async fn next(&mut self, stream: &mut Transport) -> io::Result<BytesMut> {
+        loop {
+            let progress = self.scanner.scan(&self.incoming).map_err(io::Error::other)?;
+            if progress.done {
+                self.scanner.reset();
+                return Ok(self.incoming.split_to(progress.bytes));
+            }
+            if stream.read_buf(&mut self.incoming).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+}
+
+impl Link {
+    /// Deals with all that has come.
+    pub(super) fn take_replies(&self, reading: &mut Reading) -> io::Result<()> {
+        let mut woken: Option<Rc<Client>> = None;
+        while !reading.incoming.is_empty() {
+            if self.is_monitoring() {
+                if let Some(owner) = self.owner() {
+                    owner.deliver(&reading.incoming);
+                    owner.wake();
+                }
+                reading.incoming.clear();
+                break;
+            }
+            let progress = reading.scanner.scan(&reading.incoming).map_err(io::Error::other)?;
+            let client = if progress.done {
+                self.take_whole(reading, progress.bytes)?
+            } else {
+                self.take_part(reading, progress.bytes)?
+            };
+            // Replies come in runs of one client: one wake-up a run.
+            if let Some(client) = client
+                && !woken.as_ref().is_some_and(|last| Rc::ptr_eq(last, &client))
+                && let Some(last) = woken.replace(client)
+            {
+                last.wake();
+            }
+            if !progress.done {
+                break;
+            }
+        }
+        if let Some(last) = woken {
+            last.wake();
+        }
+        if reading.incoming.is_empty() && reading.incoming.capacity() > KEEP_CAPACITY {
+            reading.incoming = BytesMut::with_capacity(READ_CHUNK);
+        }
+        Ok(())
+    }
+
+    fn take_whole(&self, reading: &mut Reading, length: usize) -> io::Result<Option<Rc<Client>>> {
+        let reply = reading.incoming.split_to(length);
+        reading.scanner.reset();
+        let partly = std::mem::replace(&mut reading.partly, Partly::Not);
+        self.partly.set(false);
+        if partly == Partly::Message {
+            return Ok(self.unasked(&reply));
+        }
+        // Only on a pin, and after what its owner has asked for.
+        if partly == Partly::Not && matches!(reply.first(), Some(b'>' | b'*')) {
+            match self.came(&reply) {
+                Came::Reply => {}
+                came => {
+                    let owner = self.unasked(&reply);
+                    if let Some(owner) = &owner {
+                        owner.hold(Held::SUBSCRIBED, self.subscriptions.any());
+                        if came == Came::LastConfirmation {
+                            self.expected.borrow_mut().pop_front();
+                            owner.answered();
+                        }
+                    }
+                    return Ok(owner);
+                }
+            }
+        }
+        let Some(next) = self.expected.borrow_mut().pop_front() else {
+            return Err(io::Error::other("Redis sent a reply that nothing had asked for"));
+        };
+        let client = next.client.clone();
+        self.replied(next, &reply, partly == Partly::Reply);
+        Ok(Some(client))
+    }
+
+    fn came(&self, reply: &[u8]) -> Came {
+        let mut expected = self.expected.borrow_mut();
+        let due = match expected.front_mut().map(|next| &mut next.meaning) {
+            Some(Meaning::Subscribed(due)) => Some(due),
+            _ => None,
+        };
+        self.subscriptions.came(reply, due)
+    }
+
+    /// A large reply need not be held whole.
+    fn take_part(&self, reading: &mut Reading, length: usize) -> io::Result<Option<Rc<Client>>> {
+        if reading.partly == Partly::Not {
+            if length < LARGE_REPLY {
+                return Ok(None);
+            }
+            let mut expected = self.expected.borrow_mut();
+            if self.subscriptions.is_message(&reading.incoming) {
+                reading.partly = Partly::Message;
+            } else if let Some(next) = expected.front_mut() {
+                if !next.streams(&reading.incoming) {
+                    return Ok(None);
+                }
+                if let Meaning::Read(_, key) = &next.meaning {
+                    self.gate.read(key, next.client.id, false);
+                    next.meaning = Meaning::None;
+                }
+                reading.partly = Partly::Reply;
+            } else {
+                return Err(io::Error::other("Redis sent a reply that nothing had asked for"));
+            }
+            self.partly.set(true);
+        }
+        let part = reading.incoming.split_to(length);
+        reading.scanner.take(length);
+        if reading.partly == Partly::Message {
+            return Ok(self.unasked(&part));
+        }
+        let expected = self.expected.borrow();
+        let Some(next) = expected.front() else { return Ok(None) };
+        if matches!(next.delivery, Delivery::Forward) {
+            next.client.deliver(&part);
+        }
+        Ok(Some(next.client.clone()))
+    }
+
+    /// A message goes to the owner, who alone can have asked for it. On a lane nobody has.
+    fn unasked(&self, bytes: &[u8]) -> Option<Rc<Client>> {
+        let owner = self.owner()?;
+        owner.deliver(bytes);
+        Some(owner)
+    }
+
+    /// What a reply means, and its way to the client. Of one that was passed on partly, this is the rest.
+    fn replied(&self, expected: Expected, reply: &[u8], partly: bool) {
+        let Expected { client, delivery, meaning } = expected;
+        // What is passed on in parts is no error: those are short.
+        let error = !partly && body(reply).first() == Some(&b'-');
+        match meaning {
+            Meaning::None => {}
+            // Before the reply goes out: whoever reads the database after it sees what is settled now.
+            Meaning::Read(read, key) => {
+                if let Some(missed) = misses(read, reply, 0) {
+                    self.gate.read(&key, client.id, missed);
+                }
+            }
+            Meaning::Reads(read, keys) => {
+                if read == Read::NilPerKey && !error {
+                    let missed = each_missed(reply, keys.iter().map(|(place, _)| *place));
+                    keys.iter()
+                        .zip(missed)
+                        .for_each(|((_, key), missed)| self.gate.read(key, client.id, missed));
+                } else if let Some(missed) = misses(read, reply, 0) {
+                    keys.iter().for_each(|(_, key)| self.gate.read(key, client.id, missed));
+                }
+            }
+            // The cap of a fill, or the deletion of a torn value: ended by us, who have the right.
+            Meaning::Fills(fills) if error && matches!(delivery, Delivery::Hidden) => {
+                self.gate.upstreams.abandon(Fate::Unfinished, fills.into());
+            }
+            Meaning::Fills(fills) => self.gate.finish(&fills),
+            Meaning::Named => self.named(reply),
+            Meaning::RedisId => self.identified(reply),
+            Meaning::Account(change) => {
+                if !error {
+                    moved(&client, &mut self.account.borrow_mut(), &change);
+                }
+            }
+            Meaning::Holds(what, on) => {
+                if !error {
+                    client.hold(what, on);
+                }
+            }
+            Meaning::Unknown => {
+                if !body(reply).starts_with(b"-ERR unknown") {
+                    client.hold(Held::FOR_GOOD, true);
+                }
+            }
+            Meaning::Executed(fills, db) => {
+                self.gate.finish(&fills);
+                self.executed(&client, executed(reply), db);
+            }
+            Meaning::Begun => self.begun.set(Some(!error)),
+            Meaning::Cleared => self.tainted.set(self.tainted.get() || error),
+            // An error in place of all confirmations.
+            Meaning::Subscribed(_) => {}
+        }
+        deliver(&client, delivery, reply, error);
+    }
+
+    /// A transaction with a SELECT is over.
+    fn executed(&self, client: &Client, well: Option<bool>, db: u32) {
+        match well {
+            Some(true) => {
+                self.account.borrow_mut().db = db;
+                client.db.set(Some(db));
+                client.hold(Held::DB, false);
+            }
+            Some(false) => {}
+            None => {
+                client.db.set(None);
+                client.hold(Held::DB, true);
+            }
+        }
+    }
+
+    /// The end: what was not answered is answered with an error, and fills whose fate is unknown are handed
+    /// over to be ended on Redis's side.
+    pub(super) fn end(&self, why: &str) {
+        self.closed.set(true);
+        let mut fills: Vec<AbandonedFill> = Vec::new();
+        let error = format!("-ERR cachefence: upstream {}: {why}\r\n", self.gate.address);
+        // In the middle of a reply nothing else makes sense. And what a client that is gone has sent after a
+        // command that waited would never have been executed.
+        if (self.partly.get() || self.finishing.get())
+            && let Some(expected) = self.expected.borrow().front()
+        {
+            expected.client.break_off();
+        }
+        let outcast = self.is_outcast();
+        for expected in self.expected.take() {
+            if let Meaning::Fills(unanswered) | Meaning::Executed(unanswered, _) = expected.meaning {
+                fills.extend(unanswered);
+            }
+            if !matches!(expected.delivery, Delivery::Hidden) {
+                if !matches!(expected.delivery, Delivery::Drop) && !self.finishing.get() {
+                    expected.client.deliver(error.as_bytes());
+                }
+                expected.client.answered();
+                if outcast {
+                    // Redis no longer takes its login: as if it had closed the client's own connection.
+                    expected.client.break_off();
+                }
+                expected.client.wake();
+            }
+        }
+        if let Some(owner) = self.owner.take() {
+            if self.monitoring.get() && *self.introduction.borrow() == Introduction::First {
+                // Nothing of the stream has come, in the middle of which an error would make no sense.
+                owner.deliver(error.as_bytes());
+            }
+            if self.monitoring.get() || owner.held().any() || self.partly.get() {
+                // What Redis remembered for it is lost, and messages would never come.
+                owner.break_off();
+            }
+            owner.wake();
+        }
+        self.crowd.borrow_mut().drain(..).for_each(|client| client.wake());
+        if !self.closing.get() {
+            self.gate.metrics.upstream_reconnects.inc();
+            self.gate.upstreams.lost.notify_one();
+        }
+        if self.gate.observe {
+            // Nothing is to be deleted, and nobody waits for them.
+            self.gate.finish(&fills);
+            fills.clear();
+        }
+        self.gate.upstreams.close(&self.upstream, fills);
+    }
+}
+
+fn deliver(client: &Client, delivery: Delivery, reply: &[u8], error: bool) {
+    let nil = || body(reply).starts_with(b"$-1") || body(reply).starts_with(b"_");
+    match delivery {
+        Delivery::Hidden => return,
+        Delivery::Drop => {}
+        Delivery::SetNx if reply.starts_with(b"+") => client.deliver(b":1\r\n"),
+        Delivery::SetNx if nil() => client.deliver(b":0\r\n"),
+        Delivery::Replace(bytes) if !error => client.deliver(&bytes),
+        Delivery::Nils(places) if !error => client.deliver(&with_nils(reply, &places)),
+        Delivery::Forward | Delivery::SetNx | Delivery::Nils(_) | Delivery::Replace(_) => {
+            client.deliver(reply)
+        }
+    }
+    client.answered();
+}
