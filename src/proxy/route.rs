@@ -17,7 +17,7 @@ use crate::config::Upstream;
 /// Idle pins that are kept for the next client: MULTI shall not open a connection each time.
 const IDLE_PINS: usize = 256;
 /// What nobody has used for so long is closed.
-const LINGER: Duration = Duration::from_secs(30);
+const LINGER: Duration = Duration::from_secs(10);
 
 /// The links of one thread.
 pub struct Links {
