@@ -286,9 +286,9 @@ impl Session {
             return Step::Done;
         }
         let fills = match transaction.dbs.last() {
-            // Which keys are guarded from here on depends on the answer.
+            // Which lane is next, and which keys are guarded, depends on the answer.
             Some(db) => {
-                self.barrier = true;
+                (self.lane, self.barrier) = (None, true);
                 Meaning::Executed(all.fills.into(), *db)
             }
             None => Meaning::Fills(all.fills.into()),
