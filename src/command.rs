@@ -97,6 +97,11 @@ impl FillForm {
         matches!(self, Self::HSet | Self::HMSet)
     }
 
+    /// Whether all keys stand before this argument.
+    pub fn keys_end_before(self, place: usize) -> bool {
+        !self.has_pairs() && place > 1
+    }
+
     /// Whether every second argument is a key.
     pub fn has_pairs(self) -> bool {
         matches!(self, Self::MSet | Self::MSetNx)

@@ -8,6 +8,7 @@ use std::task::Waker;
 use bytes::{Bytes, BytesMut};
 
 use super::account::{Account, Login};
+use super::buffers;
 use super::held::Held;
 use crate::fence::ConnId;
 use crate::resp::Protocol;
@@ -94,6 +95,11 @@ impl Client {
         self.sent.set(self.sent.get() + 1);
     }
 
+    /// How many commands have gone upstream.
+    pub fn total_sent(&self) -> u64 {
+        self.sent.get()
+    }
+
     /// Commands that the upstream has not answered.
     pub fn outstanding(&self) -> u64 {
         self.sent.get() - self.answered.get()
@@ -103,7 +109,7 @@ impl Client {
     pub fn reply(&self, bytes: impl Into<Bytes>) {
         let bytes = bytes.into();
         if self.outstanding() == 0 {
-            self.out.borrow_mut().extend_from_slice(&bytes);
+            self.deliver(&bytes);
         } else {
             self.own.borrow_mut().push_back((self.sent.get(), bytes));
         }
@@ -113,7 +119,11 @@ impl Client {
     /// Bytes of the reply that is due.
     pub fn deliver(&self, bytes: &[u8]) {
         if !self.gone.get() {
-            self.out.borrow_mut().extend_from_slice(bytes);
+            let mut out = self.out.borrow_mut();
+            if out.capacity() == 0 {
+                *out = buffers::take();
+            }
+            out.extend_from_slice(bytes);
         }
     }
 

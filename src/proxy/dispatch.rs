@@ -89,6 +89,10 @@ impl Session {
     /// The link for the next command, or none while it has to wait for those before it on another link: so
     /// that the order of commands is the client's order.
     pub(super) fn link(&mut self, wants_pin: bool) -> Option<Rc<Link>> {
+        if let Some(large) = &self.large {
+            // Even if it is closed: what has gone out cannot go elsewhere.
+            return Some(large.link.clone());
+        }
         let keeps = self.keeps_pin();
         let wants_pin = wants_pin || keeps || self.links.all_pinned();
         if let Some(pin) = &self.pin {
@@ -151,7 +155,7 @@ impl Session {
     /// Sends a command as it came.
     pub(super) fn forward(&mut self, arguments: Arguments<'_>, wants_pin: bool, meaning: Meaning) -> Step {
         let Some(link) = self.link(wants_pin) else { return Step::Wait };
-        link.send(|out| out.extend_from_slice(arguments.bytes()), self.expect(meaning));
+        link.send(|out| out.extend_from_slice(arguments.unsent()), self.expect(meaning));
         Step::Done
     }
 

@@ -1,6 +1,7 @@
 //! Fills: judged when the whole command is there, and sent, capped or answered in place.
 
 use std::collections::HashSet;
+use std::rc::Rc;
 use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -49,20 +50,16 @@ impl Session {
             return self.forward(arguments, wants_pin, Meaning::None);
         }
         let Some(link) = self.link(wants_pin) else { return Step::Wait };
-        match link.introduction() {
-            Introduction::First | Introduction::Done => {}
-            Introduction::Again => {
-                link.wait(&self.client);
-                return Step::Wait;
-            }
-            Introduction::Refused(error) => return self.refuse_unknown(&error),
+        if let Err(step) = self.introduced(&link) {
+            return step;
         }
         let admitted = self.admit(&link, form, &keys, evidence);
         match admitted {
             Admitted { refusal: Some(refusal), .. } if form == FillForm::MSetNx || !form.has_pairs() => {
                 self.gate.finish(&admitted.fills);
+                self.end_large();
                 if form.is_part() {
-                    self.delete_torn(&link, &keys);
+                    self.delete_torn(&keys);
                 }
                 self.own(refusal_reply(form, arguments, &refusal))
             }
@@ -129,11 +126,13 @@ impl Session {
         let mut rewritten = BytesMut::new();
         let capped = match admitted.caps.as_slice() {
             [] => Capped::Rewritten,
+            // What has gone out in part cannot be written differently.
+            _ if arguments.is_under_way() => Capped::Afterwards,
             [(_, ttl)] => cap(form, arguments, *ttl, unix_ms(), &mut rewritten),
             _ => Capped::Afterwards,
         };
         let delivery = if capped == Capped::SetNxAsSet { Delivery::SetNx } else { Delivery::Forward };
-        let bytes = if rewritten.is_empty() { arguments.bytes() } else { &rewritten };
+        let bytes = if rewritten.is_empty() { arguments.unsent() } else { &rewritten };
         if admitted.caps.is_empty() || capped != Capped::Afterwards {
             link.send(|out| out.extend_from_slice(bytes), self.expect_as(delivery, fills));
         } else {
@@ -184,12 +183,34 @@ impl Session {
 
     /// A refused part of a value: what is there may be the parts before it, and a torn value must not stay.
     /// As if it were a fill: should the connection break before Redis has answered, it is done again.
-    fn delete_torn(&self, link: &Link, keys: &[(Box<[u8]>, GuardedKey)]) {
+    fn delete_torn(&mut self, keys: &[(Box<[u8]>, GuardedKey)]) {
+        // Where the refused part would have gone, or, if a large one has cost that connection, anywhere: then nothing
+        // is outstanding, and a link is to be had.
+        let Some(link) = self.link(false) else { return };
         for (key, guarded) in keys {
             let deletion = AbandonedFill { hash: guarded.hash, id: link.fill_id(), key: key.clone() };
             let meaning = Meaning::Fills([deletion].into());
             let expected = Expected { client: self.client.clone(), delivery: Delivery::Hidden, meaning };
             link.send(|out| put_request(out, &[b"UNLINK", key]), expected);
+        }
+    }
+
+    /// Whether a fill may go out on a link: Redis knows it by name. Otherwise it waits, or was answered.
+    fn introduced(&mut self, link: &Rc<Link>) -> Result<(), Step> {
+        if self.introducing.take().is_some_and(|before| before.is_closed()) {
+            // Not tried again and again while Redis is away.
+            return Err(
+                self.own(format!("-ERR cachefence: upstream {}: not connected\r\n", self.gate.address))
+            );
+        }
+        match link.introduction() {
+            Introduction::Done => Ok(()),
+            Introduction::First | Introduction::Again => {
+                link.wait(&self.client);
+                self.introducing = Some(link.clone());
+                Err(Step::Wait)
+            }
+            Introduction::Refused(error) => Err(self.refuse_unknown(&error)),
         }
     }
 
@@ -257,7 +278,7 @@ impl Session {
     /// EXEC: all queued fills are judged now. One that is refused aborts the transaction, as a WATCH that failed.
     pub(super) fn execute(&mut self, arguments: Arguments<'_>) -> Step {
         let Some(link) = self.link(true) else { return Step::Wait };
-        if link.introduction() == Introduction::Again {
+        if matches!(link.introduction(), Introduction::First | Introduction::Again) {
             link.wait(&self.client);
             return Step::Wait;
         }

@@ -4,7 +4,7 @@
 //! the buffer once all clients that had something to say have said it, so that commands of many clients
 //! leave in one write. Replies come in that order, and go to the clients in one wake-up each.
 
-use std::cell::{Cell, Ref, RefCell};
+use std::cell::{Cell, Ref, RefCell, RefMut};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
@@ -20,10 +20,11 @@ use tokio::time::timeout;
 use tokio_util::io::poll_read_buf;
 
 use super::account::Account;
+use super::buffers;
 use super::client::Client;
 use super::expect::{Delivery, Expected, Meaning};
 use super::gate::Gate;
-use super::replies::{READ_CHUNK, Reading};
+use super::replies::Reading;
 use super::subscription::Subscriptions;
 use crate::cache::Upstream;
 use crate::fence::FillId;
@@ -36,8 +37,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 pub const HIGH_WATER: usize = 4 * 1024 * 1024;
 /// Replies that wait for a pin's owner, in bytes, beyond which Redis is no longer read.
 const OWNER_HIGH_WATER: usize = 1024 * 1024;
-/// An emptied buffer above this size is given back.
-const KEEP_CAPACITY: usize = 256 * 1024;
+/// What is read at a time at least, in bytes.
+const READ_CHUNK: usize = 8 * 1024;
 
 /// One connection to Redis.
 pub struct Link {
@@ -113,15 +114,23 @@ impl Link {
         if !matches!(expected.delivery, Delivery::Hidden) {
             expected.client.sent();
         }
-        write(&mut self.out.borrow_mut());
+        write(&mut self.out());
         self.expected.borrow_mut().push_back(expected);
         self.wake();
     }
 
     /// Sends bytes whose replies are not told apart.
     pub fn send_raw(&self, bytes: &[u8]) {
-        self.out.borrow_mut().extend_from_slice(bytes);
+        self.out().extend_from_slice(bytes);
         self.wake();
+    }
+
+    fn out(&self) -> RefMut<'_, BytesMut> {
+        let mut out = self.out.borrow_mut();
+        if out.capacity() == 0 {
+            *out = buffers::take();
+        }
+        out
     }
 
     /// A number for a fill that will be sent here.
@@ -234,6 +243,11 @@ impl Link {
             self.crowd.borrow_mut().push(client.clone());
         }
         crowded
+    }
+
+    /// Whether it has ended.
+    pub fn is_closed(&self) -> bool {
+        self.closed.get()
     }
 
     /// Whether it can be used.
@@ -354,12 +368,18 @@ impl Link {
             if self.paused.get() {
                 break;
             }
-            reading.incoming.reserve(READ_CHUNK / 4);
+            if reading.incoming.capacity() == 0 {
+                reading.incoming = buffers::take();
+            }
+            reading.incoming.reserve(READ_CHUNK);
             match poll_read_buf(Pin::new(&mut *stream), cx, &mut reading.incoming) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
                 Poll::Ready(Ok(_)) => self.take_replies(reading)?,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => break,
+                Poll::Pending => {
+                    buffers::give_back(&mut reading.incoming);
+                    break;
+                }
             }
         }
         Poll::Pending
@@ -373,9 +393,7 @@ impl Link {
                 Poll::Pending => break,
             }
         }
-        if out.is_empty() && out.capacity() > KEEP_CAPACITY {
-            *out = BytesMut::new();
-        }
+        buffers::give_back(&mut out);
         if out.len() <= HIGH_WATER {
             self.crowd.borrow_mut().drain(..).for_each(|client| client.wake());
         }

@@ -14,6 +14,7 @@
 //! ...) has a *pin* for as long as that lasts.
 
 mod account;
+mod buffers;
 mod cap;
 mod client;
 mod connection;
@@ -22,6 +23,7 @@ mod expect;
 mod fills;
 mod gate;
 mod held;
+mod large;
 mod link;
 mod listen;
 mod reads;

@@ -3,10 +3,11 @@
 use std::io;
 use std::rc::Rc;
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use tokio::io::AsyncReadExt;
 
 use super::account::moved;
+use super::buffers;
 use super::client::Client;
 use super::expect::{Delivery, Expected, Meaning, each_missed, executed, misses, with_nils};
 use super::held::Held;
@@ -14,12 +15,9 @@ use super::link::{Introduction, Link};
 use super::subscription::Came;
 use crate::cache::{AbandonedFill, Fate};
 use crate::command::Read;
-use crate::resp::{ReplyScanner, body};
+use crate::resp::{Progress, ReplyScanner, body};
 use crate::transport::Transport;
 
-pub(super) const READ_CHUNK: usize = 64 * 1024;
-/// An emptied buffer above this size is given back.
-const KEEP_CAPACITY: usize = 256 * 1024;
 /// A reply of which this much has come, in bytes, is passed on before the rest of it is there, if it can be.
 const LARGE_REPLY: usize = 32 * 1024;
 
@@ -40,8 +38,7 @@ enum Partly {
 
 impl Reading {
     pub(super) fn new() -> Self {
-        let incoming = BytesMut::with_capacity(READ_CHUNK);
-        Self { incoming, scanner: ReplyScanner::default(), partly: Partly::Not }
+        Self { incoming: BytesMut::new(), scanner: ReplyScanner::default(), partly: Partly::Not }
     }
 
     /// The next reply, where nothing else can come.
@@ -62,21 +59,28 @@ impl Reading {
 impl Link {
     /// Deals with all that has come.
     pub(super) fn take_replies(&self, reading: &mut Reading) -> io::Result<()> {
+        // Taken out of `reading`, so that replies can be borrowed from it while they are dealt with.
+        let mut incoming = std::mem::take(&mut reading.incoming);
+        let mut taken = 0;
         let mut woken: Option<Rc<Client>> = None;
-        while !reading.incoming.is_empty() {
+        while taken < incoming.len() {
+            let rest = &incoming[taken..];
             if self.is_monitoring() {
-                if let Some(owner) = self.owner() {
-                    owner.deliver(&reading.incoming);
-                    owner.wake();
-                }
-                reading.incoming.clear();
+                woken = self.unasked(rest);
+                taken += rest.len();
                 break;
             }
-            let progress = reading.scanner.scan(&reading.incoming).map_err(io::Error::other)?;
-            let client = if progress.done {
-                self.take_whole(reading, progress.bytes)?
+            let Progress { bytes, done } = reading.scanner.scan(rest).map_err(io::Error::other)?;
+            let client = if done {
+                reading.scanner.reset();
+                taken += bytes;
+                self.take_whole(reading, &rest[..bytes])?
+            } else if self.can_take_part(reading, rest, bytes)? {
+                reading.scanner.take(bytes);
+                taken += bytes;
+                self.take_part(reading, &rest[..bytes])
             } else {
-                self.take_part(reading, progress.bytes)?
+                None
             };
             // Replies come in runs of one client: one wake-up a run.
             if let Some(client) = client
@@ -85,33 +89,31 @@ impl Link {
             {
                 last.wake();
             }
-            if !progress.done {
+            if !done {
                 break;
             }
         }
         if let Some(last) = woken {
             last.wake();
         }
-        if reading.incoming.is_empty() && reading.incoming.capacity() > KEEP_CAPACITY {
-            reading.incoming = BytesMut::with_capacity(READ_CHUNK);
-        }
+        incoming.advance(taken);
+        buffers::give_back(&mut incoming);
+        reading.incoming = incoming;
         Ok(())
     }
 
-    fn take_whole(&self, reading: &mut Reading, length: usize) -> io::Result<Option<Rc<Client>>> {
-        let reply = reading.incoming.split_to(length);
-        reading.scanner.reset();
+    fn take_whole(&self, reading: &mut Reading, reply: &[u8]) -> io::Result<Option<Rc<Client>>> {
         let partly = std::mem::replace(&mut reading.partly, Partly::Not);
         self.partly.set(false);
         if partly == Partly::Message {
-            return Ok(self.unasked(&reply));
+            return Ok(self.unasked(reply));
         }
         // Only on a pin, and after what its owner has asked for.
         if partly == Partly::Not && matches!(reply.first(), Some(b'>' | b'*')) {
-            match self.came(&reply) {
+            match self.came(reply) {
                 Came::Reply => {}
                 came => {
-                    let owner = self.unasked(&reply);
+                    let owner = self.unasked(reply);
                     if let Some(owner) = &owner {
                         owner.hold(Held::SUBSCRIBED, self.subscriptions.any());
                         if came == Came::LastConfirmation {
@@ -127,7 +129,7 @@ impl Link {
             return Err(io::Error::other("Redis sent a reply that nothing had asked for"));
         };
         let client = next.client.clone();
-        self.replied(next, &reply, partly == Partly::Reply);
+        self.replied(next, reply, partly == Partly::Reply);
         Ok(Some(client))
     }
 
@@ -140,40 +142,42 @@ impl Link {
         self.subscriptions.came(reply, due)
     }
 
-    /// A large reply need not be held whole.
-    fn take_part(&self, reading: &mut Reading, length: usize) -> io::Result<Option<Rc<Client>>> {
-        if reading.partly == Partly::Not {
-            if length < LARGE_REPLY {
-                return Ok(None);
-            }
-            let mut expected = self.expected.borrow_mut();
-            if self.subscriptions.is_message(&reading.incoming) {
-                reading.partly = Partly::Message;
-            } else if let Some(next) = expected.front_mut() {
-                if !next.streams(&reading.incoming) {
-                    return Ok(None);
-                }
-                if let Meaning::Read(_, key) = &next.meaning {
-                    self.gate.read(key, next.client.id, false);
-                    next.meaning = Meaning::None;
-                }
-                reading.partly = Partly::Reply;
-            } else {
-                return Err(io::Error::other("Redis sent a reply that nothing had asked for"));
-            }
-            self.partly.set(true);
+    /// Whether what has come of a reply can be passed on: a large one need not be held whole.
+    fn can_take_part(&self, reading: &mut Reading, head: &[u8], length: usize) -> io::Result<bool> {
+        if reading.partly != Partly::Not {
+            return Ok(length > 0);
         }
-        let part = reading.incoming.split_to(length);
-        reading.scanner.take(length);
+        if length < LARGE_REPLY {
+            return Ok(false);
+        }
+        if self.subscriptions.is_message(head) {
+            reading.partly = Partly::Message;
+        } else if let Some(next) = self.expected.borrow_mut().front_mut() {
+            if !next.streams(head) {
+                return Ok(false);
+            }
+            if let Meaning::Read(_, key) = &next.meaning {
+                self.gate.read(key, next.client.id, false);
+                next.meaning = Meaning::None;
+            }
+            reading.partly = Partly::Reply;
+        } else {
+            return Err(io::Error::other("Redis sent a reply that nothing had asked for"));
+        }
+        self.partly.set(true);
+        Ok(true)
+    }
+
+    fn take_part(&self, reading: &Reading, part: &[u8]) -> Option<Rc<Client>> {
         if reading.partly == Partly::Message {
-            return Ok(self.unasked(&part));
+            return self.unasked(part);
         }
         let expected = self.expected.borrow();
-        let Some(next) = expected.front() else { return Ok(None) };
+        let next = expected.front()?;
         if matches!(next.delivery, Delivery::Forward) {
-            next.client.deliver(&part);
+            next.client.deliver(part);
         }
-        Ok(Some(next.client.clone()))
+        Some(next.client.clone())
     }
 
     /// A message goes to the owner, who alone can have asked for it. On a lane nobody has.

@@ -4,19 +4,23 @@
 //! appends them to a link, and writes what the links have delivered. It stops reading while its client does
 //! not read, while a link is crowded, and while a command has to wait for those before it.
 
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::AsyncWrite;
+use tokio::time::{Sleep, sleep};
 use tokio_util::io::poll_read_buf;
 
+use super::buffers;
 use super::client::Client;
 use super::gate::Gate;
+use super::large::{Large, Passing};
 use super::link::Link;
 use super::route::{Lane, Links};
 use super::transaction::Transaction;
@@ -33,9 +37,8 @@ const READ_AHEAD: usize = 64 * 1024;
 const READ_AHEAD_BLOCKED: usize = 64 * 1024 * 1024;
 /// The largest request, in bytes, as Redis's default `client-query-buffer-limit`.
 const MAX_REQUEST: usize = 1024 * 1024 * 1024;
-const READ_CHUNK: usize = 16 * 1024;
-/// An emptied buffer above this size is given back.
-const KEEP_CAPACITY: usize = 64 * 1024;
+/// What is read at a time at least, in bytes.
+const READ_CHUNK: usize = 8 * 1024;
 /// A client that lets this many bytes of replies pile up is cut off: more than the largest reply there is.
 const OUT_HARD_LIMIT: usize = 1024 * 1024 * 1024;
 /// ... and so is one that is never below this many for so long.
@@ -51,10 +54,14 @@ pub struct Session {
     stream: Transport,
     incoming: BytesMut,
     scanner: RequestScanner,
+    /// A request that goes out while it comes in.
+    pub(super) large: Option<Large>,
     /// Its place on the lane of its account, once it has used it.
     pub(super) lane: Option<Lane>,
     /// The upstream connection of its own, while it needs one.
     pub(super) pin: Option<Rc<Link>>,
+    /// The link on which a fill waits for Redis to know it by name.
+    pub(super) introducing: Option<Rc<Link>>,
     pub(super) watching: bool,
     pub(super) transaction: Option<Transaction>,
     /// All that Redis says goes to it as it comes (MONITOR).
@@ -69,7 +76,8 @@ pub struct Session {
     /// No more commands are taken; it is closed when all replies are out.
     pub(super) closing: bool,
     ended: bool,
-    slow_since: Option<Instant>,
+    /// When a client that lets its replies pile up is cut off.
+    cut_off: Option<Pin<Box<Sleep>>>,
 }
 
 /// `CLIENT REPLY`.
@@ -99,8 +107,10 @@ impl Session {
             stream,
             incoming: BytesMut::new(),
             scanner: RequestScanner::default(),
+            large: None,
             lane: None,
             pin: None,
+            introducing: None,
             watching: false,
             transaction: None,
             monitoring: false,
@@ -110,7 +120,7 @@ impl Session {
             muted: false,
             closing: false,
             ended: false,
-            slow_since: None,
+            cut_off: None,
         }
     }
 
@@ -128,7 +138,7 @@ impl Session {
             let starved = self.take_commands();
             let crowded = self.client.waiting() > OUT_HIGH_WATER;
             self.poll_write(cx)?;
-            self.check_limits()?;
+            self.check_limits(cx)?;
             if crowded && self.client.waiting() <= OUT_HIGH_WATER {
                 // Commands that waited for room have it now, and nobody else would come back to them.
                 continue;
@@ -151,12 +161,18 @@ impl Session {
             }
             // A large argument is read in few pieces.
             let missing = self.scanner.missing(self.incoming.len());
-            self.incoming.reserve(missing.clamp(READ_CHUNK, READ_CHUNK * 64));
+            if self.incoming.capacity() == 0 {
+                self.incoming = buffers::take();
+            }
+            self.incoming.reserve(missing.clamp(READ_CHUNK, READ_CHUNK * 16));
             match poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.incoming) {
                 Poll::Ready(Ok(0)) => self.ended = true,
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    buffers::give_back(&mut self.incoming);
+                    return Poll::Pending;
+                }
             }
         }
         cx.waker().wake_by_ref();
@@ -176,14 +192,20 @@ impl Session {
             }
             let bytes = &incoming[taken..];
             let (length, step) = match scanner.scan(bytes) {
-                Ok(Scanned::Partial) if scanner.missing(0) > MAX_REQUEST => {
-                    self.client.reply("-ERR Protocol error: request too big\r\n");
-                    self.closing = true;
-                    break false;
+                Ok(Scanned::Partial) => {
+                    incoming.advance(std::mem::take(&mut taken));
+                    if self.pass_on(&mut scanner, &mut incoming) == Passing::Wait {
+                        break false;
+                    }
+                    if scanner.missing(0) > MAX_REQUEST {
+                        self.client.reply("-ERR Protocol error: request too big\r\n");
+                        self.closing = true;
+                        break false;
+                    }
+                    break true;
                 }
-                Ok(Scanned::Partial) => break true,
                 Ok(Scanned::Nothing(length)) => (length, Step::Done),
-                Ok(Scanned::Request(length)) => (length, self.take(scanner.arguments(&bytes[..length]))),
+                Ok(Scanned::Request(length)) => (length, self.take_whole(&scanner, &bytes[..length])),
                 Ok(Scanned::Inline(length, words)) => (length, self.take_inline(&words)),
                 Err(error) => {
                     self.client.reply(format!("-ERR {error}\r\n"));
@@ -199,14 +221,26 @@ impl Session {
             scanner.reset();
         };
         incoming.advance(taken);
-        if incoming.is_empty() && incoming.capacity() > KEEP_CAPACITY {
-            incoming = BytesMut::new();
-        }
+        buffers::give_back(&mut incoming);
         (self.incoming, self.scanner) = (incoming, scanner);
         if commands > 0 {
             self.gate.metrics.commands.inc_by(commands);
         }
         starved
+    }
+
+    fn take_whole(&mut self, scanner: &RequestScanner, request: &[u8]) -> Step {
+        let arguments = scanner.arguments(request);
+        let Some(head) = self.large.as_ref().map(|large| large.head) else { return self.take(arguments) };
+        if self.client.outstanding() > 0 && self.transaction.is_none() {
+            // Should it be refused, its pin is closed, which nothing may be waiting for.
+            return Step::Wait;
+        }
+        let step = self.take(arguments.after(head));
+        if step == Step::Done {
+            self.end_large();
+        }
+        step
     }
 
     fn take_inline(&mut self, words: &[Vec<u8>]) -> Step {
@@ -241,9 +275,7 @@ impl Session {
                 Poll::Pending => break,
             }
         }
-        if out.is_empty() && out.capacity() > KEEP_CAPACITY {
-            *out = BytesMut::new();
-        }
+        buffers::give_back(&mut out);
         drop(out);
         if let Some(pin) = &self.pin {
             // It may have stopped reading while this client did not read.
@@ -252,17 +284,18 @@ impl Session {
         Ok(())
     }
 
-    fn check_limits(&mut self) -> io::Result<()> {
+    fn check_limits(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if self.client.is_broken() {
             return Err(io::Error::other("its upstream connection was lost"));
         }
         let waiting = self.client.waiting();
         let (soft, time) = OUT_SOFT_LIMIT;
         if waiting <= soft {
-            self.slow_since = None;
-        } else if self.slow_since.get_or_insert_with(Instant::now).elapsed() > time
-            || waiting > OUT_HARD_LIMIT
-        {
+            self.cut_off = None;
+            return Ok(());
+        }
+        let cut_off = self.cut_off.get_or_insert_with(|| Box::pin(sleep(time)));
+        if waiting > OUT_HARD_LIMIT || cut_off.as_mut().poll(cx).is_ready() {
             return Err(io::Error::other("the client does not read its replies"));
         }
         Ok(())
@@ -278,6 +311,9 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.client.leave();
+        if let Some(large) = self.large.take() {
+            self.abandon(&large);
+        }
         if let Some(pin) = self.pin.take() {
             if self.keeps_pin() || self.client.outstanding() > 0 {
                 pin.close();

@@ -11,7 +11,7 @@ use bytes::BufMut;
 use thiserror::Error;
 
 pub use reply::{Progress, ReplyScanner, body, line_break};
-pub use request::{Arguments, RequestScanner, Scanned};
+pub use request::{Arguments, Incomplete, RequestScanner, Scanned};
 
 /// Bytes that are not the protocol, in the words that Redis uses for them.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -32,6 +32,19 @@ pub enum Scanned {
 pub struct Arguments<'a> {
     bytes: &'a [u8],
     ranges: &'a [(u32, u32)],
+    /// So many of the first bytes have gone on already, and so has what was elided after them.
+    sent: usize,
+}
+
+/// A request of which one argument is coming in.
+#[derive(Clone, Copy, Debug)]
+pub struct Incomplete<'a> {
+    /// The arguments before it.
+    pub before: Arguments<'a>,
+    /// Where its bytes begin.
+    pub start: usize,
+    /// How many it will have.
+    pub length: usize,
 }
 
 impl<'a> Arguments<'a> {
@@ -59,12 +72,27 @@ impl<'a> Arguments<'a> {
 
     /// The arguments from the n-th on, as those of a request of its own.
     pub fn skip(&self, n: usize) -> Arguments<'a> {
-        Arguments { bytes: self.bytes, ranges: self.ranges.get(n..).unwrap_or_default() }
+        Arguments { ranges: self.ranges.get(n..).unwrap_or_default(), ..*self }
     }
 
-    /// The bytes of the whole request, as they came.
+    /// The bytes of the whole request, as they came. What was [elided](RequestScanner::elide) is not among them.
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes
+    }
+
+    /// The bytes that have not gone on already.
+    pub fn unsent(&self) -> &'a [u8] {
+        self.bytes.get(self.sent..).unwrap_or_default()
+    }
+
+    /// Whether a part of the request has gone on already, so that it cannot be written differently any more.
+    pub fn is_under_way(&self) -> bool {
+        self.sent > 0
+    }
+
+    /// The same, of which so many of the first bytes have gone on already.
+    pub fn after(self, sent: usize) -> Self {
+        Self { sent, ..self }
     }
 
     /// The bytes from the n-th argument's `$` on.
@@ -139,7 +167,29 @@ impl RequestScanner {
 
     /// The arguments of the request that [`Scanned::Request`] told of, in its bytes.
     pub fn arguments<'a>(&'a self, request: &'a [u8]) -> Arguments<'a> {
-        Arguments { bytes: request, ranges: &self.ranges }
+        Arguments { bytes: request, ranges: &self.ranges, sent: 0 }
+    }
+
+    /// The argument whose bytes are coming in, if the rest of it is not there yet.
+    pub fn incomplete<'a>(&'a self, arrived: &'a [u8]) -> Option<Incomplete<'a>> {
+        let ((start, length), before) = self.ranges.split_last()?;
+        if !self.in_array || self.at <= arrived.len() {
+            return None;
+        }
+        Some(Incomplete {
+            before: Arguments { bytes: arrived, ranges: before, sent: 0 },
+            start: *start as usize,
+            length: *length as usize,
+        })
+    }
+
+    /// So many bytes of the incomplete argument were taken out of the buffer, from its start.
+    pub fn elide(&mut self, bytes: usize) {
+        if let Some((_, length)) = self.ranges.last_mut() {
+            // What is taken out has arrived, and what arrives is within the length, which fits.
+            *length -= bytes as u32;
+            self.at -= bytes;
+        }
     }
 
     /// Forgets the request, to begin with the next.
@@ -260,6 +310,30 @@ mod tests {
             (Some(&b"GET"[..]), Some(&b"us\r\ner"[..]), None)
         );
         assert_eq!(arguments.bytes_from(1), b"$6\r\nus\r\ner\r\n");
+    }
+
+    /// A large value that is passed on as it comes in leaves a request without it, in which all else is in place.
+    #[test]
+    fn an_argument_can_be_taken_out_as_it_comes_in() {
+        let mut scanner = RequestScanner::default();
+        let mut buffer = b"*5\r\n$3\r\nSET\r\n$1\r\nk\r\n$10\r\nabc".to_vec();
+        assert_eq!(scanner.scan(&buffer), Ok(Scanned::Partial));
+        let incomplete = scanner.incomplete(&buffer).expect("the value");
+        assert_eq!((incomplete.before.get(1), incomplete.before.get(2)), (Some(&b"k"[..]), None));
+        assert_eq!((incomplete.start, incomplete.length), (buffer.len() - 3, 10));
+        let start = incomplete.start;
+        for piece in ["defg", "hij\r\n$2\r\nEX\r\n$1\r\n9\r\n*"] {
+            buffer.drain(start..start + 3);
+            scanner.elide(3);
+            assert_eq!(scanner.scan(&buffer), Ok(Scanned::Partial));
+            buffer.extend_from_slice(piece.as_bytes());
+        }
+        let length = buffer.len() - 1;
+        assert_eq!(scanner.scan(&buffer), Ok(Scanned::Request(length)));
+        let arguments = scanner.arguments(&buffer[..length]).after(start);
+        let words: Vec<_> = arguments.from(0).map(String::from_utf8_lossy).collect();
+        assert_eq!(words, ["SET", "k", "ghij", "EX", "9"]);
+        assert_eq!(arguments.unsent(), b"ghij\r\n$2\r\nEX\r\n$1\r\n9\r\n");
     }
 
     #[test]
