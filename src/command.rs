@@ -41,6 +41,8 @@ pub enum Command {
     Reset,
     /// `QUIT`.
     Quit,
+    /// `WAIT`, `WAITAOF`: waits for the connection's own writes.
+    Wait,
     /// Waits for something, on a pin of its own.
     Blocking,
     /// Begins or ends subscriptions (SUBSCRIBE, PUNSUBSCRIBE ...).
@@ -138,8 +140,8 @@ const KNOWN: &[(&str, Command)] = &[
     ("RESET", Command::Reset),
     ("QUIT", Command::Quit),
     // Not flagged as blocking by every server, and about the connection's own writes.
-    ("WAIT", Command::Blocking),
-    ("WAITAOF", Command::Blocking),
+    ("WAIT", Command::Wait),
+    ("WAITAOF", Command::Wait),
     // About the connection, by their category, but they leave no trace on it.
     ("PING", Command::Plain),
     ("ECHO", Command::Plain),

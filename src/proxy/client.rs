@@ -13,6 +13,9 @@ use super::held::Held;
 use crate::fence::ConnId;
 use crate::resp::Protocol;
 
+/// How many commands after a large reply are taken to have large replies too.
+const LARGE_RUN: u8 = 64;
+
 /// What a session shares with the links that carry its commands. All of them live on one thread.
 #[derive(Debug)]
 pub struct Client {
@@ -29,6 +32,8 @@ pub struct Client {
     pub name: RefCell<Bytes>,
     /// What Redis remembers of its connection.
     held: Cell<Held>,
+    /// Commands that are yet to go on a pin because replies to those before them were large.
+    large: Cell<u8>,
     out: RefCell<BytesMut>,
     /// Commands sent upstream, and those of them that were answered.
     sent: Cell<u64>,
@@ -52,6 +57,7 @@ impl Client {
             protocol: Cell::default(),
             name: RefCell::default(),
             held: Cell::default(),
+            large: Cell::new(0),
             out: RefCell::default(),
             sent: Cell::new(0),
             answered: Cell::new(0),
@@ -88,6 +94,18 @@ impl Client {
     /// Redis remembers something of its connection, or no more.
     pub fn hold(&self, what: Held, on: bool) {
         self.held.set(self.held.get().set(what, on));
+    }
+
+    /// A large reply has come: the next commands, whose replies may be as large, better do not share a lane.
+    pub fn expect_large(&self) {
+        self.large.set(LARGE_RUN);
+    }
+
+    /// Whether the next command should not share a lane, for the size of its reply.
+    pub fn takes_large(&self) -> bool {
+        let left = self.large.get();
+        self.large.set(left.saturating_sub(1));
+        left > 0
     }
 
     /// A command of this client goes upstream.

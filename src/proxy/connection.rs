@@ -4,12 +4,12 @@
 use bytes::BytesMut;
 
 use super::account::is_name;
-use super::expect::Meaning;
+use super::expect::{Delivery, Expected, Meaning};
 use super::held::Held;
 use super::session::{Replies, Session, Step};
 use super::subscription::{Confirmations, Kind};
 use crate::command::Command;
-use crate::resp::{Arguments, Protocol, put_bulk};
+use crate::resp::{Arguments, Protocol, put_bulk, put_request};
 
 impl Session {
     /// `CLIENT ...`
@@ -142,6 +142,18 @@ impl Session {
         link.send_raw(arguments.bytes());
         self.monitoring = true;
         Step::Done
+    }
+
+    /// `WAIT`, `WAITAOF`: until what its own connection wrote is elsewhere. The client's writes went over a lane; a
+    /// command, whichever, makes Redis note for the pin how far all writes have come until now.
+    pub(super) fn wait(&mut self, arguments: Arguments<'_>) -> Step {
+        let Some(link) = self.link(true) else { return Step::Wait };
+        let hidden =
+            Expected { client: self.client.clone(), delivery: Delivery::Hidden, meaning: Meaning::None };
+        link.send(|out| put_request(out, &[b"PING"]), hidden);
+        let step = self.forward(arguments, true, Meaning::None);
+        (self.barrier, self.blocking) = (step == Step::Done, step == Step::Done);
+        step
     }
 
     /// Whether it has subscriptions and speaks RESP2, where Redis then takes little else.

@@ -74,6 +74,7 @@ impl Session {
             Command::Client => self.client_command(arguments),
             Command::Reset => self.reset(),
             Command::Quit => self.quit(),
+            Command::Wait => self.wait(arguments),
             Command::Blocking => {
                 let step = self.forward(arguments, true, Meaning::None);
                 (self.barrier, self.blocking) = (step == Step::Done, step == Step::Done);
@@ -94,7 +95,7 @@ impl Session {
             return Some(large.link.clone());
         }
         let keeps = self.keeps_pin();
-        let wants_pin = wants_pin || keeps || self.links.all_pinned();
+        let wants_pin = wants_pin || keeps || self.links.all_pinned() || self.client.takes_large();
         if let Some(pin) = &self.pin {
             if pin.is_tainted() {
                 // Redis would not end a transaction or a WATCH, and the proxy cannot tell what is queued.
@@ -120,7 +121,11 @@ impl Session {
             self.pin.insert(self.links.pin(&self.client)).clone()
         } else {
             match &self.lane {
-                Some(lane) if lane.link.is_open() => lane.link.clone(),
+                Some(lane)
+                    if lane.link.is_open() && (!lane.link.is_retired() || self.client.outstanding() > 0) =>
+                {
+                    lane.link.clone()
+                }
                 _ => {
                     // Left before it is joined again, so that it is not counted twice.
                     self.lane = None;

@@ -60,7 +60,9 @@ pub struct Link {
     outcast: Cell<bool>,
     /// A part of what is due has been delivered.
     pub(super) partly: Cell<bool>,
-    /// Redis is not read, because the owner does not read.
+    /// It was a lane, and is one no more.
+    retired: Cell<bool>,
+    /// Redis is not read, because the client does not read.
     paused: Cell<bool>,
     /// Nothing more will be sent.
     pub(super) finishing: Cell<bool>,
@@ -93,6 +95,7 @@ impl Link {
             unnamed: RefCell::default(),
             outcast: Cell::new(false),
             partly: Cell::new(false),
+            retired: Cell::new(false),
             paused: Cell::new(false),
             finishing: Cell::new(false),
             closing: Cell::new(false),
@@ -275,9 +278,9 @@ impl Link {
         self.wake();
     }
 
-    /// The owner has read: go on reading Redis, if that had stopped.
+    /// A client has read: go on reading Redis, if that had stopped.
     pub fn resume(&self) {
-        if self.paused.get() && !self.owner_is_slow() {
+        if self.paused.get() && !self.reader_is_slow() {
             self.wake();
         }
     }
@@ -359,12 +362,16 @@ impl Link {
             return Poll::Ready(Ok(()));
         }
         self.poll_write(stream, cx)?;
+        if self.retired.get() && self.expected.borrow().is_empty() {
+            self.closing.set(true);
+            return Poll::Ready(Ok(()));
+        }
         if self.finishing.get() && self.out.borrow().is_empty() {
             // Done at once, and done twice without harm.
             let _ = Pin::new(&mut *stream).poll_shutdown(cx)?;
         }
         loop {
-            self.paused.set(self.owner_is_slow());
+            self.paused.set(self.reader_is_slow());
             if self.paused.get() {
                 break;
             }
@@ -380,6 +387,10 @@ impl Link {
                     buffers::give_back(&mut reading.incoming);
                     break;
                 }
+            }
+            if self.retired.get() && self.expected.borrow().is_empty() {
+                self.closing.set(true);
+                return Poll::Ready(Ok(()));
             }
         }
         Poll::Pending
@@ -400,10 +411,25 @@ impl Link {
         Ok(())
     }
 
-    /// A pin is read only as fast as its owner reads. A lane is always read: one client must not hold up
-    /// the others, and is cut off instead.
-    fn owner_is_slow(&self) -> bool {
-        self.owner.borrow().as_ref().is_some_and(|owner| owner.waiting() > OWNER_HIGH_WATER)
+    /// A pin is read only as fast as its owner reads. A lane is always read: one client must not hold up the others,
+    /// and is cut off instead. But a lane on which a large reply meets a slow reader is shared no longer, so that
+    /// nobody new gets behind it; and with nobody behind it, it need not be held in memory.
+    fn reader_is_slow(&self) -> bool {
+        if let Some(owner) = &*self.owner.borrow() {
+            return owner.waiting() > OWNER_HIGH_WATER;
+        }
+        let expected = self.expected.borrow();
+        let Some(due) = expected.front() else { return false };
+        if !self.partly.get() || due.client.waiting() <= OWNER_HIGH_WATER {
+            return false;
+        }
+        self.retired.set(true);
+        expected.iter().all(|behind| Rc::ptr_eq(&behind.client, &due.client))
+    }
+
+    /// Whether clients that have nothing to come from it must go elsewhere.
+    pub fn is_retired(&self) -> bool {
+        self.retired.get()
     }
 
     fn refuse(&self, expected: &Expected) {

@@ -160,6 +160,7 @@ impl Link {
                 self.gate.read(key, next.client.id, false);
                 next.meaning = Meaning::None;
             }
+            next.client.expect_large();
             reading.partly = Partly::Reply;
         } else {
             return Err(io::Error::other("Redis sent a reply that nothing had asked for"));

@@ -55,7 +55,7 @@ impl Links {
             clients: 0,
             left: Instant::now(),
         });
-        if !shared.link.is_open() {
+        if !shared.link.is_open() || shared.link.is_retired() {
             shared.link = open();
         }
         shared.clients += 1;

@@ -277,9 +277,11 @@ impl Session {
         }
         buffers::give_back(&mut out);
         drop(out);
+        // It may have stopped reading while this client did not read.
         if let Some(pin) = &self.pin {
-            // It may have stopped reading while this client did not read.
             pin.resume();
+        } else if let Some(lane) = &self.lane {
+            lane.link.resume();
         }
         Ok(())
     }

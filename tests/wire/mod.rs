@@ -76,7 +76,12 @@ pub struct Stand {
 impl Stand {
     /// Starts all three, with the guards above.
     pub async fn start(changes: &[(&str, &str)]) -> Fallible<Self> {
-        let (postgres, redis) = (postgres().await?, Redis::start(RedisOptions::default()).await?);
+        Self::with_redis(RedisOptions::default(), changes).await
+    }
+
+    /// The same, with a Redis of certain settings.
+    pub async fn with_redis(options: RedisOptions, changes: &[(&str, &str)]) -> Fallible<Self> {
+        let (postgres, redis) = (postgres().await?, Redis::start(options).await?);
         let proxy = Cachefence::start(BINARY, &settings(&postgres, &redis, "wire", changes)).await?;
         Ok(Self { proxy, redis, postgres })
     }
@@ -171,6 +176,24 @@ impl Wire {
             if progress.done {
                 let rest = self.received.split_off(progress.bytes);
                 return Ok(std::mem::replace(&mut self.received, rest));
+            }
+            if self.read().await? == 0 {
+                return Err(Error::new(ErrorKind::UnexpectedEof, "closed").into());
+            }
+        }
+    }
+
+    /// Reads the next reply without keeping it: its length.
+    pub async fn skip_reply(&mut self) -> Fallible<usize> {
+        let mut scanner = ReplyScanner::default();
+        let mut length = 0;
+        loop {
+            let progress = scanner.scan(&self.received)?;
+            scanner.take(progress.bytes);
+            self.received.drain(..progress.bytes);
+            length += progress.bytes;
+            if progress.done {
+                return Ok(length);
             }
             if self.read().await? == 0 {
                 return Err(Error::new(ErrorKind::UnexpectedEof, "closed").into());
