@@ -26,8 +26,8 @@ impl ProtocolError {
 
 /// The longest bulk string, as Redis's default `proto-max-bulk-len`.
 pub const MAX_BULK: usize = 512 * 1024 * 1024;
-/// The most arguments of a request, as in Redis.
-pub const MAX_ARGUMENTS: usize = 1024 * 1024;
+/// The most arguments of a request, as in Redis since 7.0.
+pub const MAX_ARGUMENTS: usize = i32::MAX as usize;
 /// The longest inline request, and the longest length line, as Redis's `PROTO_INLINE_MAX_SIZE`.
 pub const MAX_LINE: usize = 64 * 1024;
 

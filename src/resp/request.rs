@@ -7,6 +7,8 @@ use super::{MAX_ARGUMENTS, MAX_BULK, MAX_LINE, ProtocolError, integer, line_end}
 pub struct RequestScanner {
     /// The next byte to look at, from the start of the request. May lie beyond what has arrived.
     at: usize,
+    /// The line that begins at `at` has no end before this byte: one that comes byte by byte is searched once.
+    searched: usize,
     /// Arguments to come, the one whose length is being read included.
     remaining: usize,
     /// The array's header has been read.
@@ -114,7 +116,7 @@ impl RequestScanner {
             match bytes.first() {
                 None => return Ok(Scanned::Partial),
                 Some(b'*') => {}
-                Some(_) => return inline(bytes),
+                Some(_) => return self.inline(bytes),
             }
             let Some(end) = self.line(bytes, 1, "too big mbulk count string")? else {
                 return Ok(Scanned::Partial);
@@ -129,14 +131,18 @@ impl RequestScanner {
             self.ranges.clear();
         }
         while self.remaining > 0 {
-            let Some(kind) = bytes.get(self.at) else { return Ok(Scanned::Partial) };
-            if *kind != b'$' {
-                let got = char::from(*kind);
-                return Err(ProtocolError::new(format!("expected '$', got '{}'", got.escape_default())));
+            if self.at >= bytes.len() {
+                return Ok(Scanned::Partial);
             }
-            let Some(end) = self.line(bytes, self.at + 1, "too big bulk count string")? else {
+            let Some(end) = self.line(bytes, self.at, "too big bulk count string")? else {
                 return Ok(Scanned::Partial);
             };
+            let kind = bytes[self.at];
+            if kind != b'$' {
+                // As Redis does, so that it cannot end the error's line.
+                let got = if matches!(kind, b'\r' | b'\n') { ' ' } else { char::from(kind) };
+                return Err(ProtocolError::new(format!("expected '$', got '{got}'")));
+            }
             let length = integer(&bytes[self.at + 1..end])
                 .and_then(|length| usize::try_from(length).ok())
                 .filter(|length| *length <= MAX_BULK)
@@ -152,12 +158,37 @@ impl RequestScanner {
         Ok(if bytes.len() >= self.at { Scanned::Request(self.at) } else { Scanned::Partial })
     }
 
-    fn line(&self, bytes: &[u8], from: usize, too_big: &str) -> Result<Option<usize>, ProtocolError> {
-        match line_end(bytes, from) {
-            Some(end) if end - from <= MAX_LINE => Ok(Some(end)),
-            None if bytes.len() - from <= MAX_LINE => Ok(None),
+    /// The end of the length line that begins at `from`.
+    fn line(&mut self, bytes: &[u8], from: usize, too_big: &str) -> Result<Option<usize>, ProtocolError> {
+        match line_end(bytes, from.max(self.searched)) {
+            Some(end) if end - from <= MAX_LINE => {
+                self.searched = 0;
+                Ok(Some(end))
+            }
+            None if bytes.len() - from <= MAX_LINE => {
+                // The last byte may be the end's first half.
+                self.searched = bytes.len() - 1;
+                Ok(None)
+            }
             _ => Err(ProtocolError::new(too_big)),
         }
+    }
+
+    /// A line typed by hand.
+    fn inline(&mut self, bytes: &[u8]) -> Result<Scanned, ProtocolError> {
+        let Some(end) = bytes[self.searched..].iter().position(|b| *b == b'\n').map(|at| at + self.searched)
+        else {
+            self.searched = bytes.len();
+            let too_big = bytes.len() > MAX_LINE;
+            return if too_big {
+                Err(ProtocolError::new("too big inline request"))
+            } else {
+                Ok(Scanned::Partial)
+            };
+        };
+        let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
+        let words = split(line).ok_or_else(|| ProtocolError::new("unbalanced quotes in request"))?;
+        Ok(if words.is_empty() { Scanned::Nothing(end + 1) } else { Scanned::Inline(end + 1, words) })
     }
 
     /// How many bytes of this request have to come at least, as far as is known.
@@ -194,25 +225,11 @@ impl RequestScanner {
 
     /// Forgets the request, to begin with the next.
     pub fn reset(&mut self) {
-        (self.at, self.remaining, self.in_array) = (0, 0, false);
+        (self.at, self.searched, self.remaining, self.in_array) = (0, 0, 0, false);
         if self.ranges.capacity() > 4096 {
             self.ranges = Vec::new();
         }
     }
-}
-
-fn inline(bytes: &[u8]) -> Result<Scanned, ProtocolError> {
-    let Some(end) = bytes.iter().position(|b| *b == b'\n') else {
-        let too_big = bytes.len() > MAX_LINE;
-        return if too_big {
-            Err(ProtocolError::new("too big inline request"))
-        } else {
-            Ok(Scanned::Partial)
-        };
-    };
-    let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
-    let words = split(line).ok_or_else(|| ProtocolError::new("unbalanced quotes in request"))?;
-    Ok(if words.is_empty() { Scanned::Nothing(end + 1) } else { Scanned::Inline(end + 1, words) })
 }
 
 /// Splits a line as Redis's `sdssplitargs` does: blanks separate, `"..."` takes escapes, `'...'` only `\'`.
@@ -340,7 +357,7 @@ mod tests {
     fn what_redis_refuses_is_refused_in_its_words() {
         let error = |bytes: &[u8]| RequestScanner::default().scan(bytes).expect_err("an error").to_string();
         assert_eq!(error(b"*x\r\n"), "Protocol error: invalid multibulk length");
-        assert_eq!(error(b"*1048577\r\n"), "Protocol error: invalid multibulk length");
+        assert_eq!(error(b"*2147483648\r\n"), "Protocol error: invalid multibulk length");
         assert_eq!(error(b"*1\r\n:1\r\n"), "Protocol error: expected '$', got ':'");
         assert_eq!(error(b"*1\r\n$-1\r\n"), "Protocol error: invalid bulk length");
         assert_eq!(error(b"*1\r\n$536870913\r\n"), "Protocol error: invalid bulk length");
@@ -349,6 +366,22 @@ mod tests {
         let mut endless = b"*".to_vec();
         endless.resize(70_000, b'1');
         assert_eq!(error(&endless), "Protocol error: too big mbulk count string");
+    }
+
+    /// Whatever comes byte by byte costs as much as if it came at once, or nearly.
+    #[test]
+    fn what_comes_byte_by_byte_is_looked_at_once() {
+        let mut inline = vec![b'a'; 60_000];
+        inline.extend_from_slice(b"\r\n");
+        let mut header = b"*".to_vec();
+        header.extend(vec![b'1'; 60_000]);
+        for bytes in [inline, header] {
+            let mut scanner = RequestScanner::default();
+            for arrived in 1..bytes.len() {
+                assert_eq!(scanner.scan(&bytes[..arrived]), Ok(Scanned::Partial));
+                assert!(scanner.searched + 1 >= arrived);
+            }
+        }
     }
 
     #[test]
