@@ -235,7 +235,7 @@ async fn a_pin_is_used_again() -> Outcome {
     let large = "x".repeat(500_000);
     let round = async |n: u32| -> Outcome {
         let mut client = wire(&stand).await?;
-        if n % 2 == 0 {
+        if n.is_multiple_of(2) {
             assert_eq!(client.cmd("AUTH app pw").await?, "+OK\r\n");
         }
         for line in ["MULTI", "SET a 1", "EXEC", "WATCH a", "UNWATCH", "BLPOP none 0.001", "EVAL return(1) 0"]
@@ -396,11 +396,40 @@ async fn a_client_that_blocks_blocks_itself_only() -> Outcome {
     Ok(())
 }
 
+/// A figure of a process's memory, in bytes.
+fn memory(pid: Option<u32>, figure: &str) -> Fallible<usize> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.ok_or("not running")?))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(figure)).ok_or("no such figure")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<usize>()? * 1024)
+}
+
 /// The most memory that a process has had, in bytes.
 fn peak(pid: Option<u32>) -> Fallible<usize> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.ok_or("not running")?))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<usize>()? * 1024)
+    memory(pid, "VmHWM:")
+}
+
+/// A client that has said something, and says nothing now, owns no buffers.
+#[tokio::test]
+async fn an_idle_client_costs_little() -> Outcome {
+    let clients = std::env::var("CACHEFENCE_TEST_CLIENTS").ok().and_then(|n| n.parse().ok()).unwrap_or(400);
+    let stand = Stand::start(&[ONE_THREAD]).await?;
+    let mut idle = Vec::new();
+    let mut add = async |n: usize| -> Outcome {
+        for _ in 0..n {
+            let mut client = wire(&stand).await?;
+            client.cmd(&format!("SET user:1 {}", "x".repeat(2000))).await?;
+            client.cmd("GET user:1").await?;
+            idle.push(client);
+        }
+        Ok(())
+    };
+    add(100).await?;
+    let before = memory(stand.proxy.pid(), "VmRSS:")?;
+    add(clients).await?;
+    let each = memory(stand.proxy.pid(), "VmRSS:")?.saturating_sub(before) / clients;
+    println!("{each} bytes for each of {clients} idle clients");
+    assert!(each < 8192, "{each} bytes for an idle client");
+    Ok(())
 }
 
 /// A value of 512 MB, the largest that Redis takes, costs the proxy a few of them, in either direction.
