@@ -154,7 +154,21 @@ fn first_element(bytes: &[u8]) -> Option<&[u8]> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..60), subscribed: bool) {
+            let all = Subscriptions::default();
+            all.channels.set(usize::from(subscribed));
+            let _ = all.came(&bytes, Some(&mut due("UNSUBSCRIBE", 0)));
+            let _ = all.is_message(&bytes);
+            let confirmation = [b">3\r\n$11\r\nunsubscribe\r\n".as_slice(), &bytes].concat();
+            let _ = all.came(&confirmation, Some(&mut due("UNSUBSCRIBE", 0)));
+        }
+    }
 
     fn due(name: &str, channels: usize) -> Confirmations {
         Confirmations::of(Kind::of(name.as_bytes()).expect("a kind"), channels)
