@@ -128,7 +128,7 @@ impl Session {
                 self.forward_state(arguments, Meaning::Subscribed(due))
             }
             // The table of commands and the kinds name the same commands.
-            None => self.forward_state(arguments, Meaning::Unknown),
+            None => self.forward_state(arguments, Meaning::Holds(Held::FOR_GOOD, true)),
         }
     }
 

@@ -82,7 +82,7 @@ impl Session {
             }
             Command::Subscribe => self.subscribe(arguments),
             Command::Monitor => self.monitor(arguments),
-            Command::Unknown => self.forward_state(arguments, Meaning::Unknown),
+            Command::Unknown => self.forward_state(arguments, Meaning::Holds(Held::FOR_GOOD, true)),
             Command::Forbidden => self.own("-ERR cachefence: this command does not go through the proxy\r\n"),
         }
     }

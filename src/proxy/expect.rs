@@ -61,8 +61,6 @@ pub enum Meaning {
     Account(Box<Change>),
     /// Anything but an error: Redis remembers something of the connection from now on, or no more.
     Holds(Held, bool),
-    /// Anything but "unknown command": nobody knows what Redis remembers of it.
-    Unknown,
     /// Subscriptions that begin or end: as many replies as there are, or one error.
     Subscribed(Confirmations),
     /// The end of a transaction in which the last SELECT was of this db, and of its fills.

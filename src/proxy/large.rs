@@ -58,9 +58,8 @@ impl Session {
             return Passing::Wait;
         }
         large.link.send_raw(&buffer[start..end]);
-        let tail = buffer.split_off(end);
-        buffer.truncate(start);
-        buffer.extend_from_slice(&tail);
+        buffer.copy_within(end.., start);
+        buffer.truncate(start + arrived - end);
         scanner.elide(end - start);
         Passing::More
     }

@@ -228,11 +228,6 @@ impl Link {
                     client.hold(what, on);
                 }
             }
-            Meaning::Unknown => {
-                if !body(reply).starts_with(b"-ERR unknown") {
-                    client.hold(Held::FOR_GOOD, true);
-                }
-            }
             Meaning::Executed(fills, db) => {
                 self.gate.finish(&fills);
                 self.executed(&client, executed(reply), db);
