@@ -17,8 +17,7 @@ pub(super) const LANE_REQUEST: usize = 64 * 1024;
 impl Session {
     /// Takes a command that is there as a whole.
     pub(super) fn take(&mut self, arguments: Arguments<'_>) -> Step {
-        let Some(name) = arguments.get(0) else { return Step::Done };
-        let command = self.gate.commands.load().get(name);
+        let command = self.gate.commands.load().of(arguments);
         let was_muted = self.muted;
         self.muted = self.replies != Replies::On;
         let step = if self.streaming {
@@ -37,9 +36,10 @@ impl Session {
         step
     }
 
-    fn take_plainly(&mut self, command: Command, arguments: Arguments<'_>) -> Step {
+    pub(super) fn take_plainly(&mut self, command: Command, arguments: Arguments<'_>) -> Step {
         match command {
             Command::Plain => self.forward(arguments, arguments.bytes().len() > LANE_REQUEST, Meaning::None),
+            Command::Pinned => self.forward(arguments, true, Meaning::None),
             Command::Read(read) => self.read(read, arguments),
             Command::Fill(form) => self.fill(form, arguments, None),
             Command::Asof => self.asof(arguments),
@@ -324,16 +324,10 @@ impl Session {
     /// While subscribed or monitoring, bytes go both ways as they come. What the proxy would have to judge
     /// or to answer in its place cannot be, and says so.
     fn take_while_streaming(&mut self, command: Command, arguments: Arguments<'_>) -> Step {
-        let db = self.guard_db();
         let refused = match command {
             Command::Quit => return self.quit(),
             Command::Reset => return self.reset(),
-            Command::Fill(form) => {
-                let step = if form.has_pairs() { 2 } else { usize::MAX };
-                (1..arguments.len())
-                    .step_by(step)
-                    .any(|n| arguments.get(n).is_some_and(|key| self.gate.guarded(db, key).is_some()))
-            }
+            Command::Fill(form) => !self.guarded_keys(form, arguments).is_empty(),
             Command::Asof | Command::Hello | Command::Client | Command::Select | Command::Forbidden => true,
             _ => false,
         };

@@ -20,10 +20,11 @@ use tokio::time::timeout;
 use tokio_util::io::poll_read_buf;
 
 use super::client::Client;
-use super::expect::{Delivery, Expected, Meaning, each_missed, executed, misses, with_nils};
+use super::expect::{Delivery, Expected, Meaning, executed};
 use super::gate::Gate;
+use super::shape::{each_missed, is_nil, missed, with_nils};
 use crate::cache::{AbandonedFill, Fate, Upstream};
-use crate::command::Read;
+use crate::command::Miss;
 use crate::fence::FillId;
 use crate::resp::{ReplyScanner, integer, put_request};
 use crate::transport::Transport;
@@ -396,18 +397,18 @@ impl Link {
         match meaning {
             Meaning::None => {}
             // Before the reply goes out: whoever reads the database after it sees what is settled now.
-            Meaning::Read(read, key) => {
-                if let Some(missed) = misses(read, reply, 0) {
+            Meaning::Read(miss, key) => {
+                if let Some(missed) = missed(miss, reply) {
                     self.gate.read(&key, client.id, missed);
                 }
             }
-            Meaning::Reads(read, keys) => {
-                if read == Read::NilPerKey && !error {
+            Meaning::Reads(miss, keys) => {
+                if miss == Miss::NilPerKey && !error {
                     let missed = each_missed(reply, keys.iter().map(|(place, _)| *place));
                     keys.iter()
                         .zip(missed)
                         .for_each(|((_, key), missed)| self.gate.read(key, client.id, missed));
-                } else if let Some(missed) = misses(read, reply, 0) {
+                } else if let Some(missed) = missed(miss, reply) {
                     keys.iter().for_each(|(_, key)| self.gate.read(key, client.id, missed));
                 }
             }
@@ -438,9 +439,11 @@ impl Link {
             Delivery::Hidden => return,
             Delivery::Drop => {}
             Delivery::SetNx if reply.starts_with(b"+") => client.deliver(b":1\r\n"),
-            Delivery::SetNx if reply.starts_with(b"$-1") => client.deliver(b":0\r\n"),
+            Delivery::SetNx if is_nil(reply) => client.deliver(b":0\r\n"),
             Delivery::Replace(bytes) if !error => client.deliver(&bytes),
-            Delivery::Nils(places) if !error => client.deliver(&with_nils(reply, &places)),
+            Delivery::Nils(places) if !error => {
+                client.deliver(&with_nils(reply, &places, client.protocol.get()))
+            }
             Delivery::Forward | Delivery::SetNx | Delivery::Nils(_) | Delivery::Replace(_) => {
                 client.deliver(reply)
             }

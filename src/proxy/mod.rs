@@ -24,6 +24,7 @@ mod listen;
 mod reads;
 mod route;
 mod session;
+mod shape;
 mod threads;
 mod transaction;
 
