@@ -455,6 +455,11 @@ async fn what_is_wrong_is_told_in_the_words_of_redis() -> Outcome {
         assert!(answer.starts_with('-'), "{line}: {answer:?}");
         assert_eq!(wire.cmd(&line).await?, answer);
     }
+    // With evidence too.
+    for line in ["SET K", "HSET K a", "HSET K a 1 b", "RPUSH K", "SET K v EX x", "COPY src:string K DB x"] {
+        let line = of_key(line, "order:7");
+        assert_eq!(wire.cmd(&format!("ASOF 0/1 {line}")).await?, direct.cmd(&line).await?, "{line}");
+    }
     Ok(())
 }
 

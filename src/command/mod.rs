@@ -185,6 +185,11 @@ impl FillForm {
     }
 }
 
+/// A known command, with a number of arguments that it does not take.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("wrong number of arguments for '{0}' command")]
+pub struct WrongNumber(pub String);
+
 /// All commands of the upstream.
 #[derive(Debug, Default)]
 pub struct CommandTable {
@@ -230,10 +235,18 @@ impl CommandTable {
         table
     }
 
-    /// What a request is.
+    /// What a request is. One with a wrong number of arguments is plain: Redis has the words for it.
     pub fn of(&self, arguments: Arguments<'_>) -> Command {
+        self.take(arguments).unwrap_or(Command::Plain)
+    }
+
+    /// What a request is.
+    ///
+    /// # Errors
+    /// When a read or a fill has a number of arguments that Redis will not take.
+    pub fn take(&self, arguments: Arguments<'_>) -> Result<Command, WrongNumber> {
         let Some(mut entry) = arguments.get(0).and_then(|name| self.entry(&[name])) else {
-            return Command::Unknown;
+            return Ok(Command::Unknown);
         };
         if entry.fork == Fork::Container
             && let (Some(container), Some(name)) = (arguments.get(0), arguments.get(1))
@@ -241,19 +254,19 @@ impl CommandTable {
             entry = self.entry(&[container, b"|", name]).unwrap_or(entry);
         }
         match entry.command {
-            // Redis has the words for what is wrong with it.
             Command::Read(_) | Command::Fill(_) | Command::Pinned | Command::Blocking
                 if !entry.takes(arguments.len()) =>
             {
-                Command::Plain
+                let name = arguments.get(0).unwrap_or_default();
+                Err(WrongNumber(String::from_utf8_lossy(name).to_ascii_lowercase()))
             }
-            command if entry.fork == Fork::None => command,
-            command => entry.fork.resolve(command, arguments),
+            command if entry.fork == Fork::None => Ok(command),
+            command => Ok(entry.fork.resolve(command, arguments)),
         }
     }
 
     /// An entry by the parts of its name, in any case.
-    fn entry(&self, parts: &[&[u8]]) -> Option<Entry> {
+    fn entry(&self, parts: &[&[u8]]) -> Option<&Entry> {
         let mut name = [0; MAX_NAME];
         let mut length = 0;
         for part in parts {
@@ -263,7 +276,7 @@ impl CommandTable {
             }
             length += part.len();
         }
-        self.entries.get(&name[..length]).copied()
+        self.entries.get(&name[..length])
     }
 }
 

@@ -128,6 +128,10 @@ impl<'a> Described<'a> {
     }
 
     fn roles(&self) -> Vec<(Role, KeySpec)> {
+        if self.is("module") && self.is("movablekeys") {
+            // It tells where its keys are only when it is asked about a request.
+            return vec![(self.role_by_flags(), KeySpec::Anywhere)];
+        }
         match self.parts.get(8) {
             Some(specs) => elements(specs).iter().filter_map(spec).collect(),
             None => self.range().map(|spec| (self.role_by_flags(), spec)).into_iter().collect(),
@@ -154,8 +158,10 @@ impl<'a> Described<'a> {
 
 /// A key specification: what is done to the keys, and where they are. What cannot be read may be anywhere.
 fn spec(spec: &Reply) -> Option<(Role, KeySpec)> {
-    let role = role(field(spec, "flags")?);
-    (role != Role::Nothing).then(|| (role, place(spec).unwrap_or(KeySpec::Anywhere)))
+    let flags = field(spec, "flags")?;
+    let place = if has(flags, "incomplete") { None } else { place(spec) };
+    let role = role(flags);
+    (role != Role::Nothing).then_some((role, place.unwrap_or(KeySpec::Anywhere)))
 }
 
 fn role(flags: &Reply) -> Role {

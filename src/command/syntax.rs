@@ -75,7 +75,7 @@ fn has_wrong_ttl(arguments: Arguments<'_>) -> bool {
     let mut options = arguments.from(3);
     while let Some(option) = options.next() {
         if is_one_of(option, &["EX", "PX", "EXAT", "PXAT"]) {
-            if !options.next().and_then(integer).is_some_and(|ttl| ttl > 0) {
+            if options.next().and_then(integer).is_none_or(|ttl| ttl <= 0) {
                 return true;
             }
         } else if !is_one_of(option, &["NX", "XX", "GET", "KEEPTTL"]) {

@@ -152,6 +152,7 @@ fn a_new_command_is_what_its_specifications_say() {
                 range(0, 1, 0),
             )],
         ),
+        new("partly", &["write"], vec![first(&["OW", "incomplete"])]),
         new("murky", &["write"], vec![spec(&["OW"], ("unknown", map(vec![])), ("unknown", vec![]))]),
         new("waits", &["write", "blocking"], vec![first(&["RW", "insert"])]),
     ]));
@@ -169,6 +170,7 @@ fn a_new_command_is_what_its_specifications_say() {
     assert!(matches!(of(&table, "LOOK k"), Command::Read(Read { miss: Miss::Unknown, .. })));
     assert_eq!(filled(&table, "COUNTED 2 a 1 b 2"), ["a", "b"]);
     assert_eq!(filled(&table, "AFTER x into k"), ["k"]);
+    assert_eq!(filled(&table, "PARTLY a b"), ["a", "b"]);
     assert_eq!(filled(&table, "MURKY a b"), ["a", "b"], "whatever may be a key");
     assert!(matches!(of(&table, "WAITS k"), Command::Fill(FillForm { route: Route::Blocking, .. })));
     assert_eq!(of(&table, "OVERWRITE"), Command::Plain, "too few arguments: an error in Redis's words");
@@ -185,6 +187,11 @@ fn modules_and_old_servers_are_understood() {
         entry("old.moving", -3, &["write", "movablekeys"], [0, 0, 0], &[]),
         entry("old.read", -2, &["readonly"], [1, 1, 1], &[]),
         specified(entry("bf.add", 3, &["write", "module"], [1, 1, 1], &[]), vec![full(1)], vec![]),
+        specified(
+            entry("m.set", 3, &["write", "module", "movablekeys"], [1, 1, 1], &[]),
+            vec![full(1)],
+            vec![],
+        ),
         specified(entry("ts.del", 4, &["write", "module"], [1, 1, 1], &[]), vec![full(1)], vec![]),
         specified(entry("json.type", -2, &["readonly", "module"], [1, 1, 1], &[]), vec![full(1)], vec![]),
     ]));
@@ -193,6 +200,7 @@ fn modules_and_old_servers_are_understood() {
     assert_eq!(filled(&table, "OLD.SECOND x a b c"), ["a", "b"]);
     assert_eq!(filled(&table, "OLD.MOVING 1 k"), ["1", "k"]);
     assert_eq!(filled(&table, "BF.ADD k v"), ["k"]);
+    assert_eq!(filled(&table, "M.SET a b"), ["a", "b"]);
     assert_eq!(of(&table, "TS.DEL k 0 1"), Command::Plain);
     for read in ["OLD.READ k", "JSON.TYPE k"] {
         assert!(matches!(of(&table, read), Command::Read(_)), "{read}");

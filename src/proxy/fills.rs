@@ -14,7 +14,7 @@ use super::link::{Introduction, Link};
 use super::session::{Session, Step};
 use super::transaction::QueuedFill;
 use crate::cache::AbandonedFill;
-use crate::command::{Command, FillForm, Route, Syntax, refusal};
+use crate::command::{Command, FillForm, Route, Syntax, WrongNumber, refusal};
 use crate::fence::{Evidence, KeyHash};
 use crate::position::{Lsn, Snapshot};
 use crate::resp::{Arguments, RequestScanner, Scanned, put_bulk, put_header, put_request};
@@ -87,7 +87,8 @@ impl Session {
         let Some(db) = form.syntax.db(arguments, self.guard_db()) else { return Vec::new() };
         let guarded = |n: usize| {
             let key = arguments.get(n)?;
-            Some((Box::from(key), self.gate.guarded(db, key)?))
+            let guarded = self.gate.guarded(db, key)?;
+            Some((Box::from(key), guarded))
         };
         let mut keys: Vec<(Box<[u8]>, GuardedKey)> =
             form.keys.places(arguments).filter_map(guarded).collect();
@@ -102,10 +103,10 @@ impl Session {
         keys
     }
 
-    /// Whether a command that follows the fill can give its key a TTL: in the client's db it can.
+    /// Whether a command that follows the fill can give its key a TTL: in the client's db, whichever it is, it can.
     fn can_cap(&self, form: FillForm, arguments: Arguments<'_>) -> bool {
-        let own = self.client.db.get();
-        own.is_none_or(|own| form.syntax.db(arguments, own) == Some(own))
+        let own = self.client.db.get().unwrap_or(u32::MAX);
+        form.syntax.db(arguments, own) == Some(own)
     }
 
     fn admit(
@@ -234,9 +235,15 @@ impl Session {
         if arguments.len() < 3 {
             return self.refuse_asof("-ERR wrong number of arguments for 'asof' command\r\n".into());
         }
-        let Command::Fill(form) = self.gate.commands.load().of(arguments.skip(2)) else {
-            return self
-                .refuse_asof("-ERR cachefence: ASOF takes evidence and a fill, such as SET\r\n".into());
+        let form = match self.gate.commands.load().take(arguments.skip(2)) {
+            Ok(Command::Fill(form)) => form,
+            Ok(_) => {
+                return self
+                    .refuse_asof("-ERR cachefence: ASOF takes evidence and a fill, such as SET\r\n".into());
+            }
+            Err(WrongNumber(name)) => {
+                return self.refuse_asof(format!("-ERR wrong number of arguments for '{name}' command\r\n"));
+            }
         };
         let evidence = match evidence(arguments.get(1).unwrap_or_default()) {
             Ok(evidence) => evidence,
