@@ -263,6 +263,18 @@ fn scripts_and_administration_are_pinned_for_their_time_only() {
     assert!(matches!(of(&table, "FCALL_RO x 1 k"), Command::Read(Read { route: Route::Pin, .. })));
 }
 
+/// How a refused fill answers can be looked up.
+#[test]
+fn every_fill_is_documented() {
+    let text = include_str!("../../docs/commands.md");
+    let words: Vec<&str> = text.split(|c: char| !c.is_ascii_alphanumeric() && !"._-".contains(c)).collect();
+    for (name, command, _) in known::commands() {
+        let internal = name == "RESTORE-ASKING";
+        let judged = matches!(command, Command::Fill(_)) && !internal;
+        assert!(!judged || words.contains(&name), "{name}");
+    }
+}
+
 /// A name stands for one thing.
 #[test]
 fn no_command_is_known_twice() {
