@@ -1,7 +1,7 @@
 //! What a command is to the proxy: which way it goes, and which keys it reads or fills.
 //!
-//! What the proxy has to understand itself is [`known`] by hand; all other commands are as the upstream's own
-//! `COMMAND` table describes them ([`server`]), modules and commands of later versions included. A command
+//! What the proxy has to understand itself is known by hand (`known`); all other commands are as the upstream's own
+//! `COMMAND` table describes them (`server`), modules and commands of later versions included. A command
 //! that neither knows gets a pin, for good: it may change the connection's state.
 //!
 //! Where a key is in a request is told by [`Keys`]; what a refused fill answers by [`Refused`].
