@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 
-use crate::command::FillForm;
+use crate::command::Syntax;
 use crate::resp::{Arguments, integer, put_bulk, put_decimal, put_header};
 
 /// How a capped fill goes out.
@@ -20,19 +20,19 @@ pub enum Capped {
 ///
 /// `now_unix_ms` is for the forms that name an instant.
 pub fn cap(
-    form: FillForm,
+    syntax: Syntax,
     arguments: Arguments<'_>,
     ttl_ms: u64,
     now_unix_ms: u64,
     out: &mut BytesMut,
 ) -> Capped {
-    let rewritten = match form {
-        FillForm::Set => set(arguments, ttl_ms, now_unix_ms, out),
-        FillForm::SetEx => expiring(arguments, ttl_ms, 1000, out),
-        FillForm::PSetEx => expiring(arguments, ttl_ms, 1, out),
-        FillForm::SetNx => plain(arguments, &[b"NX"], ttl_ms, out).map(|_| Capped::SetNxAsSet),
-        FillForm::GetSet => plain(arguments, &[b"GET"], ttl_ms, out).map(|_| Capped::Rewritten),
-        FillForm::MSet | FillForm::MSetNx | FillForm::HSet | FillForm::HMSet => None,
+    let rewritten = match syntax {
+        Syntax::Set => set(arguments, ttl_ms, now_unix_ms, out),
+        Syntax::SetEx => expiring(arguments, ttl_ms, 1000, out),
+        Syntax::PSetEx => expiring(arguments, ttl_ms, 1, out),
+        Syntax::SetNx => plain(arguments, &[b"NX"], ttl_ms, out).map(|_| Capped::SetNxAsSet),
+        Syntax::GetSet => plain(arguments, &[b"GET"], ttl_ms, out).map(|_| Capped::Rewritten),
+        _ => None,
     };
     // A form that cannot be read goes as it came, for Redis to judge: what Redis takes is shortened after it.
     rewritten.unwrap_or(Capped::Afterwards)
@@ -135,14 +135,14 @@ mod tests {
     use super::*;
     use crate::resp::{RequestScanner, Scanned, put_request};
 
-    fn capped(form: FillForm, command: &str) -> (Capped, String) {
+    fn capped(syntax: Syntax, command: &str) -> (Capped, String) {
         let words: Vec<&[u8]> = command.split(' ').map(str::as_bytes).collect();
         let mut request = BytesMut::new();
         put_request(&mut request, &words);
         let mut scanner = RequestScanner::default();
         assert_eq!(scanner.scan(&request), Ok(Scanned::Request(request.len())));
         let mut out = BytesMut::new();
-        let how = cap(form, scanner.arguments(&request), 60_000, 1_000_000_000, &mut out);
+        let how = cap(syntax, scanner.arguments(&request), 60_000, 1_000_000_000, &mut out);
         let mut scanner = RequestScanner::default();
         if !out.is_empty() {
             assert_eq!(scanner.scan(&out), Ok(Scanned::Request(out.len())), "well formed");
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn every_form_of_set_is_capped() {
-        let set = |command| capped(FillForm::Set, command);
+        let set = |command| capped(Syntax::Set, command);
         let to = |text: &str| (Capped::Rewritten, text.to_owned());
         assert_eq!(set("SET k v"), to("SET k v PX 60000"));
         assert_eq!(set("SET k v EX 300"), to("SET k v PX 60000"));
@@ -176,13 +176,10 @@ mod tests {
 
     #[test]
     fn its_relatives_are_capped() {
-        assert_eq!(capped(FillForm::SetEx, "SETEX k 300 v"), (Capped::Rewritten, "PSETEX k 60000 v".into()));
-        assert_eq!(capped(FillForm::PSetEx, "PSETEX k 300 v"), (Capped::Rewritten, "PSETEX k 300 v".into()));
-        assert_eq!(capped(FillForm::SetNx, "SETNX k v"), (Capped::SetNxAsSet, "SET k v NX PX 60000".into()));
-        assert_eq!(
-            capped(FillForm::GetSet, "GETSET k v"),
-            (Capped::Rewritten, "SET k v GET PX 60000".into())
-        );
-        assert_eq!(capped(FillForm::HSet, "HSET k f v"), (Capped::Afterwards, String::new()));
+        assert_eq!(capped(Syntax::SetEx, "SETEX k 300 v"), (Capped::Rewritten, "PSETEX k 60000 v".into()));
+        assert_eq!(capped(Syntax::PSetEx, "PSETEX k 300 v"), (Capped::Rewritten, "PSETEX k 300 v".into()));
+        assert_eq!(capped(Syntax::SetNx, "SETNX k v"), (Capped::SetNxAsSet, "SET k v NX PX 60000".into()));
+        assert_eq!(capped(Syntax::GetSet, "GETSET k v"), (Capped::Rewritten, "SET k v GET PX 60000".into()));
+        assert_eq!(capped(Syntax::Fields, "HSET k f v"), (Capped::Afterwards, String::new()));
     }
 }

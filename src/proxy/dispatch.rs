@@ -18,8 +18,7 @@ pub(super) const LANE_REQUEST: usize = 64 * 1024;
 impl Session {
     /// Takes a command that is there as a whole.
     pub(super) fn take(&mut self, arguments: Arguments<'_>) -> Step {
-        let Some(name) = arguments.get(0) else { return Step::Done };
-        let command = self.gate.commands.load().get(name);
+        let command = self.gate.commands.load().of(arguments);
         let was_muted = self.muted;
         self.muted = self.replies != Replies::On;
         let step = if self.monitoring || self.is_only_subscribed() {
@@ -38,9 +37,10 @@ impl Session {
         step
     }
 
-    fn take_plainly(&mut self, command: Command, arguments: Arguments<'_>) -> Step {
+    pub(super) fn take_plainly(&mut self, command: Command, arguments: Arguments<'_>) -> Step {
         match command {
             Command::Plain => self.forward(arguments, arguments.bytes().len() > LANE_REQUEST, Meaning::None),
+            Command::Pinned => self.forward(arguments, true, Meaning::None),
             Command::Read(read) => self.read(read, arguments),
             Command::Fill(form) => self.fill(form, arguments, None),
             Command::Asof => self.asof(arguments),

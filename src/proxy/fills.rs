@@ -15,14 +15,15 @@ use super::link::{Introduction, Link};
 use super::session::{Session, Step};
 use super::transaction::QueuedFill;
 use crate::cache::AbandonedFill;
-use crate::command::{Command, FillForm};
-use crate::config::Reply;
+use crate::command::{Command, FillForm, Route, Syntax, WrongNumber, refusal};
 use crate::fence::{Evidence, KeyHash};
 use crate::position::{Lsn, Snapshot};
-use crate::resp::{Arguments, RequestScanner, Scanned, put_bulk, put_decimal, put_header, put_request};
+use crate::resp::{Arguments, RequestScanner, Scanned, put_bulk, put_header, put_request};
 
 /// The longest evidence, in bytes: a snapshot with some thousand transactions in progress.
 const MAX_EVIDENCE: usize = 64 * 1024;
+const BLOCKING: &str = "-FENCE cachefence: a command that waits cannot fill a guarded key; use the one that does \
+                        not (LMOVE, RPOPLPUSH)\r\n";
 
 /// What the gate said of the keys of one or several fills.
 #[derive(Default)]
@@ -45,49 +46,66 @@ impl Session {
         evidence: Option<&Evidence>,
     ) -> Step {
         let keys = self.guarded_keys(form, arguments);
-        let wants_pin = arguments.bytes().len() > LANE_REQUEST;
-        if keys.is_empty() {
-            return self.forward(arguments, wants_pin, Meaning::None);
+        if keys.is_empty() || (form.route == Route::Blocking && self.gate.observe) {
+            return self.take_plainly(form.route.into(), arguments);
         }
+        if form.route == Route::Blocking {
+            // Judged now, it would fill when nobody judges.
+            return self.own(BLOCKING);
+        }
+        let wants_pin = form.route == Route::Pin || arguments.bytes().len() > LANE_REQUEST;
         let Some(link) = self.link(wants_pin) else { return Step::Wait };
         if let Err(step) = self.introduced(&link) {
             return step;
         }
-        let admitted = self.admit(&link, form, &keys, evidence);
+        let can_cap = self.can_cap(form, arguments);
+        let admitted = self.admit(&link, form, &keys, evidence, can_cap);
         match admitted {
-            Admitted { refusal: Some(refusal), .. } if form == FillForm::MSetNx || !form.has_pairs() => {
+            Admitted { refusal: Some(refusal), .. } if form.syntax != Syntax::MSet => {
                 self.gate.finish(&admitted.fills);
                 self.end_large();
                 if form.is_part() {
-                    self.delete_torn(&keys);
+                    // A large part that is refused costs its connection; then nothing is outstanding, and any will do.
+                    let link = if link.is_open() { Some(link) } else { self.link(false) };
+                    link.iter().for_each(|link| self.delete_torn(link, &keys));
                 }
-                self.own(refusal_reply(form, arguments, &refusal))
+                self.own(self.refusal_reply(form, arguments, &refusal))
             }
-            _ if admitted.refusal.is_some() => self.send_rest(&link, arguments, admitted),
+            _ if admitted.refusal.is_some() => self.send_rest(&link, form, arguments, admitted),
             _ => self.send_admitted(&link, form, arguments, admitted),
         }
     }
 
     /// The keys of a fill that have guards, each once: of pairs with the same key the last one counts, and one
     /// verdict is for all of them.
-    fn guarded_keys(&self, form: FillForm, arguments: Arguments<'_>) -> Vec<(Box<[u8]>, GuardedKey)> {
-        if form.has_pairs() && arguments.len().is_multiple_of(2) {
-            // A key without a value: Redis does none of it, and says so.
-            return Vec::new();
-        }
-        let db = self.guard_db();
-        let step = if form.has_pairs() { 2 } else { usize::MAX };
-        let places = (1..arguments.len()).step_by(step);
+    pub(super) fn guarded_keys(
+        &self,
+        form: FillForm,
+        arguments: Arguments<'_>,
+    ) -> Vec<(Box<[u8]>, GuardedKey)> {
+        let Some(db) = form.syntax.db(arguments, self.guard_db()) else { return Vec::new() };
         let guarded = |n: usize| {
             let key = arguments.get(n)?;
-            Some((Box::from(key), self.gate.guarded(db, key)?))
+            let guarded = self.gate.guarded(db, key)?;
+            Some((Box::from(key), guarded))
         };
-        let mut keys: Vec<(Box<[u8]>, GuardedKey)> = places.filter_map(guarded).collect();
+        let mut keys: Vec<(Box<[u8]>, GuardedKey)> =
+            form.keys.places(arguments).filter_map(guarded).collect();
+        if !keys.is_empty() && form.syntax.is_wrong(arguments) {
+            // Redis does none of it, and says why.
+            return Vec::new();
+        }
         if keys.len() > 1 {
             let mut seen = HashSet::with_capacity(keys.len());
             keys.retain(|(_, guarded)| seen.insert(guarded.hash));
         }
         keys
+    }
+
+    /// Whether a command that follows the fill can give its key a TTL: in the client's db, whichever it is, it can.
+    fn can_cap(&self, form: FillForm, arguments: Arguments<'_>) -> bool {
+        let own = self.client.db.get().unwrap_or(u32::MAX);
+        form.syntax.db(arguments, own) == Some(own)
     }
 
     fn admit(
@@ -96,11 +114,12 @@ impl Session {
         form: FillForm,
         keys: &[(Box<[u8]>, GuardedKey)],
         evidence: Option<&Evidence>,
+        can_cap: bool,
     ) -> Admitted {
         let mut admitted = Admitted::default();
         for (key, guarded) in keys {
             let id = link.fill_id();
-            let filling = Filling { key, guarded, id, conn: self.client.id, evidence, form };
+            let filling = Filling { key, guarded, id, conn: self.client.id, evidence, form, can_cap };
             match self.gate.admit(&filling) {
                 Admission::Refuse(refusal) => {
                     admitted.refused.insert(guarded.hash);
@@ -128,7 +147,7 @@ impl Session {
             [] => Capped::Rewritten,
             // What has gone out in part cannot be written differently.
             _ if arguments.is_under_way() => Capped::Afterwards,
-            [(_, ttl)] => cap(form, arguments, *ttl, unix_ms(), &mut rewritten),
+            [(_, ttl)] => cap(form.syntax, arguments, *ttl, unix_ms(), &mut rewritten),
             _ => Capped::Afterwards,
         };
         let delivery = if capped == Capped::SetNxAsSet { Delivery::SetNx } else { Delivery::Forward };
@@ -154,7 +173,13 @@ impl Session {
     }
 
     /// MSET: the pairs that were not refused.
-    fn send_rest(&mut self, link: &Link, arguments: Arguments<'_>, admitted: Admitted) -> Step {
+    fn send_rest(
+        &mut self,
+        link: &Link,
+        form: FillForm,
+        arguments: Arguments<'_>,
+        admitted: Admitted,
+    ) -> Step {
         let Some(refusal) = admitted.refusal else { return Step::Done };
         let db = self.guard_db();
         let refused =
@@ -162,7 +187,7 @@ impl Session {
         let kept = (1..arguments.len()).step_by(2).filter(|n| !arguments.get(*n).is_some_and(refused));
         let words: Vec<&[u8]> =
             kept.flat_map(|n| [arguments.get(n), arguments.get(n + 1)]).flatten().collect();
-        let reply = refusal_reply(FillForm::MSet, arguments, &refusal);
+        let reply = self.refusal_reply(form, arguments, &refusal);
         if words.is_empty() {
             return self.own(reply);
         }
@@ -183,10 +208,7 @@ impl Session {
 
     /// A refused part of a value: what is there may be the parts before it, and a torn value must not stay.
     /// As if it were a fill: should the connection break before Redis has answered, it is done again.
-    fn delete_torn(&mut self, keys: &[(Box<[u8]>, GuardedKey)]) {
-        // Where the refused part would have gone, or, if a large one has cost that connection, anywhere: then nothing
-        // is outstanding, and a link is to be had.
-        let Some(link) = self.link(false) else { return };
+    fn delete_torn(&self, link: &Link, keys: &[(Box<[u8]>, GuardedKey)]) {
         for (key, guarded) in keys {
             let deletion = AbandonedFill { hash: guarded.hash, id: link.fill_id(), key: key.clone() };
             let meaning = Meaning::Fills([deletion].into());
@@ -214,6 +236,10 @@ impl Session {
         }
     }
 
+    fn refusal_reply(&self, form: FillForm, arguments: Arguments<'_>, why: &Refusal) -> Bytes {
+        refusal(form, arguments, (why.reply, &why.error), self.client.protocol.get())
+    }
+
     /// A fill on a connection that Redis does not let us name: if the connection broke, nobody could tell
     /// that the fill is gone.
     fn refuse_unknown(&self, error: &str) -> Step {
@@ -226,12 +252,18 @@ impl Session {
 
     /// `ASOF evidence command ...`
     pub(super) fn asof(&mut self, arguments: Arguments<'_>) -> Step {
-        let Some(inner) = arguments.get(2) else {
+        if arguments.len() < 3 {
             return self.refuse_asof("-ERR wrong number of arguments for 'asof' command\r\n".into());
-        };
-        let Command::Fill(form) = self.gate.commands.load().get(inner) else {
-            return self
-                .refuse_asof("-ERR cachefence: ASOF takes evidence and a fill, such as SET\r\n".into());
+        }
+        let form = match self.gate.commands.load().take(arguments.skip(2)) {
+            Ok(Command::Fill(form)) => form,
+            Ok(_) => {
+                return self
+                    .refuse_asof("-ERR cachefence: ASOF takes evidence and a fill, such as SET\r\n".into());
+            }
+            Err(WrongNumber(name)) => {
+                return self.refuse_asof(format!("-ERR wrong number of arguments for '{name}' command\r\n"));
+            }
         };
         let evidence = match evidence(arguments.get(1).unwrap_or_default()) {
             Ok(evidence) => evidence,
@@ -268,9 +300,10 @@ impl Session {
         if !keys.is_empty() && self.awaits_begin() {
             return Step::Wait;
         }
+        let can_cap = self.can_cap(form, arguments);
         let step = self.forward(arguments, true, Meaning::None);
         if let (Step::Done, false, Some(transaction)) = (step, keys.is_empty(), &mut self.transaction) {
-            transaction.fills.push(QueuedFill { keys, form, evidence });
+            transaction.fills.push(QueuedFill { keys, form, evidence, can_cap });
         }
         step
     }
@@ -287,8 +320,13 @@ impl Session {
         let unknown =
             matches!(link.introduction(), Introduction::Refused(_)) && !transaction.fills.is_empty();
         let mut all = Admitted::default();
+        let mut torn = Vec::new();
         for queued in &transaction.fills {
-            let admitted = self.admit(&link, queued.form, &queued.keys, queued.evidence.as_ref());
+            let (evidence, can_cap) = (queued.evidence.as_ref(), queued.can_cap);
+            let admitted = self.admit(&link, queued.form, &queued.keys, evidence, can_cap);
+            if admitted.refusal.is_some() && queued.form.is_part() {
+                torn.push(&queued.keys);
+            }
             all.fills.extend(admitted.fills);
             all.caps.extend(admitted.caps);
             all.refusal = all.refusal.or(admitted.refusal);
@@ -298,12 +336,15 @@ impl Session {
         if transaction.aborted || unknown || refused {
             self.gate.finish(&all.fills);
             let reply: &[u8] = if refused {
-                b"*-1\r\n"
+                self.client.protocol.get().nil_array()
             } else {
                 b"-EXECABORT Transaction discarded because of previous errors.\r\n"
             };
             let delivery = Delivery::Replace(Bytes::from_static(reply));
             link.send(|out| put_request(out, &[b"DISCARD"]), self.expect_as(delivery, Meaning::None));
+            if self.client.db.get() == Some(self.gate.address.db) {
+                torn.into_iter().for_each(|keys| self.delete_torn(&link, keys));
+            }
             return Step::Done;
         }
         let fills = match transaction.dbs.last() {
@@ -338,27 +379,6 @@ fn evidence(text: &[u8]) -> Result<Evidence, String> {
         Lsn::from_str(text).map(Evidence::Lsn).map_err(|error| error.to_string())
     } else {
         Snapshot::from_str(text).map(Evidence::Snapshot).map_err(|error| error.to_string())
-    }
-}
-
-/// What a refused fill answers: in the shape of the command's own reply.
-fn refusal_reply(form: FillForm, arguments: Arguments<'_>, refusal: &Refusal) -> Bytes {
-    let gets = arguments.from(3).any(|option| option.eq_ignore_ascii_case(b"GET"));
-    match (refusal.reply, form) {
-        (Reply::Error, _) => format!("-{}\r\n", refusal.error).into(),
-        // The old value, which there is no honest word for but nil.
-        (_, FillForm::GetSet) => Bytes::from_static(b"$-1\r\n"),
-        (_, FillForm::Set) if gets => Bytes::from_static(b"$-1\r\n"),
-        (Reply::Nil, FillForm::SetNx | FillForm::MSetNx | FillForm::HSet) => Bytes::from_static(b":0\r\n"),
-        (Reply::Nil, _) => Bytes::from_static(b"$-1\r\n"),
-        (Reply::Ok, FillForm::SetNx | FillForm::MSetNx) => Bytes::from_static(b":1\r\n"),
-        (Reply::Ok, FillForm::HSet) => {
-            let mut reply = BytesMut::from(&b":"[..]);
-            put_decimal(&mut reply, (arguments.len().saturating_sub(2) / 2) as u64);
-            reply.extend_from_slice(b"\r\n");
-            reply.freeze()
-        }
-        (Reply::Ok, _) => Bytes::from_static(b"+OK\r\n"),
     }
 }
 

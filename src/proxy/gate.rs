@@ -78,6 +78,8 @@ pub struct Filling<'a> {
     pub evidence: Option<&'a Evidence>,
     /// The command.
     pub form: FillForm,
+    /// What it puts in can be given a TTL by a command that follows it.
+    pub can_cap: bool,
 }
 
 /// What the guards of a key ask for, taken together: of each setting the strictest.
@@ -142,11 +144,15 @@ impl Gate {
             conn: filling.conn,
             guards: &filling.guarded.guards,
             evidence: filling.evidence,
-            lease: policy.lease,
+            lease: if filling.form.is_derived() { LeaseRule::Off } else { policy.lease },
             part: filling.form.is_part(),
         };
         let (verdict, _) = self.fence.admit(filling.guarded.hash, &fill, now, |verdict| {
             admission = policy.decide(verdict);
+            if !filling.can_cap && matches!(admission, Admission::Cap(_)) {
+                let error = "UNPROVEN a fill of another db than the client's cannot be given a TTL".into();
+                admission = Admission::Refuse(Refusal { reply: policy.reply, error });
+            }
             if let Admission::Refuse(_) = admission { Ruling::Refuse } else { Ruling::Forward }
         });
         self.count(filling, verdict, &admission, now);

@@ -10,8 +10,7 @@ use bytes::BytesMut;
 
 use super::dispatch::LANE_REQUEST;
 use super::link::Link;
-use super::session::{Replies, Session};
-use crate::command::Command;
+use super::session::Session;
 use crate::resp::{Incomplete, RequestScanner};
 
 /// A request of which a part has gone out.
@@ -70,19 +69,12 @@ impl Session {
         if self.large.is_some() || incomplete.length <= LANE_REQUEST || self.closing {
             return false;
         }
-        let Some(name) = incomplete.before.get(0) else { return false };
-        let place = incomplete.before.len();
-        let one_key = match self.gate.commands.load().get(name) {
-            Command::Plain => true,
-            Command::Fill(form) => form.keys_end_before(place),
-            _ => false,
-        };
         // A refused fill costs the pin, and with it whatever Redis remembers there. In a transaction it is refused
         // later.
         let in_transaction =
             self.transaction.is_some() && self.pin.as_ref().is_some_and(|pin| pin.begun() == Some(true));
         let may_lose_pin = !self.keeps_pin() || in_transaction;
-        one_key && may_lose_pin && !self.monitoring && self.replies != Replies::Off
+        may_lose_pin && !self.monitoring && self.gate.commands.load().can_go_out(incomplete.before)
     }
 
     /// The whole request is there and was dealt with. If it did not go out, neither must anything after the part of

@@ -30,6 +30,7 @@ mod reads;
 mod replies;
 mod route;
 mod session;
+mod shape;
 mod subscription;
 mod threads;
 mod transaction;

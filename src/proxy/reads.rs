@@ -1,83 +1,84 @@
 //! Reads of guarded keys: a miss grants a lease; and while the feed is lost, a guard may have its keys missed.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
+use super::dispatch::LANE_REQUEST;
 use super::expect::{Delivery, GuardedKey, Meaning};
 use super::session::{Session, Step};
-use crate::command::Read;
-use crate::resp::{Arguments, put_header, put_request};
+use super::shape::miss;
+use crate::command::{Miss, Read, Route};
+use crate::resp::{Arguments, put_request};
+
+/// Guarded keys of a read, with the place of each among its keys.
+type Placed = Vec<(usize, GuardedKey)>;
 
 impl Session {
     /// A read outside of a transaction.
     pub(super) fn read(&mut self, read: Read, arguments: Arguments<'_>) -> Step {
         let db = self.guard_db();
-        let keys = match read {
-            Read::NilPerKey | Read::Zero => arguments.len(),
-            _ => arguments.len().min(2),
+        let guarded = |(n, place)| Some((n, self.gate.guarded(db, arguments.get(place)?)?));
+        let mut keys = read.keys.places(arguments).enumerate().filter_map(guarded);
+        let Some(first) = keys.next() else {
+            return self.take_plainly(read.route.into(), arguments);
         };
-        let mut guarded = (1..keys).filter_map(|n| Some((n - 1, self.gate.guarded(db, arguments.get(n)?)?)));
-        let Some((place, first)) = guarded.next() else {
-            return self.forward(arguments, false, Meaning::None);
+        let Some(second) = keys.next() else {
+            return if self.gate.bypasses(&first.1) {
+                self.bypass(read, arguments, &[first], Vec::new())
+            } else {
+                self.forward(arguments, wants_pin(read, arguments), Meaning::Read(read.miss, first.1))
+            };
         };
-        if keys == 2 {
-            if self.gate.bypasses(&first) {
-                return self.own(miss(read, arguments));
-            }
-            return self.forward(arguments, false, Meaning::Read(read, first));
-        }
-        let all = std::iter::once((place, first)).chain(guarded);
-        let (bypassed, asked): (Vec<_>, Vec<_>) = all.partition(|(_, key)| self.gate.bypasses(key));
+        let all = [first, second].into_iter().chain(keys);
+        let (bypassed, asked): (Placed, Placed) = all.partition(|(_, key)| self.gate.bypasses(key));
         if bypassed.is_empty() {
-            return self.forward(arguments, false, Meaning::Reads(read, asked.into()));
+            let meaning = Meaning::Reads(read.miss, asked.into());
+            return self.forward(arguments, wants_pin(read, arguments), meaning);
         }
-        self.read_rest(read, arguments, &bypassed, asked)
+        self.bypass(read, arguments, &bypassed, asked)
     }
 
-    /// A read of several keys, some of which are missed whatever Redis holds.
-    fn read_rest(
+    /// A read some of whose keys are missed whatever Redis holds.
+    fn bypass(
         &mut self,
         read: Read,
         arguments: Arguments<'_>,
         bypassed: &[(usize, GuardedKey)],
-        asked: Vec<(usize, GuardedKey)>,
+        asked: Placed,
     ) -> Step {
-        let places = || bypassed.iter().map(|(place, _)| *place);
-        let mut request = BytesMut::from(arguments.bytes());
-        let mut delivery = Delivery::Forward;
-        if read == Read::Zero {
+        let missed = |place: usize| bypassed.iter().any(|(n, _)| *n == place);
+        let keys = || read.keys.places(arguments).enumerate();
+        let all = keys().all(|(n, _)| missed(n));
+        let answer = miss(read.miss, arguments, self.client.protocol.get());
+        let mut request = BytesMut::new();
+        let (delivery, meaning) = if read.changes {
+            // What it does is done; what it found is not told.
+            (Delivery::Replace(answer), Meaning::None)
+        } else if read.miss == Miss::NilPerKey {
+            let places = bypassed.iter().map(|(place, _)| *place).collect();
+            (Delivery::Nils(places), Meaning::Reads(read.miss, asked.into()))
+        } else if is_exists(arguments) && !all {
             // How many exist: of those that are not missed.
-            let kept = |n: &usize| *n == 0 || !places().any(|place| place + 1 == *n);
-            let words: Vec<&[u8]> =
-                (0..arguments.len()).filter(kept).filter_map(|n| arguments.get(n)).collect();
-            if words.len() == 1 {
-                return self.own(miss(read, arguments));
-            }
-            request.clear();
-            put_request(&mut request, &words);
+            let kept: Vec<&[u8]> = (0..arguments.len())
+                .filter(|n| *n == 0 || !missed(n - 1))
+                .filter_map(|n| arguments.get(n))
+                .collect();
+            put_request(&mut request, &kept);
+            (Delivery::Forward, Meaning::Reads(read.miss, asked.into()))
         } else {
-            delivery = Delivery::Nils(places().collect());
-        }
-        let Some(link) = self.link(false) else { return Step::Wait };
-        link.send(
-            |out| out.extend_from_slice(&request),
-            self.expect_as(delivery, Meaning::Reads(read, asked.into())),
-        );
+            return self.own(answer);
+        };
+        let Some(link) = self.link(wants_pin(read, arguments)) else { return Step::Wait };
+        let bytes = if request.is_empty() { arguments.bytes() } else { &request };
+        link.send(|out| out.extend_from_slice(bytes), self.expect_as(delivery, meaning));
         Step::Done
     }
 }
 
-/// What a read answers that finds nothing.
-fn miss(read: Read, arguments: Arguments<'_>) -> Bytes {
-    match read {
-        Read::Nil | Read::NilPerKey => Bytes::from_static(b"$-1\r\n"),
-        Read::EmptyArray => Bytes::from_static(b"*0\r\n"),
-        Read::Zero => Bytes::from_static(b":0\r\n"),
-        Read::NilPerField => {
-            let fields = arguments.len().saturating_sub(2);
-            let mut out = BytesMut::new();
-            put_header(&mut out, b'*', fields);
-            (0..fields).for_each(|_| out.extend_from_slice(b"$-1\r\n"));
-            out.freeze()
-        }
-    }
+fn wants_pin(read: Read, arguments: Arguments<'_>) -> bool {
+    read.route == Route::Pin || arguments.bytes().len() > LANE_REQUEST
+}
+
+/// The one read of several keys whose answer is the sum of what it would be for each.
+fn is_exists(arguments: Arguments<'_>) -> bool {
+    arguments.get(0).is_some_and(|name| name.eq_ignore_ascii_case(b"EXISTS"))
 }

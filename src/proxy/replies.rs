@@ -9,13 +9,14 @@ use tokio::io::AsyncReadExt;
 use super::account::moved;
 use super::buffers;
 use super::client::Client;
-use super::expect::{Delivery, Expected, Meaning, each_missed, executed, misses, with_nils};
+use super::expect::{Delivery, Expected, Meaning, executed};
 use super::held::Held;
 use super::link::{Introduction, Link};
+use super::shape::{each_missed, is_nil, missed, value, with_nils};
 use super::subscription::Came;
 use crate::cache::{AbandonedFill, Fate};
-use crate::command::Read;
-use crate::resp::{Progress, ReplyScanner, body};
+use crate::command::Miss;
+use crate::resp::{Progress, ReplyScanner};
 use crate::transport::Transport;
 
 /// A reply of which this much has come, in bytes, is passed on before the rest of it is there, if it can be.
@@ -192,22 +193,22 @@ impl Link {
     fn replied(&self, expected: Expected, reply: &[u8], partly: bool) {
         let Expected { client, delivery, meaning } = expected;
         // What is passed on in parts is no error: those are short.
-        let error = !partly && body(reply).first() == Some(&b'-');
+        let error = !partly && value(reply).first() == Some(&b'-');
         match meaning {
             Meaning::None => {}
             // Before the reply goes out: whoever reads the database after it sees what is settled now.
-            Meaning::Read(read, key) => {
-                if let Some(missed) = misses(read, reply, 0) {
+            Meaning::Read(miss, key) => {
+                if let Some(missed) = missed(miss, reply) {
                     self.gate.read(&key, client.id, missed);
                 }
             }
-            Meaning::Reads(read, keys) => {
-                if read == Read::NilPerKey && !error {
+            Meaning::Reads(miss, keys) => {
+                if miss == Miss::NilPerKey && !error {
                     let missed = each_missed(reply, keys.iter().map(|(place, _)| *place));
                     keys.iter()
                         .zip(missed)
                         .for_each(|((_, key), missed)| self.gate.read(key, client.id, missed));
-                } else if let Some(missed) = misses(read, reply, 0) {
+                } else if let Some(missed) = missed(miss, reply) {
                     keys.iter().for_each(|(_, key)| self.gate.read(key, client.id, missed));
                 }
             }
@@ -312,14 +313,13 @@ impl Link {
 }
 
 fn deliver(client: &Client, delivery: Delivery, reply: &[u8], error: bool) {
-    let nil = || body(reply).starts_with(b"$-1") || body(reply).starts_with(b"_");
     match delivery {
         Delivery::Hidden => return,
         Delivery::Drop => {}
         Delivery::SetNx if reply.starts_with(b"+") => client.deliver(b":1\r\n"),
-        Delivery::SetNx if nil() => client.deliver(b":0\r\n"),
+        Delivery::SetNx if is_nil(reply) => client.deliver(b":0\r\n"),
         Delivery::Replace(bytes) if !error => client.deliver(&bytes),
-        Delivery::Nils(places) if !error => client.deliver(&with_nils(reply, &places)),
+        Delivery::Nils(places) if !error => client.deliver(&with_nils(reply, &places, client.protocol.get())),
         Delivery::Forward | Delivery::SetNx | Delivery::Nils(_) | Delivery::Replace(_) => {
             client.deliver(reply)
         }

@@ -26,4 +26,6 @@ pub struct QueuedFill {
     pub form: FillForm,
     /// What the client said of its data's age.
     pub evidence: Option<Evidence>,
+    /// What it puts in can be given a TTL after it.
+    pub can_cap: bool,
 }
