@@ -19,8 +19,10 @@ mod dispatch;
 mod expect;
 mod fills;
 mod gate;
+mod greeting;
 mod link;
 mod listen;
+mod proxy_header;
 mod reads;
 mod route;
 mod session;
@@ -28,5 +30,7 @@ mod threads;
 mod transaction;
 
 pub use gate::Gate;
+pub use greeting::Greeting;
 pub use listen::{ListenError, Listener};
+pub use proxy_header::{ProxyHeader, ProxyHeaderError};
 pub use threads::Threads;
