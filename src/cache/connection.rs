@@ -93,7 +93,7 @@ impl Connection {
     pub async fn open(address: &Endpoint, name: &str) -> Result<Self, CacheError> {
         let io = |source| CacheError::Io { address: address.to_string(), source };
         let connected = timeout(CONNECT_TIMEOUT, address.connect()).await;
-        let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(io)?;
+        let stream = connected.unwrap_or_else(|_| Err(address.silence())).map_err(io)?;
         let mut connection = Self {
             stream,
             address: address.to_string(),

@@ -66,6 +66,18 @@ impl Endpoint {
         })
     }
 
+    /// For a connection that was not there in time. A port without TLS waits for the rest of what it takes for a
+    /// command.
+    pub(super) fn silence(&self) -> io::Error {
+        match self.tls {
+            Some(_) => io::Error::new(
+                io::ErrorKind::TimedOut,
+                "no answer to the connection request or to the TLS handshake; does this port speak TLS (tls-port)?",
+            ),
+            None => io::ErrorKind::TimedOut.into(),
+        }
+    }
+
     /// The `AUTH` of the proxy's own connections, if there is one.
     pub(super) fn auth(&self) -> Option<Vec<&[u8]>> {
         let password = self.url.password.as_deref()?.as_bytes();
