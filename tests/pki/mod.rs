@@ -16,7 +16,8 @@ use tokio_rustls::client::TlsStream;
 use crate::wire::Fallible;
 
 /// A directory of files: `ca.pem`; `server`, `named` (for cache.internal alone) and `client` with `.pem` and `.key`,
-/// all signed by it; `other-ca.pem` and `stranger`, which that has signed; and `authority`, a CA in a server's place.
+/// all signed by it; `other-ca.pem` and `stranger`, which that has signed; `authority`, a CA in a server's place; and
+/// `alone`, a server's that has signed itself.
 pub struct Pki(TempDir);
 
 impl Pki {
@@ -29,6 +30,10 @@ impl Pki {
         let other = pki.authority("other-ca")?;
         pki.signed("stranger", &["application"], &other)?;
         pki.authority("authority")?;
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new(vec!["127.0.0.1".into()])?;
+        params.is_ca = IsCa::ExplicitNoCa;
+        pki.write("alone", &params.self_signed(&key)?.pem(), &key)?;
         Ok(pki)
     }
 
