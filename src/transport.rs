@@ -215,7 +215,10 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use rustls::pki_types::{PrivateKeyDer, ServerName};
+    use rustls::{ClientConfig, RootCertStore, ServerConfig};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
 
     use super::*;
 
@@ -269,6 +272,58 @@ mod tests {
             written += step.expect("a write");
             assert_eq!(tls.stream.sent, bytes[..written]);
         }
+    }
+
+    /// The two ends of a TLS connection that holds a few bytes on its way.
+    async fn tls_pair() -> (server::TlsStream<DuplexStream>, client::TlsStream<DuplexStream>) {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let params = rcgen::CertificateParams::new(vec!["localhost".into()]).expect("parameters");
+        let certificate = params.self_signed(&key).expect("a certificate");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let private = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+        let server = ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .and_then(|config| {
+                config.with_no_client_auth().with_single_cert(vec![certificate.der().clone()], private)
+            })
+            .expect("a server");
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate.der().clone()).expect("a root");
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let (ours, theirs) = tokio::io::duplex(1000);
+        let name = ServerName::try_from("localhost").expect("a name");
+        let (server, client) = tokio::join!(
+            TlsAcceptor::from(Arc::new(server)).accept(ours),
+            TlsConnector::from(Arc::new(client)).connect(name, theirs)
+        );
+        (server.expect("a handshake"), client.expect("a handshake"))
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_never_flushes_is_read_to_its_last_byte() {
+        let (server, mut client) = tls_pair().await;
+        let bytes: Vec<u8> = (0..100_000).map(|n| (n % 251) as u8).collect();
+        let mut tls = Tls::new(server);
+        let mut out = bytes.clone();
+        // As a session writes: what is left, whenever there may be room, and nothing once nothing is left.
+        let writing = tokio::spawn(std::future::poll_fn(move |cx| {
+            while !out.is_empty() {
+                match tls.poll_write(cx, &out) {
+                    Poll::Ready(written) => drop(out.drain(..written.expect("a write"))),
+                    Poll::Pending => break,
+                }
+            }
+            Poll::<()>::Pending
+        }));
+        let mut received = vec![0; bytes.len()];
+        let reading = client.read_exact(&mut received);
+        tokio::time::timeout(Duration::from_secs(30), reading).await.expect("all of it").expect("a read");
+        assert!(received == bytes);
+        writing.abort();
     }
 
     #[tokio::test]
