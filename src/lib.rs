@@ -33,4 +33,5 @@ pub mod position;
 pub mod proxy;
 pub mod resp;
 pub mod run;
+pub mod tls;
 pub mod transport;

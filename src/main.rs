@@ -4,11 +4,12 @@ use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use cachefence::cache::{Connection, purge_guards};
-use cachefence::config::{Config, ConfigError, RedisUrl};
+use cachefence::cache::{Connection, Endpoint, EndpointError, purge_guards};
+use cachefence::config::{Config, ConfigError};
 use cachefence::demo::DemoOptions;
 use cachefence::feed::{catalog, sql};
 use cachefence::guard::{GuardError, Guards};
+use cachefence::run::RunError;
 use cachefence::{admin, demo, run};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use thiserror::Error;
@@ -85,6 +86,8 @@ enum Failure {
     #[error("`cachefence {0}` is not supported by this version")]
     NotYet(&'static str),
     #[error("{0}")]
+    Redis(#[from] EndpointError),
+    #[error("{0}")]
     Run(#[from] run::RunError),
     #[error("{0}")]
     Catalog(#[from] catalog::CatalogError),
@@ -107,6 +110,7 @@ impl Failure {
             Failure::Config(_) | Failure::Log(..) | Failure::Guard(_) | Failure::NoSuchGuard(..) => {
                 ExitCode::from(2)
             }
+            Failure::Redis(_) | Failure::Run(RunError::Redis(_) | RunError::Tls(_)) => ExitCode::from(2),
             _ => ExitCode::FAILURE,
         }
     }
@@ -202,7 +206,7 @@ fn purge(config: Config, table: &str) -> Result<(), Failure> {
         let known: Vec<&str> = guards.iter().map(|guard| guard.label.as_str()).collect();
         return Err(Failure::NoSuchGuard(label, known.join(", ")));
     }
-    let redis = RedisUrl::parse(&config.redis.url).map_err(run::RunError::from)?;
+    let redis = Endpoint::new(&config)?;
     let name = format!("cachefence:{}:purge", config.postgres.slot);
     let purged = runtime()?.block_on(async {
         let mut connection = Connection::open(&redis, &name).await?;

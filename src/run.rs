@@ -15,15 +15,16 @@ use tokio::task::JoinSet;
 use tracing::{error, info};
 
 use crate::admin::{self, AdminSource};
-use crate::cache::{self, CacheState, Reaper, Upstreams, Worker, WorkerSettings};
+use crate::cache::{self, CacheState, Endpoint, EndpointError, Reaper, Upstreams, Worker, WorkerSettings};
 use crate::command::CommandTable;
-use crate::config::{AddressError, Config, Contract, Mode, RedisUrl};
+use crate::config::{Config, Contract, Mode, socket_mode};
 use crate::feed::{self, Feed, FeedError, FeedState, Positions, Source, SourceState};
 use crate::fence::{Fence, Limits, Millis, SourceKind};
 use crate::guard::{GuardError, Guards};
 use crate::metrics::Metrics;
 use crate::position::Lsn;
-use crate::proxy::{Gate, ListenError, Listener, Threads};
+use crate::proxy::{Gate, Greeting, ListenError, Listener, Threads};
+use crate::tls::TlsError;
 
 /// Why the proxy does not run.
 #[derive(Debug, Error)]
@@ -31,9 +32,12 @@ pub enum RunError {
     /// A guard cannot be used.
     #[error(transparent)]
     Guard(#[from] GuardError),
-    /// The Redis URL cannot be used.
-    #[error("redis.url: {0}")]
-    Redis(#[from] AddressError),
+    /// Redis cannot be reached as it is set.
+    #[error(transparent)]
+    Redis(#[from] EndpointError),
+    /// Clients cannot be served by TLS as it is set.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The database is not as it must be.
     #[error(transparent)]
     Feed(#[from] FeedError),
@@ -69,7 +73,8 @@ const BACKLOG: usize = 1024;
 /// When it cannot start: everything that can be away for a while (Postgres, Redis) is waited for instead.
 pub async fn run(config: Config) -> Result<(), RunError> {
     let guards = Arc::new(Guards::new(&config.guards)?);
-    let redis = RedisUrl::parse(&config.redis.url)?;
+    let redis = Endpoint::new(&config)?;
+    let greeting = Greeting::new(&config.proxy)?;
     let observe = config.proxy.mode == Mode::Observe;
     let sources = sources(&config);
     let names: Vec<&str> =
@@ -105,8 +110,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
 
     // Ports first: whoever cannot have them shall not touch the slot or the cache.
     let mut listeners = Vec::new();
+    // What is wrong with it has been said when the settings were read.
+    let mode = config.proxy.unix_socket_mode.as_deref().and_then(|mode| socket_mode(mode).ok());
     for address in &config.proxy.listen {
-        let bound = Listener::bind(address).await;
+        let bound = Listener::bind(address, mode).await;
         listeners.push(bound.map_err(|source| RunError::Listen { setting: "proxy.listen", source })?);
     }
     let admin_address = config.admin.listen.clone();
@@ -173,7 +180,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         applied_receiver,
     );
 
-    let threads = Arc::new(Threads::start(&gate, config.redis.upstream, threads(&config))?);
+    let threads = Arc::new(Threads::start(&gate, greeting, config.redis.upstream, threads(&config))?);
     let mut listening = JoinSet::new();
     for listener in listeners {
         listening.spawn(listener.run(threads.clone(), config.proxy.max_clients));

@@ -8,10 +8,9 @@ use redis_protocol::resp2::decode::decode_bytes_mut;
 use redis_protocol::resp2::types::{BytesFrame, Resp2Frame};
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use crate::config::{Address, RedisUrl};
+use super::endpoint::Endpoint;
 use crate::resp::put_request;
 use crate::transport::Transport;
 
@@ -75,28 +74,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// given up too early only adds to its work.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
-impl RedisUrl {
-    /// Connects, without logging in.
-    ///
-    /// # Errors
-    /// Those of the operating system.
-    pub async fn connect(&self) -> io::Result<Transport> {
-        Ok(match &self.address {
-            Address::Tcp(address) => Transport::tcp(TcpStream::connect(address).await?),
-            Address::Unix(path) => Transport::Unix(UnixStream::connect(path).await?),
-        })
-    }
-
-    /// The `AUTH` of the proxy's own connections, if there is one.
-    fn auth(&self) -> Option<Vec<&[u8]>> {
-        let password = self.password.as_deref()?.as_bytes();
-        Some(match self.user.as_deref() {
-            Some(user) => vec![b"AUTH", user.as_bytes(), password],
-            None => vec![b"AUTH", password],
-        })
-    }
-}
-
 /// A connection of the proxy's own.
 #[derive(Debug)]
 pub struct Connection {
@@ -113,10 +90,10 @@ impl Connection {
     ///
     /// # Errors
     /// When any of it fails.
-    pub async fn open(address: &RedisUrl, name: &str) -> Result<Self, CacheError> {
+    pub async fn open(address: &Endpoint, name: &str) -> Result<Self, CacheError> {
         let io = |source| CacheError::Io { address: address.to_string(), source };
         let connected = timeout(CONNECT_TIMEOUT, address.connect()).await;
-        let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(io)?;
+        let stream = connected.unwrap_or_else(|_| Err(address.silence())).map_err(io)?;
         let mut connection = Self {
             stream,
             address: address.to_string(),

@@ -7,6 +7,7 @@
 
 mod connection;
 mod deleted;
+mod endpoint;
 mod marker;
 mod purge;
 mod reaper;
@@ -14,6 +15,7 @@ mod upstreams;
 mod worker;
 
 pub use connection::{CacheError, Connection, Reply};
+pub use endpoint::{Endpoint, EndpointError};
 pub use marker::{Marker, Standing};
 pub use purge::purge_guards;
 pub use reaper::Reaper;

@@ -13,15 +13,14 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::connection::text;
-use super::{Abandoned, CacheError, Connection, Fate, Upstreams};
-use crate::config::RedisUrl;
+use super::{Abandoned, CacheError, Connection, Endpoint, Fate, Upstreams};
 use crate::fence::Fence;
 
 /// Ends abandoned fills, one connection's after another's.
 #[derive(Debug)]
 pub struct Reaper {
     /// Where Redis is.
-    pub address: RedisUrl,
+    pub address: Endpoint,
     /// The name of this incarnation.
     pub name: String,
     /// Where the fills are in flight.

@@ -12,9 +12,9 @@ use tracing::{info, warn};
 use super::connection::text;
 use super::deleted::Deleted;
 use super::reaper::kill_predecessors;
-use super::{CacheError, Connection, Marker, Reply, Standing, Upstreams, purge_guards};
+use super::{CacheError, Connection, Endpoint, Marker, Reply, Standing, Upstreams, purge_guards};
 use crate::command::CommandTable;
-use crate::config::{RedisUrl, marker_key};
+use crate::config::marker_key;
 use crate::feed::{CacheJob, Found, GapReason, Identity, Invalidation};
 use crate::fence::{Fence, FillId, GuardId, KeyHash};
 use crate::guard::Guards;
@@ -25,7 +25,7 @@ use crate::position::Lsn;
 #[derive(Clone, Debug)]
 pub struct WorkerSettings {
     /// Where Redis is.
-    pub address: RedisUrl,
+    pub address: Endpoint,
     /// The beginning of the names of all connections of this slot.
     pub slot_name: String,
     /// The name of this incarnation: `slot_name`, a colon, and the incarnation.
@@ -433,7 +433,7 @@ impl Worker {
     }
 }
 
-fn not_connected(address: &RedisUrl) -> CacheError {
+fn not_connected(address: &Endpoint) -> CacheError {
     CacheError::Io { address: address.to_string(), source: std::io::ErrorKind::NotConnected.into() }
 }
 

@@ -30,8 +30,10 @@ pub struct AddressError(pub(super) &'static str);
 
 const LISTEN_FORM: &str = "allowed: \"host:port\" (IPv6 in brackets) or \"unix:PATH\"";
 const TCP_FORM: &str = "allowed: \"host:port\" (IPv6 in brackets)";
-const REDIS_FORM: &str = "allowed: \"redis://[[user]:password@]host[:port][/db]\" or \"unix://[[user]:password@]PATH[?db=N]\", with \
-                          special characters of the user and password percent-encoded";
+const REDIS_FORM: &str = "allowed: \"redis://[[user]:password@]host[:port][/db]\", the same with rediss:// for TLS, or \
+                          \"unix://[[user]:password@]PATH[?db=N]\", with special characters of the user and password \
+                          percent-encoded";
+const MODE_FORM: &str = "allowed: permissions in octal, such as \"0770\", from \"0\" to \"0777\"";
 
 impl Address {
     /// Parses `host:port` or `unix:PATH`, where clients connect.
@@ -48,6 +50,13 @@ impl Address {
     pub fn parse_tcp(text: &str) -> Result<Self, AddressError> {
         is_host_port(text).then(|| Address::Tcp(text.to_owned())).ok_or(AddressError(TCP_FORM))
     }
+}
+
+/// Parses the permissions of a unix socket.
+pub fn socket_mode(text: &str) -> Result<u32, AddressError> {
+    let octal = !text.is_empty() && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| octal && *mode <= 0o777);
+    mode.ok_or(AddressError(MODE_FORM))
 }
 
 fn is_host_port(text: &str) -> bool {
@@ -73,6 +82,8 @@ fn is_host(host: &str) -> bool {
 pub struct RedisUrl {
     /// Where it listens.
     pub address: Address,
+    /// Whether it is spoken to in TLS.
+    pub tls: bool,
     /// The user to authenticate as; Redis's default user when absent.
     pub user: Option<String>,
     /// The password.
@@ -85,7 +96,11 @@ impl fmt::Debug for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let password = self.password.as_ref().map(|_| "***");
         let mut debug = f.debug_struct("RedisUrl");
-        debug.field("address", &self.address).field("user", &self.user).field("password", &password);
+        debug
+            .field("address", &self.address)
+            .field("tls", &self.tls)
+            .field("user", &self.user)
+            .field("password", &password);
         debug.field("db", &self.db).finish()
     }
 }
@@ -94,6 +109,7 @@ impl fmt::Debug for RedisUrl {
 impl fmt::Display for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.address {
+            Address::Tcp(address) if self.tls => write!(f, "rediss://{address}/{}", self.db),
             Address::Tcp(address) => write!(f, "redis://{address}/{}", self.db),
             Address::Unix(path) => write!(f, "unix://{}?db={}", path.display(), self.db),
         }
@@ -101,18 +117,18 @@ impl fmt::Display for RedisUrl {
 }
 
 impl RedisUrl {
-    /// Parses `redis://[[user]:password@]host[:port][/db]` or `unix://[[user]:password@]PATH[?db=N]`.
+    /// Parses `redis://[[user]:password@]host[:port][/db]`, the same with `rediss://`, or
+    /// `unix://[[user]:password@]PATH[?db=N]`.
     pub fn parse(text: &str) -> Result<Self, AddressError> {
-        if text.starts_with("rediss://") {
-            return Err(AddressError(
-                "TLS to Redis (rediss://) is not supported by this version; use redis:// or unix://",
-            ));
-        }
         let wrong = AddressError(REDIS_FORM);
         if let Some(rest) = text.strip_prefix("unix://") {
             return Self::parse_unix(rest).ok_or(wrong);
         }
-        text.strip_prefix("redis://").and_then(Self::parse_tcp).ok_or(wrong)
+        let (rest, tls) = match text.strip_prefix("rediss://") {
+            Some(rest) => (rest, true),
+            None => (text.strip_prefix("redis://").ok_or(wrong.clone())?, false),
+        };
+        Self::parse_tcp(rest, tls).ok_or(wrong)
     }
 
     fn parse_unix(rest: &str) -> Option<Self> {
@@ -126,10 +142,10 @@ impl RedisUrl {
             None if credentials.is_empty() => (None, None),
             None => return None,
         };
-        Some(Self { address: Address::Unix(path.into()), user, password, db })
+        Some(Self { address: Address::Unix(path.into()), tls: false, user, password, db })
     }
 
-    fn parse_tcp(rest: &str) -> Option<Self> {
+    fn parse_tcp(rest: &str, tls: bool) -> Option<Self> {
         let (credentials, place) = rest.rsplit_once('@').map_or((None, rest), |(c, p)| (Some(c), p));
         let (place, db) = match place.split_once('/') {
             None | Some((_, "")) => (place.trim_end_matches('/'), 0),
@@ -138,7 +154,7 @@ impl RedisUrl {
         let with_port = if is_host_port(place) { place.to_owned() } else { format!("{place}:6379") };
         let address = is_host_port(&with_port).then_some(Address::Tcp(with_port))?;
         let (user, password) = credentials.map_or(Some((None, None)), parse_credentials)?;
-        Some(Self { address, user, password, db })
+        Some(Self { address, tls, user, password, db })
     }
 }
 
@@ -250,9 +266,19 @@ mod tests {
         ] {
             assert!(RedisUrl::parse(text).is_err(), "{text}");
         }
-        let error = RedisUrl::parse("rediss://h").expect_err("unsupported").to_string();
-        assert!(error.contains("not supported by this version"), "{error}");
+        let secure = RedisUrl::parse("rediss://:secret@h/2").expect("a URL");
+        assert_eq!((secure.to_string().as_str(), secure.tls), ("rediss://h:6379/2", true));
         assert!(!format!("{:?}", RedisUrl::parse("redis://:secret@h")).contains("secret"));
+    }
+
+    #[test]
+    fn permissions_of_sockets() {
+        for (text, mode) in [("0770", 0o770), ("777", 0o777), ("0", 0)] {
+            assert_eq!(socket_mode(text), Ok(mode));
+        }
+        for text in ["", "0780", "rw", "+770", "1777", "-1"] {
+            assert!(socket_mode(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::address::{Address, RedisUrl, redact};
+use super::address::{Address, RedisUrl, redact, socket_mode};
 use super::schema::Wrong;
 use super::{Config, duration};
 use crate::guard::Guards;
@@ -33,6 +33,11 @@ fn listeners(config: &Config, wrong: &mut Vec<Wrong>) {
             wrong.push(Wrong::new(path, format!("{text:?} is in the list already; remove it")));
         }
     }
+    if let Some(mode) = &config.proxy.unix_socket_mode
+        && let Err(error) = socket_mode(mode)
+    {
+        wrong.push(Wrong::new("proxy.unix_socket_mode", format!("found {mode:?}; {error}")));
+    }
     let admin = &config.admin.listen;
     if let Err(error) = Address::parse_tcp(admin) {
         wrong.push(Wrong::new("admin.listen", format!("found {admin:?}; {error}")));
@@ -45,9 +50,22 @@ fn listeners(config: &Config, wrong: &mut Vec<Wrong>) {
 }
 
 fn redis(config: &Config, wrong: &mut Vec<Wrong>) {
-    if let Err(error) = RedisUrl::parse(&config.redis.url) {
+    let url = RedisUrl::parse(&config.redis.url);
+    if let Err(error) = &url {
         wrong.push(Wrong::new("redis.url", format!("found {:?}; {error}", redact(&config.redis.url))));
     }
+    let Some(tls) = &config.redis.tls else { return };
+    if url.is_ok_and(|url| !url.tls) {
+        let what = "redis.url is without TLS; write it with rediss://, or remove redis.tls";
+        wrong.push(Wrong::new("redis.tls", what));
+    }
+    let missing = match (&tls.cert, &tls.key) {
+        (Some(_), None) => "key",
+        (None, Some(_)) => "cert",
+        _ => return,
+    };
+    let what = "it is missing: a certificate and its key go together";
+    wrong.push(Wrong::new(format!("redis.tls.{missing}"), what));
 }
 
 fn postgres(config: &Config, wrong: &mut Vec<Wrong>) {

@@ -258,11 +258,14 @@ mod tests {
         assert!(
             what("CACHEFENCE_REDIS_URL").starts_with("it names no setting; allowed here: CACHEFENCE_PROXY,")
         );
-        assert!(what("CACHEFENCE_REDIS__URI").ends_with("CACHEFENCE_REDIS__URL, CACHEFENCE_REDIS__UPSTREAM"));
+        assert!(
+            what("CACHEFENCE_REDIS__URI")
+                .ends_with("CACHEFENCE_REDIS__URL, CACHEFENCE_REDIS__UPSTREAM, CACHEFENCE_REDIS__TLS")
+        );
         assert!(what("CACHEFENCE_GUARD__X__TABLE").contains("CACHEFENCE_GUARD__0"));
         assert!(what("CACHEFENCE_REDIS__URL__X").contains("redis.url has no parts"));
         assert!(what("CACHEFENCE_GUARD__2__TABLE").contains("the next is guard[0]"));
-        assert!(what("CACHEFENCE_PROXY__TLS__CERT").contains("tls is not supported by this version"));
+        assert!(what("CACHEFENCE_PROXY__TLS__CA").ends_with("CACHEFENCE_PROXY__TLS__CLIENT_CA"));
         assert!(what("CACHEFENCE_GUARD__0__MAX_TTL").contains("max_ttl is not supported by this version"));
     }
 

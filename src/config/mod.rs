@@ -18,12 +18,13 @@ pub fn marker_key(slot: &str) -> String {
 mod tests;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
 
 pub(crate) use address::percent_decoded;
-pub use address::{Address, AddressError, RedisUrl, redact};
+pub use address::{Address, AddressError, RedisUrl, redact, socket_mode};
 pub use load::{ConfigError, Place, Problem};
 
 /// All settings, checked.
@@ -64,6 +65,28 @@ pub struct Proxy {
     pub max_clients: usize,
     /// Runtime threads that serve clients; 0 is one per core.
     pub threads: usize,
+    /// TLS towards clients, on every TCP address.
+    pub tls: Option<ProxyTls>,
+    /// How long a TCP connection, of a client or to Redis, is quiet before the peer is asked whether it is there; 0
+    /// is never.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub tcp_keepalive: Duration,
+    /// Every TCP connection begins with a PROXY protocol v2 header.
+    pub proxy_protocol: bool,
+    /// The permissions of unix sockets, in octal; as the umask has it when absent.
+    pub unix_socket_mode: Option<String>,
+}
+
+/// `proxy.tls`: files in PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProxyTls {
+    /// The certificate, and those between it and the CA.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// CAs of which every client must show a certificate; absent: none is asked for.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// Whether the proxy acts or only counts.
@@ -80,11 +103,28 @@ pub enum Mode {
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Redis {
-    /// `redis://[[user]:password@]host[:port][/db]` or `unix://[[user]:password@]PATH[?db=N]`. The credentials are for the proxy's own
-    /// connections; guards apply to this db.
+    /// `redis://[[user]:password@]host[:port][/db]`, the same with `rediss://` for TLS, or
+    /// `unix://[[user]:password@]PATH[?db=N]`. The credentials are for the proxy's own connections; guards apply to
+    /// this db.
     pub url: String,
     /// Whether clients share upstream connections.
     pub upstream: Upstream,
+    /// For `rediss://`.
+    pub tls: Option<RedisTls>,
+}
+
+/// `redis.tls`: files in PEM.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RedisTls {
+    /// CAs of which Redis must show a certificate; absent: those of the system.
+    pub ca: Option<PathBuf>,
+    /// The certificate that is shown to Redis, if any.
+    pub cert: Option<PathBuf>,
+    /// Its private key.
+    pub key: Option<PathBuf>,
+    /// The name that Redis's certificate must be for; absent: the URL's host.
+    pub server_name: Option<String>,
 }
 
 /// How clients' commands reach Redis.
@@ -284,7 +324,11 @@ pub struct Admin {
 // By hand, so that no log line can print a password.
 impl fmt::Debug for Redis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Redis").field("url", &redact(&self.url)).field("upstream", &self.upstream).finish()
+        f.debug_struct("Redis")
+            .field("url", &redact(&self.url))
+            .field("upstream", &self.upstream)
+            .field("tls", &self.tls)
+            .finish()
     }
 }
 
@@ -311,13 +355,22 @@ impl fmt::Debug for Source {
 
 impl Default for Proxy {
     fn default() -> Self {
-        Self { listen: vec!["127.0.0.1:6380".into()], mode: Mode::Enforce, max_clients: 10_000, threads: 0 }
+        Self {
+            listen: vec!["127.0.0.1:6380".into()],
+            mode: Mode::Enforce,
+            max_clients: 10_000,
+            threads: 0,
+            tls: None,
+            tcp_keepalive: Duration::from_secs(300),
+            proxy_protocol: false,
+            unix_socket_mode: None,
+        }
     }
 }
 
 impl Default for Redis {
     fn default() -> Self {
-        Self { url: "redis://127.0.0.1:6379/0".into(), upstream: Upstream::Shared }
+        Self { url: "redis://127.0.0.1:6379/0".into(), upstream: Upstream::Shared, tls: None }
     }
 }
 

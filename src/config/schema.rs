@@ -13,7 +13,7 @@ use super::duration;
 /// A place in the tree of settings.
 #[derive(Debug)]
 pub(super) enum Node {
-    /// A table with these settings, and those that have to be there.
+    /// A table with these settings, and those that have to be there: so has a table of which one has to.
     Table { settings: &'static [(&'static str, Node)], required: &'static [&'static str] },
     /// A list of tables.
     List(&'static Node),
@@ -32,6 +32,8 @@ pub(super) enum Kind {
     Texts,
     /// A whole number in this range.
     Count(i64, i64),
+    /// `true` or `false`.
+    Switch,
     /// A duration in this range.
     Duration(Duration, Duration),
     /// One of these; and those that a later version has.
@@ -41,6 +43,8 @@ pub(super) enum Kind {
 const MILLISECOND: Duration = Duration::from_millis(1);
 /// Redis's and Postgres's timers are far from overflow up to here, and nobody means more.
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
+/// Linux takes no more than 32767 s.
+const LONGEST_KEEPALIVE: Duration = Duration::from_secs(9 * 3_600);
 const TIME: Node = Node::Leaf(Kind::Duration(MILLISECOND, YEAR));
 const TEXT: Node = Node::Leaf(Kind::Text);
 const URL: Node = Node::Leaf(Kind::Url);
@@ -55,18 +59,36 @@ const fn table(settings: &'static [(&'static str, Node)]) -> Node {
 }
 
 /// All settings.
-pub(super) static ROOT: Node = table(&[
+pub(super) static ROOT: Node = Node::Table { settings: &SETTINGS, required: &["postgres"] };
+
+static SETTINGS: [(&str, Node); 7] = [
     (
         "proxy",
         table(&[
             ("listen", TEXTS),
-            ("tls", Node::Unsupported),
             ("mode", choice(&["enforce", "observe"], &[])),
             ("max_clients", Node::Leaf(Kind::Count(1, 1_000_000))),
             ("threads", Node::Leaf(Kind::Count(0, 1_024))),
+            (
+                "tls",
+                Node::Table {
+                    settings: &[("cert", TEXT), ("key", TEXT), ("client_ca", TEXT)],
+                    required: &["cert", "key"],
+                },
+            ),
+            ("tcp_keepalive", Node::Leaf(Kind::Duration(Duration::ZERO, LONGEST_KEEPALIVE))),
+            ("proxy_protocol", Node::Leaf(Kind::Switch)),
+            ("unix_socket_mode", TEXT),
         ]),
     ),
-    ("redis", table(&[("url", URL), ("upstream", choice(&["shared", "pinned"], &[]))])),
+    (
+        "redis",
+        table(&[
+            ("url", URL),
+            ("upstream", choice(&["shared", "pinned"], &[])),
+            ("tls", table(&[("ca", TEXT), ("cert", TEXT), ("key", TEXT), ("server_name", TEXT)])),
+        ]),
+    ),
     (
         "postgres",
         Node::Table {
@@ -95,7 +117,7 @@ pub(super) static ROOT: Node = table(&[
     ),
     ("guard", Node::List(&GUARD)),
     ("admin", table(&[("listen", TEXT)])),
-]);
+];
 
 static GUARD: Node = Node::Table {
     settings: &[
@@ -191,13 +213,12 @@ fn check_table(
             }
         }
     }
-    for (name, node) in settings.iter().filter(|(name, _)| !table.contains_key(*name)) {
-        if required.contains(name) {
-            wrong.push(Wrong::new(join(path, name), "it is missing, and has no default"));
-        }
-        // An absent table may lack a setting that has to be there.
-        if matches!(node, Node::Table { .. }) {
-            node.check(&join(path, name), &Value::Table(Table::new()), wrong);
+    let absent = |name: &str| required.contains(&name) && !table.contains_key(name);
+    for (name, node) in settings.iter().filter(|(name, _)| absent(name)) {
+        match node {
+            // What it lacks says more than that it is not there.
+            Node::Table { .. } => node.check(&join(path, name), &Value::Table(Table::new()), wrong),
+            _ => wrong.push(Wrong::new(join(path, name), "it is missing, and has no default")),
         }
     }
 }
@@ -207,6 +228,7 @@ impl Kind {
     pub(super) fn fits(&self, value: &Value) -> bool {
         match self {
             Kind::Count(..) => value.is_integer(),
+            Kind::Switch => value.is_bool(),
             Kind::Texts => value.as_array().is_some_and(|values| values.iter().all(Value::is_str)),
             Kind::Text | Kind::Url | Kind::Duration(..) | Kind::Choice(..) => value.is_str(),
         }
@@ -222,6 +244,7 @@ impl Kind {
                 let good = value.as_integer().is_some_and(|n| (*min..=*max).contains(&n));
                 (!good).then(|| found(value, &format!("a whole number from {min} to {max}")))
             }
+            Kind::Switch => (!self.fits(value)).then(|| found(value, "true, false")),
             Kind::Duration(min, max) => {
                 let read = value.as_str().and_then(duration::parse);
                 let allowed = format!(

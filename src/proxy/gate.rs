@@ -9,9 +9,9 @@ use arc_swap::ArcSwap;
 use tracing::debug;
 
 use super::expect::GuardedKey;
-use crate::cache::{AbandonedFill, CacheState, Upstreams};
+use crate::cache::{AbandonedFill, CacheState, Endpoint, Upstreams};
 use crate::command::{CommandTable, FillForm};
-use crate::config::{self, LostFills, LostReads, RedisUrl};
+use crate::config::{self, LostFills, LostReads};
 use crate::feed::FeedState;
 use crate::fence::{
     ConnId, Evidence, Fence, Fill, FillId, LeaseRule, Millis, Ruling, Stale, Unproven, Verdict,
@@ -37,7 +37,7 @@ pub struct Gate {
     /// The connections that carry fills.
     pub upstreams: Arc<Upstreams>,
     /// Where Redis is.
-    pub address: RedisUrl,
+    pub address: Endpoint,
     /// Judge and count; change nothing.
     pub observe: bool,
     /// The origin of the fence's clock.

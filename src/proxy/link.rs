@@ -296,7 +296,7 @@ impl Link {
         let why = match timeout(CONNECT_TIMEOUT, self.gate.address.connect()).await {
             Ok(Ok(stream)) => self.serve(stream).await,
             Ok(Err(error)) => error.to_string(),
-            Err(_) => "no answer to the connection request".to_owned(),
+            Err(_) => "no answer to the connection request, or to the TLS handshake".to_owned(),
         };
         self.end(&why);
     }

@@ -1,17 +1,22 @@
 //! Where clients connect.
 
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use thiserror::Error;
-use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::time::sleep;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use super::threads::{Accepted, Threads};
+use super::greeting::Accepted;
+use super::threads::Threads;
+
+/// Connections that wait to be accepted, as tokio has it.
+const BACKLOG: i32 = 1024;
 
 /// An address that cannot be listened on.
 #[derive(Debug, Error)]
@@ -32,15 +37,12 @@ pub enum Listener {
     Unix(UnixListener, PathBuf),
 }
 
-/// What Redis says to one client too many.
-const TOO_MANY: &[u8] = b"-ERR max number of clients reached\r\n";
-
 impl Listener {
-    /// Listens on `host:port` or `unix:PATH`.
+    /// Listens on `host:port` or `unix:PATH`, which gets these permissions, or those that the umask leaves.
     ///
     /// # Errors
     /// When the operating system refuses.
-    pub async fn bind(address: &str) -> Result<Self, ListenError> {
+    pub async fn bind(address: &str, socket_mode: Option<u32>) -> Result<Self, ListenError> {
         let error = |source| ListenError { address: address.to_owned(), source };
         let Some(path) = address.strip_prefix("unix:") else {
             return TcpListener::bind(address).await.map(Self::Tcp).map_err(error);
@@ -51,8 +53,11 @@ impl Listener {
         {
             std::fs::remove_file(path).map_err(error)?;
         }
-        let listener = UnixListener::bind(path).map_err(error)?;
-        Ok(Self::Unix(listener, path.into()))
+        let listener = match socket_mode {
+            Some(mode) => bind_with_mode(path, mode),
+            None => UnixListener::bind(path),
+        };
+        Ok(Self::Unix(listener.map_err(error)?, path.into()))
     }
 
     /// Accepts clients and gives them to the threads, until it is dropped.
@@ -69,7 +74,11 @@ impl Listener {
                 }
             };
             if threads.clients() >= max_clients {
-                refuse(accepted).await;
+                let from = accepted.from();
+                debug!(client = %from, "one client too many");
+                if let Err(error) = threads.greeting().refuse(accepted).await {
+                    warn!(%error, "cannot refuse a client in words");
+                }
             } else {
                 threads.serve(accepted);
             }
@@ -87,12 +96,24 @@ impl Listener {
     }
 
     async fn accept(&self) -> io::Result<Accepted> {
-        // Handed over without a runtime of its own: the serving thread has another one.
         Ok(match self {
-            Self::Tcp(listener) => Accepted::Tcp(listener.accept().await?.0.into_std()?),
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                Accepted::Tcp(stream.into_std()?, address)
+            }
             Self::Unix(listener, _) => Accepted::Unix(listener.accept().await?.0.into_std()?),
         })
     }
+}
+
+/// Nobody can connect before the permissions are right: connections are taken after that only.
+fn bind_with_mode(path: &str, mode: u32) -> io::Result<UnixListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    listen(&socket, BACKLOG)?;
+    UnixListener::from_std(socket.into())
 }
 
 impl Drop for Listener {
@@ -101,22 +122,5 @@ impl Drop for Listener {
             // Somebody else's job if it fails: the next start removes it.
             let _ = std::fs::remove_file(path);
         }
-    }
-}
-
-async fn refuse(accepted: Accepted) {
-    // As much as fits the socket's empty buffer, which it does; nobody waits for this client.
-    let told = match accepted {
-        Accepted::Tcp(stream) => match tokio::net::TcpStream::from_std(stream) {
-            Ok(mut stream) => stream.write_all(TOO_MANY).await,
-            Err(error) => Err(error),
-        },
-        Accepted::Unix(stream) => match tokio::net::UnixStream::from_std(stream) {
-            Ok(mut stream) => stream.write_all(TOO_MANY).await,
-            Err(error) => Err(error),
-        },
-    };
-    if let Err(error) = told {
-        warn!(%error, "cannot refuse a client in words");
     }
 }

@@ -7,27 +7,17 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::{LocalSet, spawn_local};
 use tracing::{debug, warn};
 
 use super::client::Client;
 use super::gate::Gate;
+use super::greeting::{Accepted, Greeting};
 use super::route::Links;
 use super::session::Session;
 use crate::config::Upstream;
 use crate::fence::ConnId;
-use crate::transport::Transport;
-
-/// An accepted connection, on its way to the thread that will serve it.
-#[derive(Debug)]
-pub enum Accepted {
-    /// TCP.
-    Tcp(std::net::TcpStream),
-    /// A unix socket.
-    Unix(std::os::unix::net::UnixStream),
-}
 
 /// How often connections that nobody uses are looked for.
 const TIDY_INTERVAL: Duration = Duration::from_secs(5);
@@ -41,6 +31,7 @@ struct Worker {
 /// The threads that serve clients.
 pub struct Threads {
     workers: Vec<Worker>,
+    greeting: Arc<Greeting>,
 }
 
 impl Threads {
@@ -48,20 +39,32 @@ impl Threads {
     ///
     /// # Errors
     /// When the operating system gives no thread.
-    pub fn start(gate: &Arc<Gate>, mode: Upstream, count: usize) -> io::Result<Self> {
+    pub fn start(gate: &Arc<Gate>, greeting: Greeting, mode: Upstream, count: usize) -> io::Result<Self> {
+        let greeting = Arc::new(greeting);
         // 0 is the client of links that introduce themselves.
         let next = Arc::new(AtomicU64::new(1));
         let worker = |n| {
             let (clients, accepted) = mpsc::unbounded_channel();
             let serving = Arc::new(AtomicUsize::new(0));
-            let thread = Thread { gate: gate.clone(), mode, next: next.clone(), serving: serving.clone() };
+            let thread = Thread {
+                gate: gate.clone(),
+                greeting: greeting.clone(),
+                mode,
+                next: next.clone(),
+                serving: serving.clone(),
+            };
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             thread::Builder::new()
                 .name(format!("clients-{n}"))
                 .spawn(move || LocalSet::new().block_on(&runtime, thread.run(accepted)))?;
             Ok(Worker { clients, serving })
         };
-        Ok(Self { workers: (0..count.max(1)).map(worker).collect::<io::Result<_>>()? })
+        Ok(Self { workers: (0..count.max(1)).map(worker).collect::<io::Result<_>>()?, greeting })
+    }
+
+    /// How clients are received.
+    pub fn greeting(&self) -> &Greeting {
+        &self.greeting
     }
 
     /// How many clients are being served.
@@ -83,6 +86,7 @@ impl Threads {
 
 struct Thread {
     gate: Arc<Gate>,
+    greeting: Arc<Greeting>,
     mode: Upstream,
     next: Arc<AtomicU64>,
     serving: Arc<AtomicUsize>,
@@ -103,26 +107,27 @@ impl Thread {
             let Some(accepted) = accepted else { return };
             let serving = Serving { count: self.serving.clone(), gate: self.gate.clone() };
             self.gate.metrics.clients.inc();
-            let stream = match transport(accepted) {
-                Ok(stream) => stream,
-                Err(error) => {
-                    debug!(%error, "a client was gone before it was served");
-                    continue;
-                }
-            };
-            let client = Rc::new(Client::new(ConnId(self.next.fetch_add(1, Ordering::Relaxed))));
-            let session = Session::new(self.gate.clone(), links.clone(), client, stream);
+            let id = ConnId(self.next.fetch_add(1, Ordering::Relaxed));
+            let (gate, greeting, links) = (self.gate.clone(), self.greeting.clone(), links.clone());
+            // Nobody else waits while a client is received.
             spawn_local(async move {
-                if let Err(error) = session.run().await {
-                    debug!(%error, "client lost");
+                let from = accepted.from();
+                let (stream, address) = match greeting.receive(accepted).await {
+                    Ok(received) => received,
+                    Err(error) => return debug!(client = %from, %error, "client not received"),
+                };
+                debug!(client = %address, "client connected");
+                let session = Session::new(gate, links, Rc::new(Client::new(id)), stream.holding(serving));
+                match session.run().await {
+                    Ok(()) => debug!(client = %address, "client gone"),
+                    Err(error) => debug!(client = %address, %error, "client lost"),
                 }
-                drop(serving);
             });
         }
     }
 }
 
-/// Counts a client for as long as it is served, however that ends.
+/// Counts a client until its socket is closed, however that happens.
 struct Serving {
     count: Arc<AtomicUsize>,
     gate: Arc<Gate>,
@@ -133,11 +138,4 @@ impl Drop for Serving {
         self.count.fetch_sub(1, Ordering::Relaxed);
         self.gate.metrics.clients.dec();
     }
-}
-
-fn transport(accepted: Accepted) -> io::Result<Transport> {
-    Ok(match accepted {
-        Accepted::Tcp(stream) => Transport::tcp(TcpStream::from_std(stream)?),
-        Accepted::Unix(stream) => Transport::Unix(UnixStream::from_std(stream)?),
-    })
 }

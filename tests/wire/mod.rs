@@ -9,7 +9,7 @@ use cachefence::demo::servers::{
     Cachefence, Postgres, PrimaryOptions, Redis, RedisOptions, config, wait_until,
 };
 use cachefence::resp::ReplyScanner;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 pub type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -124,48 +124,42 @@ pub async fn settled(postgres: &Postgres, proxy: &Cachefence) -> Outcome {
     Ok(())
 }
 
-/// Either kind of socket.
-enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
+/// Any kind of connection.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// A connection that shows replies as they came.
 pub struct Wire {
-    stream: Stream,
+    stream: Box<dyn Duplex>,
     received: Vec<u8>,
 }
 
 impl Wire {
     /// Connects to `host:port` or `unix:PATH`.
     pub async fn connect(address: &str) -> Fallible<Self> {
-        let stream = match address.strip_prefix("unix:") {
-            Some(path) => Stream::Unix(UnixStream::connect(path).await?),
-            None => {
-                let stream = TcpStream::connect(address).await?;
-                stream.set_nodelay(true)?;
-                Stream::Tcp(stream)
-            }
-        };
-        Ok(Self { stream, received: Vec::new() })
+        if let Some(path) = address.strip_prefix("unix:") {
+            return Ok(Self::over(UnixStream::connect(path).await?));
+        }
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self::over(stream))
+    }
+
+    /// Over a connection that is there.
+    pub fn over(stream: impl Duplex + 'static) -> Self {
+        Self { stream: Box::new(stream), received: Vec::new() }
     }
 
     /// Sends bytes.
     pub async fn send(&mut self, bytes: &[u8]) -> Fallible<()> {
-        match &mut self.stream {
-            Stream::Tcp(stream) => stream.write_all(bytes).await?,
-            Stream::Unix(stream) => stream.write_all(bytes).await?,
-        }
-        Ok(())
+        self.stream.write_all(bytes).await?;
+        Ok(self.stream.flush().await?)
     }
 
     /// Says that nothing more will be sent.
     pub async fn finish(&mut self) -> Fallible<()> {
-        match &mut self.stream {
-            Stream::Tcp(stream) => stream.shutdown().await?,
-            Stream::Unix(stream) => stream.shutdown().await?,
-        }
-        Ok(())
+        Ok(self.stream.shutdown().await?)
     }
 
     /// The bytes of the next reply.
@@ -214,14 +208,7 @@ impl Wire {
     }
 
     async fn read(&mut self) -> Fallible<usize> {
-        let received = &mut self.received;
-        let read = async {
-            match &mut self.stream {
-                Stream::Tcp(stream) => stream.read_buf(received).await,
-                Stream::Unix(stream) => stream.read_buf(received).await,
-            }
-        };
-        match tokio::time::timeout(PATIENCE, read).await? {
+        match tokio::time::timeout(PATIENCE, self.stream.read_buf(&mut self.received)).await? {
             Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(0),
             read => Ok(read?),
         }

@@ -33,6 +33,7 @@ pub struct Cachefence {
     process: Option<Process>,
     dir: TempDir,
     binary: PathBuf,
+    log_filter: Option<String>,
     listen: String,
     admin: String,
 }
@@ -55,11 +56,27 @@ impl Cachefence {
 
     /// Starts the proxy and does not wait: for when Redis or Postgres is away.
     pub fn launch(binary: &Path, settings: &str) -> Result<Self, ServerError> {
+        Self::launch_logging(binary, settings, None)
+    }
+
+    /// [`Cachefence::launch`] with a filter for what is logged.
+    pub fn launch_logging(
+        binary: &Path,
+        settings: &str,
+        log_filter: Option<&str>,
+    ) -> Result<Self, ServerError> {
         let dir = temporary("cachefence-proxy-")?;
         let (settings, listen, admin) = with_ports(settings)?;
         let path = dir.path().join("cachefence.toml");
         std::fs::write(&path, settings).map_err(ServerError::io(format!("write {}", path.display())))?;
-        let mut proxy = Self { process: None, dir, binary: binary.to_owned(), listen, admin };
+        let mut proxy = Self {
+            process: None,
+            dir,
+            binary: binary.to_owned(),
+            log_filter: log_filter.map(str::to_owned),
+            listen,
+            admin,
+        };
         proxy.spawn()?;
         Ok(proxy)
     }
@@ -185,6 +202,7 @@ impl Cachefence {
                 command.env_remove(variable);
             }
         }
+        command.envs(self.log_filter.as_ref().map(|filter| ("CACHEFENCE_LOG", filter)));
         self.process = Some(Process::spawn(&mut command, &log_file(&self.dir), Signal::TERM)?);
         Ok(())
     }
