@@ -26,7 +26,7 @@ async fn a_malformed_frame_ends_that_client_only() -> Outcome {
         (b"*99999999999999999999\r\n", "invalid multibulk length"),
         (b"* 1\r\n", "invalid multibulk length"),
         (b"*1\r\n:1\r\n", "expected '$', got ':'"),
-        (b"*1\r\n\r\n", "expected '$', got '\\r'"),
+        (b"*1\r\n\r\n", "expected '$', got ' '"),
         (b"*2\r\n$3\r\nGET\r\n+k\r\n", "expected '$', got '+'"),
         (b"*1\r\n$-1\r\n", "invalid bulk length"),
         (b"*1\r\n$x\r\n", "invalid bulk length"),
@@ -43,6 +43,11 @@ async fn a_malformed_frame_ends_that_client_only() -> Outcome {
         wire.send(frame).await?;
         let rest = String::from_utf8_lossy(&wire.rest().await?).into_owned();
         assert_eq!(rest, format!("+PONG\r\n-ERR Protocol error: {error}\r\n"));
+        // In Redis's words.
+        let mut direct = Wire::connect(&stand.redis.address()).await?;
+        direct.send(b"*1\r\n$4\r\nPING\r\n").await?;
+        direct.send(frame).await?;
+        assert_eq!(rest, String::from_utf8_lossy(&direct.rest().await?));
         assert_eq!(other.cmd(&["PING"]).await?, Reply::Simple("PONG".into()));
     }
     other.cmd(&["RPUSH", "q", "x"]).await?;
