@@ -130,6 +130,34 @@ async fn a_login_is_one_clients_own() -> Outcome {
     Ok(())
 }
 
+/// What a user may not do changes nothing, and so ends nothing.
+#[tokio::test]
+async fn a_command_that_is_denied_leaves_no_state() -> Outcome {
+    for stand in stands().await? {
+        let mut direct = stand.redis.client().await?;
+        direct.cmd(&["ACL", "SETUSER", "reader", "on", ">one", "~*", "+@read", "+echo"]).await?;
+        let mut client = wire(&stand).await?;
+        assert_eq!(client.cmd("AUTH reader one").await?, "+OK\r\n");
+        let all =
+            ["MULTI", "DISCARD", "UNWATCH", "BZPOPMIN z 0.001", "WATCH k", "CLIENT TRACKING ON", "HGETALL h"];
+        let bytes: Vec<u8> =
+            all.iter().flat_map(|line| encode(&line.split(' ').collect::<Vec<_>>())).collect();
+        client.send(&bytes).await?;
+        for line in &all[..all.len() - 1] {
+            assert!(client.reply().await?.starts_with(b"-NOPERM"), "{line}");
+        }
+        assert_eq!(client.reply().await?, b"*0\r\n");
+        let large = "x".repeat(70_000);
+        assert_eq!(client.cmd(&format!("ECHO {large}")).await?.len(), 70_000 + b"$70000\r\n\r\n".len());
+        // A RESET that is asked for without an answer has none.
+        client.send(&[encode(&["CLIENT", "REPLY", "SKIP"]), encode(&["RESET"])].concat()).await?;
+        assert_eq!(client.cmd("ACL WHOAMI").await?, "$7\r\ndefault\r\n");
+        assert!(client.cmd("HELLO 2 AUTH reader wrong SETNAME other").await?.starts_with("-WRONGPASS"));
+        assert_eq!(client.cmd("CLIENT GETNAME").await?, "$-1\r\n");
+    }
+    Ok(())
+}
+
 /// Redis closes the connections of a user that is deleted; here as well nobody goes on in that name.
 #[tokio::test]
 async fn a_deleted_user_is_gone() -> Outcome {

@@ -281,6 +281,11 @@ impl CommandTable {
             }
     }
 
+    /// Whether the server, or the proxy, has this command in this container.
+    pub fn knows(&self, container: &[u8], name: &[u8]) -> bool {
+        self.entry(&[container, b"|", name]).is_some()
+    }
+
     /// An entry by the parts of its name, in any case.
     fn entry(&self, parts: &[&[u8]]) -> Option<&Entry> {
         let mut name = [0; MAX_NAME];

@@ -101,12 +101,17 @@ impl Session {
         Step::Done
     }
 
+    /// A command of this kind that the proxy does not understand. Most likely Redis has an error for it; if it has not,
+    /// nobody knows what the connection is now.
+    fn forward_strange(&mut self, arguments: Arguments<'_>) -> Step {
+        self.forward_state(arguments, Meaning::Holds(Held::FOR_GOOD, true))
+    }
+
     /// `SELECT db`
     pub(super) fn select(&mut self, arguments: Arguments<'_>) -> Step {
         let db = arguments.get(1).and_then(integer).and_then(|db| u32::try_from(db).ok());
         let (Some(db), 2) = (db, arguments.len()) else {
-            // An error, in Redis's words.
-            return self.forward(arguments, false, Meaning::None);
+            return self.forward_strange(arguments);
         };
         let change = Change { db: Some(db), ..Change::default() };
         self.negotiate(|out| out.extend_from_slice(arguments.bytes()), change)
@@ -118,7 +123,7 @@ impl Session {
         let login = match (arguments.len(), bytes(1), bytes(2)) {
             (2, Some(password), _) => Login { user: None, password },
             (3, user, Some(password)) => Login { user, password },
-            _ => return self.forward(arguments, false, Meaning::None),
+            _ => return self.forward_strange(arguments),
         };
         let change = Change { login: Some(Rc::new(login)), ..Change::default() };
         self.negotiate(|out| out.extend_from_slice(arguments.bytes()), change)
@@ -132,8 +137,7 @@ impl Session {
         let mut change = match integer(version) {
             Some(2) => Change { protocol: Some(Protocol::Resp2), ..Change::default() },
             Some(3) => Change { protocol: Some(Protocol::Resp3), ..Change::default() },
-            // An error, in Redis's words.
-            _ => return self.forward(arguments, false, Meaning::None),
+            _ => return self.forward_strange(arguments),
         };
         let mut request = BytesMut::new();
         let mut n = 2;
@@ -148,8 +152,7 @@ impl Session {
                     change.name = Some(Bytes::copy_from_slice(name));
                     n += 2;
                 }
-                // As it came, Redis refuses it before it does anything.
-                _ => return self.forward(arguments, false, Meaning::None),
+                _ => return self.forward_strange(arguments),
             }
         }
         // The name stays with the proxy: Redis knows the connection by ours.

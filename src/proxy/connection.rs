@@ -18,7 +18,9 @@ impl Session {
         let held = match arguments.len() {
             3 if is(1, b"SETNAME") => return self.set_name(arguments),
             2 if is(1, b"GETNAME") => return self.get_name(),
-            4 if is(1, b"SETINFO") => return self.set_info(arguments),
+            4 if is(1, b"SETINFO") && self.gate.commands.load().knows(b"CLIENT", b"SETINFO") => {
+                return self.set_info(arguments);
+            }
             3 if is(1, b"REPLY") => return self.client_reply(arguments),
             // Others may speak of the connection by its id from now on.
             2 if is(1, b"ID") || is(1, b"INFO") => Held::FOR_GOOD,
@@ -97,7 +99,7 @@ impl Session {
         if self.client.outstanding() > 0 {
             return Step::Wait;
         }
-        let keeps = self.keeps_pin();
+        let (keeps, skipped) = (self.keeps_pin(), self.replies == Replies::SkipNext);
         if let Some(pin) = self.pin.take() {
             if keeps {
                 // Not the client's any more: its end is none of the client's business.
@@ -111,7 +113,7 @@ impl Session {
         (self.watching, self.monitoring, self.barrier, self.blocking) = (false, false, false, false);
         (self.replies, self.muted) = (Replies::On, false);
         self.client.forget();
-        self.own("+RESET\r\n")
+        if skipped { Step::Done } else { self.own("+RESET\r\n") }
     }
 
     /// `QUIT`

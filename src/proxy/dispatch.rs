@@ -60,10 +60,10 @@ impl Session {
             }
             Command::Unwatch => {
                 // One that Redis finds wrong ends nothing.
-                let right = arguments.len() == 1;
+                let ends = self.watching && arguments.len() == 1;
                 let step =
-                    self.forward(arguments, false, if right { Meaning::Cleared } else { Meaning::None });
-                self.watching &= step == Step::Wait || !right;
+                    self.forward(arguments, false, if ends { Meaning::Cleared } else { Meaning::None });
+                self.watching &= step == Step::Wait || !ends;
                 step
             }
             // Without a MULTI these are errors, in Redis's words.

@@ -234,7 +234,11 @@ impl Link {
                 self.executed(&client, executed(reply), db);
             }
             Meaning::Begun => self.begun.set(Some(!error)),
-            Meaning::Cleared => self.tainted.set(self.tainted.get() || error),
+            // Where there was no MULTI, there is nothing to end.
+            Meaning::Cleared => {
+                let stays = error && self.begun.get() != Some(false);
+                self.tainted.set(self.tainted.get() || stays);
+            }
             // An error in place of all confirmations.
             Meaning::Subscribed(_) => {}
         }
