@@ -4,9 +4,9 @@
 //! those of its units that can run against a server that is there already, unit by unit and each on fresh servers,
 //! and compares which of their tests passed. A test that differs has to be in `tests/redis_suite.txt` with a reason.
 
-mod wire;
 #[path = "wire/pair.rs"]
 mod pair;
+mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -97,7 +97,8 @@ struct Found {
 impl Found {
     /// What both runs found.
     fn confirmed_by(self, again: Found) -> Found {
-        let differences = again.differences.into_iter().filter(|(test, _)| self.differences.contains_key(test));
+        let differences =
+            again.differences.into_iter().filter(|(test, _)| self.differences.contains_key(test));
         Found { differences: differences.collect(), ..again }
     }
 }
@@ -163,7 +164,14 @@ fn run(suite: &Path, unit: &str, side: &Side) -> Fallible<Results> {
         command.args(["--host", "127.0.0.1", "--port", &side.port.to_string(), "--single", unit]);
         // The cases that need a second server, or gigabytes, are left out by the suite itself. A test that throws
         // must not end the others.
-        command.args(["--tags", "-cluster -large-memory -slow", "--durable", "--verbose", "--timeout", HANGS]);
+        command.args([
+            "--tags",
+            "-cluster -large-memory -slow",
+            "--durable",
+            "--verbose",
+            "--timeout",
+            HANGS,
+        ]);
         for test in &hanging {
             command.args(["--skiptest", test]);
         }

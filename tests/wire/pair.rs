@@ -46,3 +46,9 @@ pub async fn server_version(redis: &Redis) -> Fallible<String> {
         None => format!("Redis {}", of("redis_version").unwrap_or("?")),
     })
 }
+
+/// Whether the proxy speaks RESP3.
+pub async fn speaks_resp3(proxy: &Cachefence) -> Fallible<bool> {
+    let mut wire = Wire::connect(proxy.address()).await?;
+    Ok(wire.cmd("HELLO 3").await?.starts_with('%'))
+}
