@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use cachefence::demo::servers::{Postgres, RedisOptions};
-use pair::{Pair, server_version};
+use pair::{Pair, server_version, speaks_resp3};
 use wire::{Fallible, Outcome, postgres};
 
 /// The differences that are known: `unit: test: reason`, with a `|` between.
@@ -21,6 +21,10 @@ const KNOWN: &str = include_str!("redis_suite.txt");
 
 /// Seconds without any progress after which a test counts as hanging.
 const HANGS: &str = "60";
+
+/// What the suite leaves out on both sides, besides what it knows to need a server of its own.
+const DENY: &str = "-cluster -large-memory -slow";
+const DENY_RESP3: &str = "-cluster -large-memory -slow -resp3";
 
 /// Hanging tests of one unit, after which the rest of it is given up.
 const MAX_HANGS: usize = 12;
@@ -35,6 +39,8 @@ struct Side {
     port: u16,
     /// Where the output goes.
     logs: PathBuf,
+    /// What the suite shall not run.
+    deny: &'static str,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -116,7 +122,9 @@ async fn differences(
     let pair = Pair::with(options, postgres, slot, &[]).await?;
     let version = server_version(&pair.direct).await?;
     let logs = Path::new(env!("CARGO_TARGET_TMPDIR")).join("redis-suite").join(version.replace(' ', "-"));
-    let side = |name, port| Side { name, port, logs: logs.clone() };
+    // One test that asks for RESP3 in vain takes the rest of its unit with it.
+    let deny = if speaks_resp3(&pair.proxy).await? { DENY } else { DENY_RESP3 };
+    let side = |name, port| Side { name, port, logs: logs.clone(), deny };
     let run = |side: Side| {
         let (suite, unit) = (suite.to_owned(), unit.to_owned());
         tokio::task::spawn_blocking(move || run(&suite, &unit, &side).map_err(|error| error.to_string()))
@@ -166,7 +174,7 @@ fn run(suite: &Path, unit: &str, side: &Side) -> Fallible<Results> {
         // must not end the others.
         command.args([
             "--tags",
-            "-cluster -large-memory -slow",
+            side.deny,
             "--durable",
             "--verbose",
             "--timeout",
