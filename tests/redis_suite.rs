@@ -37,6 +37,8 @@ type Results = BTreeMap<String, Result<(), String>>;
 struct Side {
     name: &'static str,
     port: u16,
+    /// Where the suite looks for ports for itself.
+    base: u16,
     /// Where the output goes.
     logs: PathBuf,
     /// What the suite shall not run.
@@ -87,7 +89,8 @@ fn units(suite: &Path, chosen: &str) -> Fallible<Vec<String>> {
 
 fn runner(suite: &Path) -> Command {
     let mut command = Command::new("tclsh");
-    command.current_dir(suite).arg("tests/test_helper.tcl").stdin(Stdio::null());
+    let helper = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/redis_suite.tcl");
+    command.current_dir(suite).arg(helper).stdin(Stdio::null());
     command
 }
 
@@ -124,7 +127,10 @@ async fn differences(
     let logs = Path::new(env!("CARGO_TARGET_TMPDIR")).join("redis-suite").join(version.replace(' ', "-"));
     // One test that asks for RESP3 in vain takes the rest of its unit with it.
     let deny = if speaks_resp3(&pair.proxy).await? { DENY } else { DENY_RESP3 };
-    let side = |name, port| Side { name, port, logs: logs.clone(), deny };
+    let side = |name, port| {
+        let base = if name == "straight" { 21111 } else { 21211 };
+        Side { name, port, base, logs: logs.clone(), deny }
+    };
     let run = |side: Side| {
         let (suite, unit) = (suite.to_owned(), unit.to_owned());
         tokio::task::spawn_blocking(move || run(&suite, &unit, &side).map_err(|error| error.to_string()))
@@ -169,23 +175,21 @@ fn run(suite: &Path, unit: &str, side: &Side) -> Fallible<Results> {
     let (mut results, mut hanging) = (Results::new(), Vec::<String>::new());
     loop {
         let mut command = runner(suite);
+        // Two at a time must not want the same port for themselves.
+        command.args(["--baseport", &side.base.to_string()]);
         command.args(["--host", "127.0.0.1", "--port", &side.port.to_string(), "--single", unit]);
         // The cases that need a second server, or gigabytes, are left out by the suite itself. A test that throws
         // must not end the others.
-        command.args([
-            "--tags",
-            side.deny,
-            "--durable",
-            "--verbose",
-            "--timeout",
-            HANGS,
-        ]);
+        command.args(["--tags", side.deny, "--durable", "--verbose", "--timeout", HANGS]);
         for test in &hanging {
             command.args(["--skiptest", test]);
         }
         let output = command.stderr(Stdio::inherit()).output()?;
         let text = plain(&String::from_utf8_lossy(&output.stdout));
         std::fs::write(&log, &text)?;
+        if !text.contains("The End") {
+            return Err(format!("{unit}, {}: it did not run: {text}", side.name).into());
+        }
         let (these, hangs) = parse(&text);
         results.extend(these);
         match hangs {
