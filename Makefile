@@ -53,7 +53,7 @@ deps:
 	$(install)
 
 # And what runs the clients of `make test`, which are written in Python and JavaScript.
-deps-test: deps-test
+deps-test: deps
 	@missing=; \
 	python3 -m pip --version >/dev/null 2>&1 || missing="$$missing python3-pip"; \
 	command -v node >/dev/null || missing="$$missing nodejs"; \

@@ -161,7 +161,7 @@ impl Random {
 }
 
 /// A mixture. With subscriptions only if they are wanted: a connection that has some is another thing in RESP2.
-fn mixture(random: &mut Random, resp3: bool, subscriptions: bool) -> Vec<&'static str> {
+fn mixture(random: &mut Random, resp3: bool, subscriptions: bool, refusals: bool) -> Vec<&'static str> {
     let mut commands = Vec::with_capacity(DEPTH);
     while commands.len() < DEPTH {
         let command = match random.below(100) {
@@ -172,6 +172,9 @@ fn mixture(random: &mut Random, resp3: bool, subscriptions: bool) -> Vec<&'stati
             93..=99 if subscriptions => random.of(SUBSCRIPTIONS),
             _ => continue,
         };
+        if !refusals && command.ends_with("wrong") && command.contains("AUTH") {
+            continue;
+        }
         commands.push(command);
         if !may_be_sent(&commands) {
             commands.pop();
@@ -191,6 +194,12 @@ fn may_be_sent(commands: &[&str]) -> bool {
         }
         !perhaps_in_multi || !NOT_IN_MULTI.iter().any(|refused| command.starts_with(refused))
     })
+}
+
+/// Redis 8.2.3 loses the reply to a wrong password in a pipeline: a server's fault that the proxy does not share.
+async fn loses_refusals(pair: &Pair) -> Fallible<bool> {
+    let refused = ["PING", "AUTH app wrong"];
+    Ok(replies(&pair.direct.address(), &refused, 1 << 20).await?.len() < refused.len() + 1)
 }
 
 fn bytes_of(command: &str) -> Vec<u8> {
@@ -291,14 +300,14 @@ async fn mixtures(postgres: &Postgres, slot: &str, changes: &[(&str, &str)]) -> 
         }
     }
     let (version, resp3) = (server_version(&pair.direct).await?, speaks_resp3(&pair.proxy).await?);
-    let seed = seed();
+    let (seed, refusals) = (seed(), !loses_refusals(&pair).await?);
     println!("{version}, {slot}, RESP3 {resp3}: seed {seed}");
     for number in 0..MIXTURES {
         // A mixture can be repeated by itself.
         let mut random = Random((seed + number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let piece = if random.below(2) == 0 { 1 << 20 } else { random.below(5000) + 1 };
         let subscriptions = resp3 && random.below(3) == 0;
-        let commands = mixture(&mut random, resp3, subscriptions);
+        let commands = mixture(&mut random, resp3, subscriptions, refusals);
         if difference(&pair, &commands, piece).await?.is_some() {
             let shortest = shortest(&pair, &commands, piece).await?;
             let parted = difference(&pair, &shortest, piece).await?;

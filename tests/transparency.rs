@@ -24,15 +24,15 @@ struct Line {
     bytes: Vec<u8>,
     /// The reply tells a time, an id or a size: only its kind is compared.
     kind_only: bool,
+    /// Not for pipelines.
+    alone: bool,
 }
 
 impl Line {
     fn new(text: &str) -> Self {
-        let (command, kind_only) = match text.strip_prefix("~ ") {
-            Some(command) => (command, true),
-            None => (text, false),
-        };
-        Self { text: command.to_owned(), bytes: bytes_of(command), kind_only }
+        let (alone, text) = text.strip_prefix("1 ").map_or((false, text), |text| (true, text));
+        let (kind_only, text) = text.strip_prefix("~ ").map_or((false, text), |text| (true, text));
+        Self { text: text.to_owned(), bytes: bytes_of(text), kind_only, alone }
     }
 
     /// The next reply, as far as it has to be the same.
@@ -123,7 +123,8 @@ impl Speech {
         for line in group {
             let mut line = line.clone();
             if self == Self::Resp3 && line.text.starts_with("HELLO 2") {
-                line = Line::new(&line.text.replacen('2', "3", 1));
+                let alone = if line.alone { "1 " } else { "" };
+                line = Line::new(&format!("{alone}{}", line.text.replacen('2', "3", 1)));
             }
             let resets = line.text == "RESET";
             lines.push(line);
@@ -206,7 +207,8 @@ async fn in_pipelines(pair: &Pair, guarded: bool, speeches: &[Speech], seed: u64
         for _ in 0..random.below(12) + 1 {
             let group = &groups[random.below(groups.len())];
             let speech = speeches[random.below(speeches.len())];
-            for line in speech.of(group).into_iter().filter(|line| applies(&line.text, guarded)) {
+            let lines_of_group = speech.of(group).into_iter().filter(|line| !line.alone);
+            for line in lines_of_group.filter(|line| applies(&line.text, guarded)) {
                 bytes.extend_from_slice(&line.bytes);
                 lines.push(line);
             }
