@@ -5,7 +5,7 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 # Where Postgres's programs may be besides PATH: Debian puts them outside.
 PG_BINS := $(wildcard /usr/lib/postgresql/*/bin/initdb)
 
-.PHONY: all demo test bench lint deps
+.PHONY: all demo test test-clients test-servers redis-suite bench lint deps deps-test deps-clients
 
 all: test
 
@@ -14,9 +14,27 @@ demo: deps
 	$(CARGO) run --locked -- demo $(ARGS)
 
 # Unit, property and integration tests; the latter start real servers of their own on loopback.
-test: deps
+test: deps-test
 	$(CARGO) build --locked
 	$(CARGO) test --locked
+
+# All clients, those of `make test` and those that need a further toolchain. See docs/compatibility.md.
+test-clients: deps-clients
+	$(CARGO) test --locked --test clients -- --include-ignored --nocapture --test-threads 1
+
+# The tests of the wire and of the clients, on Redis 8 and Valkey 9 as well as on the installed Redis.
+test-servers: deps-test
+	@servers="$$(tests/servers.sh)" && for server in "" $$servers; do \
+		echo "on $${server:-the installed Redis}"; \
+		CACHEFENCE_REDIS_SERVER="$${server:-$$CACHEFENCE_REDIS_SERVER}"; export CACHEFENCE_REDIS_SERVER; \
+		[ -n "$$CACHEFENCE_REDIS_SERVER" ] || unset CACHEFENCE_REDIS_SERVER; \
+		$(CARGO) test --locked --test transparency --test mixtures --test clients -- --nocapture || exit 1; \
+	done
+
+# Redis's own test suite: SUITE is a checkout of Redis of the version that is installed.
+redis-suite: deps
+	@command -v tclsh >/dev/null || { echo "tclsh is missing: install tcl"; exit 1; }
+	CACHEFENCE_SUITE="$(SUITE)" $(CARGO) test --locked --test redis_suite -- --ignored --nocapture
 
 # What the proxy costs: redis-benchmark straight and through it, side by side.
 bench: deps
@@ -32,8 +50,28 @@ deps:
 	@missing=; \
 	[ -n "$(PG_BINS)$$CACHEFENCE_PG_BIN" ] || command -v initdb >/dev/null || missing="$$missing postgresql"; \
 	[ -n "$$CACHEFENCE_REDIS_SERVER" ] || command -v redis-server >/dev/null || missing="$$missing redis-server"; \
+	$(install)
+
+# And what runs the clients of `make test`, which are written in Python and JavaScript.
+deps-test: deps
+	@missing=; \
+	python3 -m pip --version >/dev/null 2>&1 || missing="$$missing python3-pip"; \
+	command -v node >/dev/null || missing="$$missing nodejs"; \
+	command -v npm >/dev/null || missing="$$missing npm"; \
+	$(install)
+
+# And what `make test-clients` needs besides.
+deps-clients: deps-test
+	@missing=; \
+	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"; \
+	[ -e /usr/include/hiredis/hiredis.h ] || missing="$$missing libhiredis-dev"; \
+	ruby -e 'require "redis"' 2>/dev/null || missing="$$missing ruby-redis"; \
+	$(install)
+
+define install
 	if [ -n "$$missing" ]; then \
 		echo "installing$$missing"; \
 		$(SUDO) apt-get update && \
 		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; \
 	fi
+endef
