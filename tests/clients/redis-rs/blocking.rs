@@ -207,7 +207,7 @@ fn acl(place: &Place, _: &mut Connection, key: &str) -> Outcome {
 fn stale(place: &Place, r: &mut Connection, _: &str) -> Outcome {
     let Some(user) = place.user else { return Ok(Some("nothing is guarded here")) };
     let (name, profile) = (format!("user:{user}"), format!("user:{user}:profile"));
-    let mut fill = |r: &mut Connection, key: &str, value: &str| {
+    let fill = |r: &mut Connection, key: &str, value: &str| {
         let found = r.get(key)?;
         if found.is_none() {
             r.set(key, value)?;

@@ -15,6 +15,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where the cache is.
 pub struct Place {
+    /// 2 or 3.
     pub protocol: u32,
     host: String,
     port: String,

@@ -51,7 +51,10 @@ impl Place {
     }
 }
 
-async fn until(what: &str, mut condition: impl AsyncFnMut() -> Result<bool, fred::error::Error>) -> Result<(), Box<dyn Error>> {
+async fn until(
+    what: &str,
+    mut condition: impl AsyncFnMut() -> Result<bool, fred::error::Error>,
+) -> Result<(), Box<dyn Error>> {
     let began = Instant::now();
     while !condition().await? {
         if began.elapsed() > PATIENCE {
@@ -162,7 +165,9 @@ async fn blocking(place: &Place, r: Client, key: String) -> Outcome {
     let one = place.connect(None, 0).await?;
     let name = key.clone();
     let waiting =
-        tokio::spawn(async move { one.blpop::<Option<(String, String)>, _>(name, PATIENCE.as_secs_f64()).await });
+        tokio::spawn(
+            async move { one.blpop::<Option<(String, String)>, _>(name, PATIENCE.as_secs_f64()).await },
+        );
     until("the client to block", async || {
         let info: String = r.info(Some(fred::types::InfoKind::Clients)).await?;
         Ok(!info.contains("blocked_clients:0"))
@@ -303,8 +308,20 @@ async fn main() -> ExitCode {
             };
         }
         cases!(
-            strings, types, binary, big, pipeline, pool, transaction, blocking, pubsub, script, select, acl,
-            tracking, stale
+            strings,
+            types,
+            binary,
+            big,
+            pipeline,
+            pool,
+            transaction,
+            blocking,
+            pubsub,
+            script,
+            select,
+            acl,
+            tracking,
+            stale
         );
     }
     ExitCode::from(u8::from(failed))
