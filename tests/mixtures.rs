@@ -143,7 +143,19 @@ const SUBSCRIPTIONS: &[&str] = &[
 ];
 
 /// What the proxy refuses in a transaction, on purpose.
-const NOT_IN_MULTI: &[&str] = &["HELLO", "AUTH", "CLIENT", "SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE"];
+const NOT_IN_MULTI: &[&str] = &[
+    "HELLO",
+    "AUTH",
+    "CLIENT GETNAME",
+    "CLIENT SETNAME",
+    "CLIENT REPLY",
+    "SUBSCRIBE",
+    "PSUBSCRIBE",
+    "SSUBSCRIBE",
+    "UNSUBSCRIBE",
+    "PUNSUBSCRIBE",
+    "SUNSUBSCRIBE",
+];
 
 struct Random(u64);
 
@@ -244,6 +256,10 @@ fn shown(reply: &[u8]) -> String {
     if let Some((before, after)) = text.split_once(FIELD) {
         let after = after.trim_start_matches(|c: char| c.is_ascii_digit());
         return format!("{before}{FIELD}N{after}");
+    }
+    if let (true, Some((_, count))) = (text.contains("unsubscribe\\r\\n"), text.rsplit_once(':')) {
+        // Which of several channels goes first is left to Redis's hash.
+        return format!("unsubscribe ... {count}");
     }
     if text.len() > 200 { format!("{}... {} bytes", &text[..200], reply.len()) } else { text }
 }

@@ -60,9 +60,10 @@ impl Session {
             }
             Command::Unwatch => {
                 // One that Redis finds wrong ends nothing.
-                let ends = self.watching && arguments.len() == 1;
+                let watches = self.watching || self.client.held().has(Held::WATCHED);
+                let ends = watches && arguments.len() == 1;
                 let step =
-                    self.forward(arguments, false, if ends { Meaning::Cleared } else { Meaning::None });
+                    self.forward(arguments, false, if ends { Meaning::Unwatched } else { Meaning::None });
                 self.watching &= step == Step::Wait || !ends;
                 step
             }
@@ -204,7 +205,7 @@ impl Session {
             // Where it is wrong, the transaction goes on.
             Command::Discard if arguments.len() != 1 => self.forward(arguments, true, Meaning::None),
             Command::Discard => {
-                let step = self.forward(arguments, true, Meaning::Cleared);
+                let step = self.forward(arguments, true, Meaning::Discarded);
                 if step == Step::Done {
                     (self.transaction, self.watching) = (None, false);
                 }

@@ -67,8 +67,10 @@ pub enum Meaning {
     Executed(Box<[AbandonedFill]>, u32),
     /// `OK` to MULTI, without which what follows is executed at once.
     Begun,
-    /// `OK` to a command that ends the state which made the link a pin (DISCARD, UNWATCH).
-    Cleared,
+    /// `OK` to a DISCARD. Without it, nobody can tell what is queued.
+    Discarded,
+    /// `OK` to an UNWATCH.
+    Unwatched,
 }
 
 impl Meaning {

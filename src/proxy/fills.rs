@@ -11,6 +11,7 @@ use super::cap::{Capped, cap, put_shorten};
 use super::dispatch::LANE_REQUEST;
 use super::expect::{Delivery, Expected, GuardedKey, Meaning};
 use super::gate::{Admission, Filling, Refusal};
+use super::held::Held;
 use super::link::{Introduction, Link};
 use super::session::{Session, Step};
 use super::transaction::QueuedFill;
@@ -317,6 +318,8 @@ impl Session {
         }
         let Some(transaction) = self.transaction.take() else { return Step::Done };
         self.watching = false;
+        // Whatever becomes of an EXEC, it ends a WATCH.
+        self.client.hold(Held::WATCHED, false);
         let unknown =
             matches!(link.introduction(), Introduction::Refused(_)) && !transaction.fills.is_empty();
         let mut all = Admitted::default();

@@ -17,8 +17,10 @@ impl Held {
     pub const NO_TOUCH: Self = Self(1 << 3);
     /// A transaction went wrong around a SELECT: its db can be more than one, until the next SELECT.
     pub const DB: Self = Self(1 << 4);
+    /// A WATCH that an UNWATCH did not end, because Redis refused it.
+    pub const WATCHED: Self = Self(1 << 5);
     /// Something that nobody can end, or that nobody knows: others know the connection by its id, for example.
-    pub const FOR_GOOD: Self = Self(1 << 5);
+    pub const FOR_GOOD: Self = Self(1 << 6);
 
     /// Whether there is any.
     pub fn any(self) -> bool {

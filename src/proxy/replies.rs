@@ -234,8 +234,9 @@ impl Link {
                 self.executed(&client, executed(reply), db);
             }
             Meaning::Begun => self.begun.set(Some(!error)),
+            Meaning::Unwatched => client.hold(Held::WATCHED, error),
             // Where there was no MULTI, there is nothing to end.
-            Meaning::Cleared => {
+            Meaning::Discarded => {
                 let stays = error && self.begun.get() != Some(false);
                 self.tainted.set(self.tainted.get() || stays);
             }
