@@ -229,7 +229,8 @@ fn parse(text: &str) -> (Results, Option<String>) {
             // The same name can be used twice: one failure counts.
             results.entry(name.to_owned()).or_insert(Ok(()));
         } else if let Some(rest) = line.strip_prefix("[err]: ") {
-            let name = rest.rsplit_once(" in ").map_or(rest, |(name, _)| name);
+            // What is thrown between two tests has no name, and takes the rest of its block with it.
+            let name = rest.rsplit_once(" in tests/").map_or("(outside a test)", |(name, _)| name);
             let why = lines.next().unwrap_or_default().chars().take(300).collect();
             results.insert(name.to_owned(), Err(why));
         } else if let Some((_, name)) = line.split_once("(IN PROGRESS) ") {
