@@ -163,7 +163,10 @@ async fn a_client_that_goes_leaves_nothing_behind() -> Outcome {
                 }
                 drop(wire);
             }
-            settle_at(&mut redis, kept, state).await?;
+            // What these leave is clean, and kept for the next client for a while.
+            if !["SELECT", "an unknown command", "a wrong login"].contains(&state) {
+                settle_at(&mut redis, kept, state).await?;
+            }
         }
         // Nor does a half-closed one stay.
         let mut wire = Wire::connect(stand.proxy.address()).await?;
