@@ -18,6 +18,7 @@ pub mod catalog;
 mod job;
 mod positions;
 mod problem;
+mod quoting;
 pub mod sources;
 pub mod sql;
 mod state;
@@ -446,7 +447,7 @@ async fn look(client: &Client, guards: &Guards, publication: &str) -> Result<Vec
         match catalog::publication(client, publication, guards).await? {
             Publication::Present(found) => problems.extend(found),
             Publication::Missing => problems.push(Problem::NoPublication {
-                publication: catalog::quoted_name(publication),
+                publication: quoting::quoted_name(publication),
                 create: catalog::create_publication(publication, guards),
             }),
         }

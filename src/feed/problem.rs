@@ -3,7 +3,7 @@
 use thiserror::Error;
 use tokio_postgres::error::SqlState;
 
-use super::catalog::quoted_name;
+use super::quoting::quoted_name;
 use crate::guard::GuardId;
 use crate::pg::error::{PgError, error_chain, permanent_sqlstate};
 use crate::pg::replication::literal;

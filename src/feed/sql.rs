@@ -2,7 +2,8 @@
 
 use tokio_postgres::Client;
 
-use super::catalog::{CatalogError, quoted_name, quoted_table};
+use super::catalog::CatalogError;
+use super::quoting::{quoted_name, quoted_table};
 use crate::guard::Guards;
 use crate::pg::replication::literal;
 

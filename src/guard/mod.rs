@@ -98,6 +98,15 @@ pub struct Guards {
     matcher: Matcher,
 }
 
+/// A key with guards.
+#[derive(Clone, Debug)]
+pub struct GuardedKey {
+    /// Its hash.
+    pub hash: KeyHash,
+    /// Its guards.
+    pub guards: GuardList,
+}
+
 impl Guards {
     /// The configured guards. Columns are of unknown type until the catalog has been read.
     pub fn new(settings: &[config::Guard]) -> Result<Self, GuardError> {

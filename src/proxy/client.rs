@@ -7,7 +7,7 @@ use std::task::Waker;
 
 use bytes::{Bytes, BytesMut};
 
-use super::account::{Account, Login};
+use super::account::{Account, Change, Login};
 use super::buffers;
 use super::held::Held;
 use crate::fence::ConnId;
@@ -74,6 +74,23 @@ impl Client {
             login: self.login.borrow().clone(),
             db: self.db.get().unwrap_or_default(),
             protocol: self.protocol.get(),
+        }
+    }
+
+    /// Takes over what Redis has accepted.
+    pub fn take(&self, change: &Change) {
+        if let Some(login) = &change.login {
+            *self.login.borrow_mut() = Some(login.clone());
+        }
+        if let Some(db) = change.db {
+            self.db.set(Some(db));
+            self.hold(Held::DB, false);
+        }
+        if let Some(protocol) = change.protocol {
+            self.protocol.set(protocol);
+        }
+        if let Some(name) = &change.name {
+            *self.name.borrow_mut() = name.clone();
         }
     }
 

@@ -3,9 +3,9 @@
 
 use bytes::BytesMut;
 
-use super::account::is_name;
 use super::expect::{Delivery, Expected, Meaning};
 use super::held::Held;
+use super::negotiate::is_name;
 use super::session::{Replies, Session, Step};
 use super::subscription::{Confirmations, Kind};
 use crate::command::Command;

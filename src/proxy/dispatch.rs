@@ -7,13 +7,11 @@ use bytes::Bytes;
 use super::expect::{Delivery, Expected, Meaning};
 use super::held::Held;
 use super::link::Link;
+use super::route::LANE_REQUEST;
 use super::session::{Replies, Session, Step};
 use super::transaction::Transaction;
 use crate::command::Command;
 use crate::resp::{Arguments, integer};
-
-/// Requests above this size, in bytes, go on a pin: on a lane they would make others wait.
-pub(super) const LANE_REQUEST: usize = 64 * 1024;
 
 impl Session {
     /// Takes a command that is there as a whole.

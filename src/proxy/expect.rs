@@ -11,8 +11,7 @@ use super::shape::{elements, is_nil, value};
 use super::subscription::Confirmations;
 use crate::cache::AbandonedFill;
 use crate::command::Miss;
-use crate::fence::KeyHash;
-use crate::guard::GuardList;
+use crate::guard::GuardedKey;
 
 /// A command on its way, until its reply has come.
 #[derive(Debug)]
@@ -81,15 +80,6 @@ impl Meaning {
             _ => &[],
         }
     }
-}
-
-/// A key with guards.
-#[derive(Clone, Debug)]
-pub struct GuardedKey {
-    /// Its hash.
-    pub hash: KeyHash,
-    /// Its guards.
-    pub guards: GuardList,
 }
 
 impl Expected {

@@ -8,16 +8,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::{Bytes, BytesMut};
 
 use super::cap::{Capped, cap, put_shorten};
-use super::dispatch::LANE_REQUEST;
-use super::expect::{Delivery, Expected, GuardedKey, Meaning};
+use super::expect::{Delivery, Expected, Meaning};
 use super::gate::{Admission, Filling, Refusal};
 use super::held::Held;
 use super::link::{Introduction, Link};
+use super::route::LANE_REQUEST;
 use super::session::{Session, Step};
 use super::transaction::QueuedFill;
 use crate::cache::AbandonedFill;
 use crate::command::{Command, FillForm, Route, Syntax, WrongNumber, refusal};
 use crate::fence::{Evidence, KeyHash};
+use crate::guard::GuardedKey;
 use crate::position::{Lsn, Snapshot};
 use crate::resp::{Arguments, RequestScanner, Scanned, put_bulk, put_header, put_request};
 

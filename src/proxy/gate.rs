@@ -8,7 +8,6 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use tracing::debug;
 
-use super::expect::GuardedKey;
 use crate::cache::{AbandonedFill, CacheState, Endpoint, Upstreams};
 use crate::command::{CommandTable, FillForm};
 use crate::config::{self, LostFills, LostReads};
@@ -16,7 +15,7 @@ use crate::feed::FeedState;
 use crate::fence::{
     ConnId, Evidence, Fence, Fill, FillId, LeaseRule, Millis, Ruling, Stale, Unproven, Verdict,
 };
-use crate::guard::{GuardList, Guards, key_hash};
+use crate::guard::{GuardList, GuardedKey, Guards, key_hash};
 use crate::metrics::{self, Metrics};
 use crate::position::Lsn;
 

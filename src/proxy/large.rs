@@ -8,29 +8,9 @@ use std::rc::Rc;
 
 use bytes::BytesMut;
 
-use super::dispatch::LANE_REQUEST;
-use super::link::Link;
-use super::session::Session;
+use super::route::LANE_REQUEST;
+use super::session::{Large, Passing, Session};
 use crate::resp::{Incomplete, RequestScanner};
-
-/// A request of which a part has gone out.
-pub(super) struct Large {
-    /// Where it goes.
-    pub(super) link: Rc<Link>,
-    /// The part of the buffered request that has gone out: everything before the large argument's bytes.
-    pub(super) head: usize,
-    /// How many of the client's commands had been sent before it.
-    before: u64,
-}
-
-/// What became of the bytes of a large argument.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Passing {
-    /// They went out, or the request has to be there as a whole.
-    More,
-    /// They have to wait for the commands before them, or for room.
-    Wait,
-}
 
 impl Session {
     /// Passes on what has come of a large argument, and takes it out of the buffer, which begins with its request.

@@ -24,7 +24,7 @@ use super::buffers;
 use super::client::Client;
 use super::expect::{Delivery, Expected, Meaning};
 use super::gate::Gate;
-use super::replies::Reading;
+use super::reading::Reading;
 use super::subscription::Subscriptions;
 use crate::cache::Upstream;
 use crate::fence::FillId;

@@ -2,11 +2,12 @@
 
 use bytes::BytesMut;
 
-use super::dispatch::LANE_REQUEST;
-use super::expect::{Delivery, GuardedKey, Meaning};
+use super::expect::{Delivery, Meaning};
+use super::route::LANE_REQUEST;
 use super::session::{Session, Step};
 use super::shape::miss;
 use crate::command::{Miss, Read, Route};
+use crate::guard::GuardedKey;
 use crate::resp::{Arguments, put_request};
 
 /// Guarded keys of a read, with the place of each among its keys.

@@ -3,59 +3,22 @@
 use std::io;
 use std::rc::Rc;
 
-use bytes::{Buf, BytesMut};
-use tokio::io::AsyncReadExt;
+use bytes::Buf;
 
-use super::account::moved;
 use super::buffers;
 use super::client::Client;
 use super::expect::{Delivery, Expected, Meaning, executed};
 use super::held::Held;
 use super::link::{Introduction, Link};
+use super::reading::{Partly, Reading};
 use super::shape::{each_missed, is_nil, missed, value, with_nils};
 use super::subscription::Came;
 use crate::cache::{AbandonedFill, Fate};
 use crate::command::Miss;
-use crate::resp::{Progress, ReplyScanner};
-use crate::transport::Transport;
+use crate::resp::Progress;
 
 /// A reply of which this much has come, in bytes, is passed on before the rest of it is there, if it can be.
 const LARGE_REPLY: usize = 32 * 1024;
-
-/// What has come and was not yet dealt with.
-pub(super) struct Reading {
-    pub(super) incoming: BytesMut,
-    scanner: ReplyScanner,
-    /// A part of what is due has been passed on.
-    partly: Partly,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Partly {
-    Not,
-    Reply,
-    Message,
-}
-
-impl Reading {
-    pub(super) fn new() -> Self {
-        Self { incoming: BytesMut::new(), scanner: ReplyScanner::default(), partly: Partly::Not }
-    }
-
-    /// The next reply, where nothing else can come.
-    pub(super) async fn next(&mut self, stream: &mut Transport) -> io::Result<BytesMut> {
-        loop {
-            let progress = self.scanner.scan(&self.incoming).map_err(io::Error::other)?;
-            if progress.done {
-                self.scanner.reset();
-                return Ok(self.incoming.split_to(progress.bytes));
-            }
-            if stream.read_buf(&mut self.incoming).await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-    }
-}
 
 impl Link {
     /// Deals with all that has come.
@@ -221,7 +184,8 @@ impl Link {
             Meaning::RedisId => self.identified(reply),
             Meaning::Account(change) => {
                 if !error {
-                    moved(&client, &mut self.account.borrow_mut(), &change);
+                    self.account.borrow_mut().take(&change);
+                    client.take(&change);
                 }
             }
             Meaning::Holds(what, on) => {

@@ -14,6 +14,8 @@ use super::gate::Gate;
 use super::link::Link;
 use crate::config::Upstream;
 
+/// Requests above this size, in bytes, go on a pin: on a lane they would make others wait.
+pub(super) const LANE_REQUEST: usize = 64 * 1024;
 /// Idle pins that are kept for the next client: MULTI shall not open a connection each time.
 const IDLE_PINS: usize = 256;
 /// What nobody has used for so long is closed.

@@ -20,7 +20,6 @@ use tokio_util::io::poll_read_buf;
 use super::buffers;
 use super::client::Client;
 use super::gate::Gate;
-use super::large::{Large, Passing};
 use super::link::Link;
 use super::route::{Lane, Links};
 use super::transaction::Transaction;
@@ -78,6 +77,25 @@ pub struct Session {
     ended: bool,
     /// When a client that lets its replies pile up is cut off.
     cut_off: Option<Pin<Box<Sleep>>>,
+}
+
+/// A request of which a part has gone out.
+pub(super) struct Large {
+    /// Where it goes.
+    pub(super) link: Rc<Link>,
+    /// The part of the buffered request that has gone out: everything before the large argument's bytes.
+    pub(super) head: usize,
+    /// How many of the client's commands had been sent before it.
+    pub(super) before: u64,
+}
+
+/// What became of the bytes of a large argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Passing {
+    /// They went out, or the request has to be there as a whole.
+    More,
+    /// They have to wait for the commands before them, or for room.
+    Wait,
 }
 
 /// `CLIENT REPLY`.

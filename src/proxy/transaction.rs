@@ -2,8 +2,8 @@
 
 use crate::fence::Evidence;
 
-use super::expect::GuardedKey;
 use crate::command::FillForm;
+use crate::guard::GuardedKey;
 
 /// A transaction that has begun.
 #[derive(Debug, Default)]
