@@ -180,7 +180,7 @@ fn run(config: Config) -> Result<(), Failure> {
 }
 
 fn init(config: Config, print: bool) -> Result<(), Failure> {
-    let guards = Guards::new(&config.guards)?;
+    let guards = Guards::new(&config.guards, config.redis.db())?;
     let (publication, slot) = (&config.postgres.publication, &config.postgres.slot);
     if print {
         print!("{}", sql::script(&guards, publication, slot));
@@ -200,7 +200,7 @@ fn demo(stay: bool) -> Result<(), Failure> {
 }
 
 fn purge(config: Config, table: &str) -> Result<(), Failure> {
-    let guards = Guards::new(&config.guards)?;
+    let guards = Guards::new(&config.guards, config.redis.db())?;
     let label = if table.contains('.') { table.to_owned() } else { format!("public.{table}") };
     if guards.by_label(&label).is_none() {
         let known: Vec<&str> = guards.iter().map(|guard| guard.label.as_str()).collect();

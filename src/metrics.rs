@@ -317,7 +317,7 @@ mod tests {
 
     fn metrics() -> Metrics {
         let guard = toml::from_str("table = \"users\"\nkeys = [\"user:<id>\"]").expect("settings");
-        let guards = Guards::new(&[guard]).expect("guards");
+        let guards = Guards::new(&[guard], 0).expect("guards");
         Metrics::new(&guards, &["primary", "replica-1"]).expect("metrics")
     }
 

@@ -72,7 +72,7 @@ const BACKLOG: usize = 1024;
 /// # Errors
 /// When it cannot start: everything that can be away for a while (Postgres, Redis) is waited for instead.
 pub async fn run(config: Config) -> Result<(), RunError> {
-    let guards = Arc::new(Guards::new(&config.guards)?);
+    let guards = Arc::new(Guards::new(&config.guards, config.redis.db())?);
     let redis = Endpoint::new(&config)?;
     let greeting = Greeting::new(&config.proxy)?;
     let observe = config.proxy.mode == Mode::Observe;

@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
     match Config::parse(None, text, []) {
-        Ok(config) => drop(Guards::new(&config.guards)),
+        Ok(config) => drop(Guards::new(&config.guards, config.redis.db())),
         Err(error) => assert!(!error.to_string().is_empty()),
     }
 });

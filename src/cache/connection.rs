@@ -81,6 +81,10 @@ pub struct Connection {
     address: String,
     incoming: BytesMut,
     outgoing: BytesMut,
+    /// The db of the marker, and of those guards that name none.
+    pub home: u32,
+    /// The db that it is in.
+    db: u32,
     /// `run_id` of `INFO server`: another one means that Redis was restarted or replaced.
     pub run_id: String,
 }
@@ -99,6 +103,8 @@ impl Connection {
             address: address.to_string(),
             incoming: BytesMut::with_capacity(4096),
             outgoing: BytesMut::with_capacity(4096),
+            home: address.db,
+            db: address.db,
             run_id: String::new(),
         };
         if let Some(auth) = address.auth() {
@@ -118,6 +124,28 @@ impl Connection {
             return Err(CacheError::TooOld { address, version });
         }
         Ok(connection)
+    }
+
+    /// Goes to another db, if it is not there.
+    ///
+    /// # Errors
+    /// Those of [`Connection::call`]. Nobody knows then where it is: it must not be used any more.
+    pub async fn select(&mut self, db: u32) -> Result<(), CacheError> {
+        if self.db != db {
+            self.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
+            self.db = db;
+        }
+        Ok(())
+    }
+
+    /// The same with the commands that [`Connection::send`] sends. How many were added: none or one.
+    pub fn queue_select(&mut self, db: u32) -> usize {
+        if self.db == db {
+            return 0;
+        }
+        self.queue(&[b"SELECT", db.to_string().as_bytes()]);
+        self.db = db;
+        1
     }
 
     /// Runs one command. An error reply is an error.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use crate::guard::CacheKey;
 use crate::position::Lsn;
 
 /// The most bytes of keys that are remembered. A Redis that lost more than that is purged instead.
@@ -10,7 +11,7 @@ const MAX_BYTES: usize = 32 * 1024 * 1024;
 /// The keys of recent commits, in commit order.
 #[derive(Debug, Default)]
 pub(super) struct Deleted {
-    keys: VecDeque<(Lsn, Vec<u8>)>,
+    keys: VecDeque<(Lsn, CacheKey)>,
     bytes: usize,
     /// Complete above this position.
     since: Lsn,
@@ -30,23 +31,23 @@ impl Deleted {
     }
 
     /// Adds a key. One of a commit that was sent again is here already.
-    pub fn push(&mut self, lsn: Lsn, key: Vec<u8>) {
+    pub fn push(&mut self, lsn: Lsn, key: CacheKey) {
         if self.keys.back().is_some_and(|(last, _)| lsn < *last) {
             return;
         }
-        self.bytes += key.len();
+        self.bytes += key.name.len();
         self.keys.push_back((lsn, key));
         while self.bytes > MAX_BYTES {
             let Some((dropped, key)) = self.keys.pop_front() else { return };
-            self.bytes -= key.len();
+            self.bytes -= key.name.len();
             self.since = self.since.max(dropped);
         }
     }
 
     /// The keys of every commit above `lsn`, if all of them are still known.
-    pub fn after(&self, lsn: Lsn) -> Option<impl Iterator<Item = &[u8]>> {
+    pub fn after(&self, lsn: Lsn) -> Option<impl Iterator<Item = &CacheKey>> {
         let first = self.keys.partition_point(|(at, _)| *at <= lsn);
-        (lsn >= self.since).then(|| self.keys.range(first..).map(|(_, key)| key.as_slice()))
+        (lsn >= self.since).then(|| self.keys.range(first..).map(|(_, key)| key))
     }
 }
 
@@ -58,15 +59,15 @@ mod tests {
     fn it_knows_what_it_no_longer_knows() {
         let mut deleted = Deleted::default();
         deleted.restart(Lsn(10));
-        deleted.push(Lsn(20), b"a".to_vec());
-        deleted.push(Lsn(30), b"b".to_vec());
-        let after = |deleted: &Deleted, lsn| {
-            deleted.after(Lsn(lsn)).map(|keys| keys.map(<[u8]>::to_vec).collect::<Vec<_>>())
-        };
-        assert_eq!(after(&deleted, 10), Some(vec![b"a".to_vec(), b"b".to_vec()]));
-        assert_eq!(after(&deleted, 20), Some(vec![b"b".to_vec()]));
+        let key = |name: &[u8]| CacheKey { db: 0, name: name.to_vec() };
+        deleted.push(Lsn(20), key(b"a"));
+        deleted.push(Lsn(30), key(b"b"));
+        let after =
+            |deleted: &Deleted, lsn| deleted.after(Lsn(lsn)).map(|keys| keys.cloned().collect::<Vec<_>>());
+        assert_eq!(after(&deleted, 10), Some(vec![key(b"a"), key(b"b")]));
+        assert_eq!(after(&deleted, 20), Some(vec![key(b"b")]));
         assert_eq!(after(&deleted, 9), None);
-        deleted.push(Lsn(40), vec![0; MAX_BYTES]);
+        deleted.push(Lsn(40), key(&vec![0; MAX_BYTES]));
         assert_eq!(after(&deleted, 20), None, "b was dropped for lack of room");
         assert_eq!(after(&deleted, 30).map(|keys| keys.len()), Some(1));
     }

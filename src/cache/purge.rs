@@ -21,14 +21,16 @@ pub async fn purge_guards(
     wanted: impl Fn(GuardId) -> bool,
 ) -> Result<u64, CacheError> {
     let mut deleted = 0;
-    for (_, glob) in guards.globs().filter(|(guard, _)| wanted(*guard)) {
+    for (guard, glob) in guards.globs().filter(|(guard, _)| wanted(guard.id)) {
+        connection.select(guard.db).await?;
         let mut cursor = "0".to_owned();
         loop {
             let scan: [&[u8]; 6] =
                 [b"SCAN", cursor.as_bytes(), b"MATCH", glob.as_bytes(), b"COUNT", SCAN_COUNT];
             let (next, keys) = page(connection.call(&scan).await?);
             // A pattern finds more than the guard's keys: a `*` also stands for what the column cannot print.
-            let keys = keys.iter().filter(|key| guards.matching(key).iter().any(|guard| wanted(*guard)));
+            let keys =
+                keys.iter().filter(|key| guards.matching(guard.db, key).iter().any(|guard| wanted(*guard)));
             let mut unlink: Vec<&[u8]> = vec![b"UNLINK"];
             unlink.extend(keys.map(AsRef::as_ref));
             if unlink.len() > 1 {
@@ -41,6 +43,7 @@ pub async fn purge_guards(
             cursor = next;
         }
     }
+    connection.select(connection.home).await?;
     Ok(deleted)
 }
 

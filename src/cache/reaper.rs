@@ -65,10 +65,14 @@ impl Reaper {
         if let Fate::Unknown { redis_id, name } = &abandoned.fate {
             kill(connection, *redis_id, name).await?;
         }
-        for keys in abandoned.fills.chunks(512) {
-            let mut unlink: Vec<&[u8]> = vec![b"UNLINK"];
-            unlink.extend(keys.iter().map(|fill| &*fill.key));
-            connection.call(&unlink).await?;
+        // Those of one command, or of one connection, are in few dbs.
+        for fills in abandoned.fills.chunk_by(|a, b| a.db == b.db) {
+            connection.select(fills[0].db).await?;
+            for keys in fills.chunks(512) {
+                let mut unlink: Vec<&[u8]> = vec![b"UNLINK"];
+                unlink.extend(keys.iter().map(|fill| &*fill.key));
+                connection.call(&unlink).await?;
+            }
         }
         info!(fate = ?abandoned.fate, fills = abandoned.fills.len(), "abandoned fills ended, keys deleted");
         Ok(())

@@ -85,6 +85,8 @@ pub struct AbandonedFill {
     pub hash: KeyHash,
     /// Its number.
     pub id: FillId,
+    /// Its key's db.
+    pub db: u32,
     /// Its key.
     pub key: Box<[u8]>,
 }

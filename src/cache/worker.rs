@@ -1,5 +1,6 @@
 //! The worker: drain, delete, and only then let the feed confirm.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -17,7 +18,7 @@ use crate::command::CommandTable;
 use crate::config::marker_key;
 use crate::feed::{CacheJob, Found, GapReason, Identity, Invalidation};
 use crate::fence::{Fence, FillId, GuardId, KeyHash};
-use crate::guard::Guards;
+use crate::guard::{CacheKey, Guards};
 use crate::metrics::Metrics;
 use crate::position::Lsn;
 
@@ -244,8 +245,7 @@ impl Worker {
         for change in changes.iter().filter(|change| !change.truncated.is_empty()) {
             self.purge("truncate", |guard| change.truncated.contains(&guard)).await?;
         }
-        let keys: Vec<&[u8]> =
-            changes.iter().flat_map(|change| change.keys.iter().map(Vec::as_slice)).collect();
+        let keys: Vec<&CacheKey> = changes.iter().flat_map(|change| &change.keys).collect();
         let marker = self.marker(advanced);
         let connection = self.connected().await?;
         unlink(connection, &keys, marker.as_ref()).await?;
@@ -305,7 +305,7 @@ impl Worker {
         let again = match standing {
             Standing::At(lsn) if lsn >= applied => Some(Vec::new()),
             // Copied: a purge needs all of `self`, and this is rare.
-            Standing::At(lsn) => self.deleted.after(lsn).map(|keys| keys.map(<[u8]>::to_vec).collect()),
+            Standing::At(lsn) => self.deleted.after(lsn).map(|keys| keys.cloned().collect()),
             _ => None,
         };
         let purge = match (gap, standing) {
@@ -330,7 +330,7 @@ impl Worker {
         let Some(connection) = &mut self.connection else {
             return Err(not_connected(&self.settings.address));
         };
-        let again: Vec<&[u8]> = again.iter().map(Vec::as_slice).collect();
+        let again: Vec<&CacheKey> = again.iter().collect();
         unlink(connection, &again, marker.as_ref()).await
     }
 
@@ -414,7 +414,7 @@ impl Worker {
         let guards = self.guards.load();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         for change in changes {
-            for guard in change.keys.iter().flat_map(|key| guards.matching(key)) {
+            for guard in change.keys.iter().flat_map(|key| guards.matching(key.db, &key.name)) {
                 let counters = self.metrics.guard(guard);
                 counters.writes.inc();
                 if !self.settings.observe {
@@ -440,21 +440,28 @@ fn not_connected(address: &Endpoint) -> CacheError {
 /// Deletes keys and writes the marker after them, in as few round trips as their size allows.
 async fn unlink(
     connection: &mut Connection,
-    keys: &[&[u8]],
+    keys: &[&CacheKey],
     marker: Option<&Marker>,
 ) -> Result<(), CacheError> {
+    // Most have one db, whose keys stay in their order.
+    let mut dbs: BTreeMap<u32, Vec<&[u8]>> = BTreeMap::new();
+    keys.iter().for_each(|key| dbs.entry(key.db).or_default().push(&key.name));
     let mut sent = 0;
     let mut command: Vec<&[u8]> = Vec::with_capacity(UNLINK_KEYS + 1);
-    for keys in keys.chunks(UNLINK_KEYS) {
-        command.clear();
-        command.push(b"UNLINK");
-        command.extend(keys);
-        connection.queue(&command);
-        sent += 1;
-        if connection.queued() > WINDOW {
-            settle(connection, &mut sent).await?;
+    for (db, keys) in &dbs {
+        sent += connection.queue_select(*db);
+        for keys in keys.chunks(UNLINK_KEYS) {
+            command.clear();
+            command.push(b"UNLINK");
+            command.extend(keys);
+            connection.queue(&command);
+            sent += 1;
+            if connection.queued() > WINDOW {
+                settle(connection, &mut sent).await?;
+            }
         }
     }
+    sent += connection.queue_select(connection.home);
     if let Some(marker) = marker {
         connection.queue(&[b"SET", marker_key(&marker.slot).as_bytes(), marker.to_string().as_bytes()]);
         sent += 1;

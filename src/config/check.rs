@@ -154,11 +154,11 @@ fn fence(config: &Config, wrong: &mut Vec<Wrong>) {
 }
 
 fn guards(config: &Config, wrong: &mut Vec<Wrong>) {
-    match Guards::new(&config.guards) {
+    match Guards::new(&config.guards, config.redis.db()) {
         Err(error) => wrong.push(Wrong::new(error.setting, error.problem.to_string())),
         Ok(guards) => {
             let marker = super::marker_key(&config.postgres.slot);
-            for id in guards.matching(marker.as_bytes()) {
+            for id in guards.matching(config.redis.db(), marker.as_bytes()) {
                 let index = usize::from(id.0);
                 let keys = guards.get(id).into_iter().flat_map(|guard| &guard.templates);
                 let template = keys.into_iter().position(|template| template.matches(marker.as_bytes()));

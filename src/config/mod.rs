@@ -104,13 +104,20 @@ pub enum Mode {
 #[serde(deny_unknown_fields, default)]
 pub struct Redis {
     /// `redis://[[user]:password@]host[:port][/db]`, the same with `rediss://` for TLS, or
-    /// `unix://[[user]:password@]PATH[?db=N]`. The credentials are for the proxy's own connections; guards apply to
-    /// this db.
+    /// `unix://[[user]:password@]PATH[?db=N]`. The credentials are for the proxy's own connections. The db is
+    /// that of the guards that name none.
     pub url: String,
     /// Whether clients share upstream connections.
     pub upstream: Upstream,
     /// For `rediss://`.
     pub tls: Option<RedisTls>,
+}
+
+impl Redis {
+    /// The db of [`Redis::url`]; 0 if that is none, which is refused elsewhere.
+    pub fn db(&self) -> u32 {
+        RedisUrl::parse(&self.url).map_or(0, |url| url.db)
+    }
 }
 
 /// `redis.tls`: files in PEM.
@@ -212,6 +219,9 @@ pub struct Guard {
     pub table: String,
     /// Key templates: `user:<id>`.
     pub keys: Vec<String>,
+    /// The Redis db that the keys are in; that of `redis.url` when absent.
+    #[serde(default)]
+    pub db: Option<u32>,
     /// What happens to a stale fill.
     #[serde(default)]
     pub on_stale: OnStale,

@@ -123,6 +123,7 @@ static GUARD: Node = Node::Table {
     settings: &[
         ("table", TEXT),
         ("keys", TEXTS),
+        ("db", Node::Leaf(Kind::Count(0, 1_000_000))),
         ("on_stale", choice(&["refuse"], &["cap", "delete"])),
         ("stale_ttl", Node::Unsupported),
         ("reply", choice(&["ok", "nil", "error"], &[])),

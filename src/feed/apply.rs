@@ -11,7 +11,7 @@ use super::job::Invalidation;
 use super::positions::Positions;
 use super::state::{BROKEN_BY_STREAM, FeedState};
 use crate::fence::{self, Write};
-use crate::guard::{ColumnKind, Guard, GuardId, Guards, key_hash};
+use crate::guard::{CacheKey, ColumnKind, Guard, GuardId, Guards, key_hash};
 use crate::pg::pgoutput::{Message, OldTuple, Relation, Tuple, Value};
 use crate::pg::replication::unix_micros;
 use crate::position::Lsn;
@@ -40,6 +40,7 @@ struct Rules {
 struct Transaction {
     xid: u32,
     /// Each key once, with the guard that named it.
+    /// Each with its db behind it (see [`put_db`]), so that it can be looked up where it was rendered.
     keys: HashMap<Vec<u8>, GuardId>,
     truncated: Vec<GuardId>,
     /// Broken guards whose layout fits again, once this is committed.
@@ -84,7 +85,7 @@ pub struct Applier {
 }
 
 impl Applier {
-    /// Keys are hashed as of the Redis db `db`.
+    /// Keys that no guard derives are in the Redis db `db`.
     pub fn new(guards: Arc<Guards>, db: u32, positions: Arc<Positions>, state: Arc<FeedState>) -> Self {
         Self {
             guards,
@@ -134,10 +135,18 @@ impl Applier {
                 }
             }
             Message::Logical { transactional: true, prefix: MESSAGE_PREFIX, content, .. } => {
-                if let Some(transaction) = &mut self.transaction
-                    && !transaction.keys.contains_key(content)
-                {
-                    transaction.keys.insert(content.to_vec(), NO_GUARD);
+                if let Some(transaction) = &mut self.transaction {
+                    // In the db of those guards that name none, and wherever it is guarded.
+                    let guarded =
+                        self.guards.dbs().filter(|db| !self.guards.matching(*db, content).is_empty());
+                    for db in guarded.chain([self.db]) {
+                        self.key.clear();
+                        self.key.extend_from_slice(content);
+                        put_db(&mut self.key, db);
+                        if !transaction.keys.contains_key(&self.key[..]) {
+                            transaction.keys.insert(self.key.clone(), NO_GUARD);
+                        }
+                    }
                 }
             }
             Message::Logical { .. } | Message::Origin { .. } | Message::Type { .. } => {}
@@ -237,7 +246,11 @@ impl Applier {
                     Some(Value::Text(text)) => Some(text),
                     _ => None,
                 };
-                if template.render(text, &mut self.key) && !transaction.keys.contains_key(&self.key[..]) {
+                if !template.render(text, &mut self.key) {
+                    continue;
+                }
+                put_db(&mut self.key, guard.db);
+                if !transaction.keys.contains_key(&self.key[..]) {
                     transaction.keys.insert(self.key.clone(), rules.guard);
                 }
             }
@@ -262,8 +275,9 @@ impl Applier {
         let write = Write { xid: self.positions.extend(transaction.xid), lsn: end_lsn };
         let fence = self.positions.fence();
         let mut draining = Vec::new();
-        for key in transaction.keys.keys() {
-            fence.write(key_hash(self.db, key), write, &mut draining);
+        let keys: Vec<CacheKey> = transaction.keys.into_keys().map(without_db).collect();
+        for key in &keys {
+            fence.write(key_hash(key.db, &key.name), write, &mut draining);
         }
         for guard in &transaction.truncated {
             fence.write_guard(fence::GuardId(guard.0), write, &mut draining);
@@ -280,11 +294,24 @@ impl Applier {
         Applied::Commit(Invalidation {
             end_lsn,
             commit_time_us,
-            keys: transaction.keys.into_keys().collect(),
+            keys,
             truncated: transaction.truncated,
             draining,
         })
     }
+}
+
+/// Puts the db behind a key.
+fn put_db(key: &mut Vec<u8>, db: u32) {
+    key.extend_from_slice(&db.to_le_bytes());
+}
+
+/// Takes it off again.
+fn without_db(mut key: Vec<u8>) -> CacheKey {
+    let (_, db) = key.split_last_chunk().unwrap_or((&[], &[0; 4]));
+    let db = u32::from_le_bytes(*db);
+    key.truncate(key.len() - size_of::<u32>());
+    CacheKey { db, name: key }
 }
 
 /// A value that one row leaves out as unchanged is in the other.

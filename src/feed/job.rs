@@ -5,7 +5,7 @@ use std::fmt;
 use tokio::sync::oneshot;
 
 use crate::fence::{FillId, KeyHash};
-use crate::guard::GuardId;
+use crate::guard::{CacheKey, GuardId};
 use crate::position::Lsn;
 
 /// Which history a position belongs to. Positions of different identities cannot be compared.
@@ -76,7 +76,7 @@ pub struct Invalidation {
     /// When it was committed, in microseconds since 1970 by Postgres's clock.
     pub commit_time_us: i64,
     /// The keys, each once.
-    pub keys: Vec<Vec<u8>>,
+    pub keys: Vec<CacheKey>,
     /// Guards all of whose keys have to go.
     pub truncated: Vec<GuardId>,
     /// Fills that were let in before the fence and must end before the deletion.

@@ -13,7 +13,7 @@ fn guards(settings: &[(&str, &[&str])]) -> Arc<Guards> {
     let guard = |(table, keys): &(&str, &[&str])| {
         toml::from_str(&format!("table = {table:?}\nkeys = {keys:?}")).expect("settings")
     };
-    Arc::new(Guards::new(&settings.iter().map(guard).collect::<Vec<_>>()).expect("guards"))
+    Arc::new(Guards::new(&settings.iter().map(guard).collect::<Vec<_>>(), 0).expect("guards"))
 }
 
 /// A primary of a test's own.
@@ -102,7 +102,7 @@ impl Running {
                         let mut keys: Vec<String> = invalidation
                             .keys
                             .into_iter()
-                            .map(|k| String::from_utf8(k).expect("UTF-8"))
+                            .map(|k| String::from_utf8(k.name).expect("UTF-8"))
                             .collect();
                         keys.sort();
                         Note::Keys(keys, invalidation.truncated.len())

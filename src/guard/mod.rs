@@ -4,6 +4,7 @@
 mod matcher;
 mod template;
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::LazyLock;
 
@@ -87,6 +88,8 @@ pub struct Guard {
     pub label: String,
     /// The shapes of its keys.
     pub templates: Vec<Template>,
+    /// The Redis db that they are in.
+    pub db: u32,
     /// What happens to fills and reads of its keys.
     pub policy: config::Guard,
 }
@@ -95,40 +98,59 @@ pub struct Guard {
 #[derive(Debug, Clone)]
 pub struct Guards {
     guards: Vec<Guard>,
-    matcher: Matcher,
+    /// The db of those that name none.
+    home: u32,
+    /// One for each db that has guards.
+    matchers: Vec<(u32, Matcher)>,
+}
+
+/// A key of a Redis db.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CacheKey {
+    /// The db.
+    pub db: u32,
+    /// The key.
+    pub name: Vec<u8>,
 }
 
 /// A key with guards.
 #[derive(Clone, Debug)]
 pub struct GuardedKey {
-    /// Its hash.
+    /// Its hash, which tells the db as well.
     pub hash: KeyHash,
+    /// Its db.
+    pub db: u32,
     /// Its guards.
     pub guards: GuardList,
 }
 
 impl Guards {
-    /// The configured guards. Columns are of unknown type until the catalog has been read.
-    pub fn new(settings: &[config::Guard]) -> Result<Self, GuardError> {
+    /// The configured guards, in the db `home` unless they say otherwise. Columns are of unknown type until the catalog
+    /// has been read.
+    pub fn new(settings: &[config::Guard], home: u32) -> Result<Self, GuardError> {
         if settings.len() > usize::from(u16::MAX) {
             return Err(error("guard".into(), GuardProblem::TooMany { found: settings.len() }));
         }
         let mut guards: Vec<Guard> = Vec::with_capacity(settings.len());
         for (index, policy) in settings.iter().enumerate() {
-            let guard = guard(index, policy)?;
+            let guard = guard(index, policy, home)?;
             if let Some(first) = guards.iter().position(|other| other.label == guard.label) {
                 let problem = GuardProblem::Duplicate { first, table: guard.label };
                 return Err(error(format!("guard[{index}].table"), problem));
             }
             guards.push(guard);
         }
-        Ok(Self::of(guards))
+        Ok(Self::of(guards, home))
     }
 
-    fn of(guards: Vec<Guard>) -> Self {
-        let templates = guards.iter().flat_map(|guard| guard.templates.iter().map(|t| (guard.id, t)));
-        let matcher = Matcher::new(templates);
-        Self { guards, matcher }
+    fn of(guards: Vec<Guard>, home: u32) -> Self {
+        let dbs: BTreeSet<u32> = guards.iter().map(|guard| guard.db).collect();
+        let matcher = |db| {
+            let own = guards.iter().filter(|guard| guard.db == db);
+            Matcher::new(own.flat_map(|guard| guard.templates.iter().map(|t| (guard.id, t))))
+        };
+        let matchers = dbs.into_iter().map(|db| (db, matcher(db))).collect();
+        Self { guards, home, matchers }
     }
 
     /// A copy that knows the types of the columns: `kind(guard, column)` is asked for every placeholder.
@@ -142,7 +164,12 @@ impl Guards {
                 }
             }
         }
-        Self::of(guards)
+        Self::of(guards, self.home)
+    }
+
+    /// The dbs that have guards, which for most is one.
+    pub fn dbs(&self) -> impl Iterator<Item = u32> {
+        self.matchers.iter().map(|(db, _)| *db)
     }
 
     /// The guards, in the order of the configuration.
@@ -170,34 +197,37 @@ impl Guards {
         self.guards.iter().find(|guard| guard.label == label)
     }
 
-    /// The guards of a key, each once.
-    pub fn matching(&self, key: &[u8]) -> GuardList {
+    /// The guards of a key in a db, each once.
+    pub fn matching(&self, db: u32, key: &[u8]) -> GuardList {
         let mut out = GuardList::new();
-        self.matcher.guards(key, &mut out);
+        if let Some((_, matcher)) = self.matchers.iter().find(|(of, _)| *of == db) {
+            matcher.guards(key, &mut out);
+        }
         out
     }
 
     /// The `SCAN MATCH` patterns of all keys of a guard. They may find more than the guard's keys: see
     /// [`Template::glob`].
-    pub fn globs(&self) -> impl Iterator<Item = (GuardId, String)> + '_ {
-        self.guards.iter().flat_map(|guard| guard.templates.iter().map(|t| (guard.id, t.glob())))
+    pub fn globs(&self) -> impl Iterator<Item = (&Guard, String)> + '_ {
+        self.guards.iter().flat_map(|guard| guard.templates.iter().map(move |t| (guard, t.glob())))
     }
 
     /// Tells whether the keys in a cache were kept by the same guards: equal for equal tables and templates,
     /// whatever their order and policies, in every process and version.
     pub fn digest(&self) -> u64 {
-        let mut lines: Vec<(&str, Vec<&str>)> = self
+        let mut lines: Vec<(&str, Vec<&str>, Option<u32>)> = self
             .guards
             .iter()
             .map(|guard| {
                 let mut templates: Vec<&str> = guard.templates.iter().map(Template::text).collect();
                 templates.sort_unstable();
-                (guard.label.as_str(), templates)
+                (guard.label.as_str(), templates, Some(guard.db).filter(|db| *db != self.home))
             })
             .collect();
         lines.sort_unstable();
         // Lengths go in as well: no two lists of texts run together into the same bytes.
-        lines.iter().fold(FNV_OFFSET, |hash, (label, templates)| {
+        lines.iter().fold(FNV_OFFSET, |hash, (label, templates, db)| {
+            let hash = db.map_or(hash, |db| fnv1a(hash, &db.to_le_bytes()));
             let hash = fnv1a(fnv1a(hash, &(templates.len() as u64).to_le_bytes()), &length_prefixed(label));
             templates.iter().fold(hash, |hash, text| fnv1a(hash, &length_prefixed(text)))
         })
@@ -217,7 +247,7 @@ fn error(setting: String, problem: GuardProblem) -> GuardError {
     GuardError { setting, problem }
 }
 
-fn guard(index: usize, policy: &config::Guard) -> Result<Guard, GuardError> {
+fn guard(index: usize, policy: &config::Guard, home: u32) -> Result<Guard, GuardError> {
     let (schema, table) = table_name(&policy.table).ok_or_else(|| {
         error(format!("guard[{index}].table"), GuardProblem::Table { found: policy.table.clone() })
     })?;
@@ -240,6 +270,7 @@ fn guard(index: usize, policy: &config::Guard) -> Result<Guard, GuardError> {
         schema: schema.to_owned(),
         table: table.to_owned(),
         templates,
+        db: policy.db.unwrap_or(home),
         policy: policy.clone(),
     })
 }
@@ -287,12 +318,15 @@ mod tests {
 
     #[test]
     fn a_key_is_guarded_by_every_table_that_feeds_it() {
-        let guards = Guards::new(&[
-            settings("public.users", &["user:<id>", "user:<id>:profile"]),
-            settings("orders", &["user:<user_id>:orders", "orders:all"]),
-        ])
+        let guards = Guards::new(
+            &[
+                settings("public.users", &["user:<id>", "user:<id>:profile"]),
+                settings("orders", &["user:<user_id>:orders", "orders:all"]),
+            ],
+            0,
+        )
         .expect("guards");
-        let ids = |key: &str| guards.matching(key.as_bytes()).iter().map(|g| g.0).collect::<Vec<_>>();
+        let ids = |key: &str| guards.matching(0, key.as_bytes()).iter().map(|g| g.0).collect::<Vec<_>>();
         assert_eq!(ids("user:7"), [0]);
         assert_eq!(ids("user:7:orders"), [0, 1], "an id of unknown type may contain a colon");
         assert_eq!(ids("orders:all"), [1]);
@@ -304,13 +338,13 @@ mod tests {
             "id" | "user_id" => ColumnKind::Integer,
             _ => ColumnKind::Any,
         });
-        assert_eq!(typed.matching(b"user:7:orders").as_slice(), [GuardId(1)]);
+        assert_eq!(typed.matching(0, b"user:7:orders").as_slice(), [GuardId(1)]);
         assert_eq!(typed.digest(), guards.digest());
     }
 
     #[test]
     fn the_digest_tells_tables_and_templates_only() {
-        let digest = |list: &[config::Guard]| Guards::new(list).expect("guards").digest();
+        let digest = |list: &[config::Guard]| Guards::new(list, 0).expect("guards").digest();
         let (a, b) = (settings("users", &["a:<id>", "b:<id>"]), settings("orders", &["o:<id>"]));
         let both = digest(&[a.clone(), b.clone()]);
         // Written in every marker: a change would purge every cache at the next upgrade.
@@ -321,8 +355,26 @@ mod tests {
     }
 
     #[test]
+    fn a_guard_is_in_its_db() {
+        let mut list = [settings("users", &["user:<id>"]), settings("orders", &["user:<id>", "o:<id>"])];
+        let digest = |list: &[config::Guard], home| Guards::new(list, home).expect("guards").digest();
+        assert_eq!(digest(&list, 0), digest(&list, 3), "the marker is where they are");
+        list[1].db = Some(3);
+        let guards = Guards::new(&list, 0).expect("guards");
+        assert_eq!(guards.dbs().collect::<Vec<_>>(), [0, 3]);
+        assert_eq!(guards.matching(0, b"user:1").as_slice(), [GuardId(0)]);
+        assert_eq!(guards.matching(3, b"user:1").as_slice(), [GuardId(1)]);
+        assert!(guards.matching(1, b"user:1").is_empty());
+        let typed = guards.with_column_kinds(|_, _| ColumnKind::Integer);
+        assert!(typed.matching(3, b"user:x").is_empty() && !typed.matching(3, b"user:1").is_empty());
+        let there = digest(&list, 0);
+        list[1].db = Some(2);
+        assert_ne!(digest(&list, 0), there);
+    }
+
+    #[test]
     fn wrong_guards_name_the_setting() {
-        let error = |list: &[config::Guard]| Guards::new(list).expect_err("an error").to_string();
+        let error = |list: &[config::Guard]| Guards::new(list, 0).expect_err("an error").to_string();
         let users = settings("users", &["user:<id>"]);
         assert!(error(&[settings("a.", &["k"])]).starts_with("guard[0].table: found \"a.\""));
         assert!(error(&[settings("\"A\"", &["k"])]).contains("without quotes"));

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::expect::{Delivery, Expected, Meaning};
 use super::held::Held;
@@ -140,14 +141,15 @@ impl Session {
         self.client.held().any() || self.watching || self.transaction.is_some() || self.monitoring
     }
 
-    /// The db whose guards apply: that of the guards, where the client's next command may go there.
-    pub(super) fn guard_db(&self) -> u32 {
-        let own = self.gate.address.db;
-        let now = self.client.db.get().unwrap_or(own);
-        match &self.transaction {
-            Some(transaction) if transaction.dbs.contains(&own) => own,
-            Some(transaction) if now != own => transaction.dbs.last().copied().unwrap_or(now),
-            _ => now,
+    /// The dbs that the client's next command may go to: its own, in nearly all cases. In a transaction that SELECTs,
+    /// what is queued goes to another one if Redis executes that; and after one that went wrong around a SELECT nobody
+    /// knows.
+    pub(super) fn dbs(&self) -> SmallVec<[u32; 2]> {
+        let now = self.client.db.get();
+        let queued = self.transaction.iter().flat_map(|transaction| transaction.dbs.iter().copied());
+        match now {
+            Some(now) => queued.chain([now]).collect(),
+            None => queued.chain(self.gate.guards.load().dbs()).collect(),
         }
     }
 

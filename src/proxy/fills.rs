@@ -15,7 +15,7 @@ use super::link::{Introduction, Link};
 use super::route::LANE_REQUEST;
 use super::session::{Session, Step};
 use super::transaction::QueuedFill;
-use crate::cache::AbandonedFill;
+use crate::cache::{AbandonedFill, Fate};
 use crate::command::{Command, FillForm, Route, Syntax, WrongNumber, refusal};
 use crate::fence::{Evidence, KeyHash};
 use crate::guard::GuardedKey;
@@ -85,14 +85,16 @@ impl Session {
         form: FillForm,
         arguments: Arguments<'_>,
     ) -> Vec<(Box<[u8]>, GuardedKey)> {
-        let Some(db) = form.syntax.db(arguments, self.guard_db()) else { return Vec::new() };
-        let guarded = |n: usize| {
-            let key = arguments.get(n)?;
-            let guarded = self.gate.guarded(db, key)?;
-            Some((Box::from(key), guarded))
-        };
-        let mut keys: Vec<(Box<[u8]>, GuardedKey)> =
-            form.keys.places(arguments).filter_map(guarded).collect();
+        let mut keys: Vec<(Box<[u8]>, GuardedKey)> = Vec::new();
+        for db in self.dbs() {
+            let Some(db) = form.syntax.db(arguments, db) else { continue };
+            let guarded = |n: usize| {
+                let key = arguments.get(n)?;
+                let guarded = self.gate.guarded(db, key)?;
+                Some((Box::from(key), guarded))
+            };
+            keys.extend(form.keys.places(arguments).filter_map(guarded));
+        }
         if !keys.is_empty() && form.syntax.is_wrong(arguments) {
             // Redis does none of it, and says why.
             return Vec::new();
@@ -131,7 +133,7 @@ impl Session {
                 Admission::Cap(ttl) => admitted.caps.push((key.clone(), ttl)),
                 Admission::Forward => {}
             }
-            admitted.fills.push(AbandonedFill { hash: guarded.hash, id, key: key.clone() });
+            admitted.fills.push(AbandonedFill { hash: guarded.hash, id, db: guarded.db, key: key.clone() });
         }
         admitted
     }
@@ -183,9 +185,11 @@ impl Session {
         admitted: Admitted,
     ) -> Step {
         let Some(refusal) = admitted.refusal else { return Step::Done };
-        let db = self.guard_db();
-        let refused =
-            |key| self.gate.guarded(db, key).is_some_and(|key| admitted.refused.contains(&key.hash));
+        let dbs = self.dbs();
+        let refused = |key: &[u8]| {
+            let mut guarded = dbs.iter().filter_map(|db| self.gate.guarded(*db, key));
+            guarded.any(|key| admitted.refused.contains(&key.hash))
+        };
         let kept = (1..arguments.len()).step_by(2).filter(|n| !arguments.get(*n).is_some_and(refused));
         let words: Vec<&[u8]> =
             kept.flat_map(|n| [arguments.get(n), arguments.get(n + 1)]).flatten().collect();
@@ -212,7 +216,13 @@ impl Session {
     /// As if it were a fill: should the connection break before Redis has answered, it is done again.
     fn delete_torn(&self, link: &Link, keys: &[(Box<[u8]>, GuardedKey)]) {
         for (key, guarded) in keys {
-            let deletion = AbandonedFill { hash: guarded.hash, id: link.fill_id(), key: key.clone() };
+            let (hash, db, id) = (guarded.hash, guarded.db, link.fill_id());
+            let deletion = AbandonedFill { hash, id, db, key: key.clone() };
+            if self.client.db.get() != Some(db) {
+                // The client's connection is elsewhere.
+                self.gate.upstreams.abandon(Fate::Unfinished, vec![deletion]);
+                continue;
+            }
             let meaning = Meaning::Fills([deletion].into());
             let expected = Expected { client: self.client.clone(), delivery: Delivery::Hidden, meaning };
             link.send(|out| put_request(out, &[b"UNLINK", key]), expected);
@@ -346,9 +356,7 @@ impl Session {
             };
             let delivery = Delivery::Replace(Bytes::from_static(reply));
             link.send(|out| put_request(out, &[b"DISCARD"]), self.expect_as(delivery, Meaning::None));
-            if self.client.db.get() == Some(self.gate.address.db) {
-                torn.into_iter().for_each(|keys| self.delete_torn(&link, keys));
-            }
+            torn.into_iter().for_each(|keys| self.delete_torn(&link, keys));
             return Step::Done;
         }
         let fills = match transaction.dbs.last() {

@@ -100,11 +100,8 @@ impl Gate {
 
     /// The guards of a key in a db, if it has any. For most keys a walk over their first bytes.
     pub fn guarded(&self, db: u32, key: &[u8]) -> Option<GuardedKey> {
-        if db != self.address.db {
-            return None;
-        }
-        let guards = self.guards.load().matching(key);
-        (!guards.is_empty()).then(|| GuardedKey { hash: key_hash(db, key), guards })
+        let guards = self.guards.load().matching(db, key);
+        (!guards.is_empty()).then(|| GuardedKey { hash: key_hash(db, key), db, guards })
     }
 
     /// A read was answered. A miss grants a lease.

@@ -16,8 +16,9 @@ type Placed = Vec<(usize, GuardedKey)>;
 impl Session {
     /// A read outside of a transaction.
     pub(super) fn read(&mut self, read: Read, arguments: Arguments<'_>) -> Step {
-        let db = self.guard_db();
-        let guarded = |(n, place)| Some((n, self.gate.guarded(db, arguments.get(place)?)?));
+        // Reads in a transaction grant no lease, and elsewhere it is clear where the client is.
+        let db = self.client.db.get();
+        let guarded = |(n, place)| Some((n, self.gate.guarded(db?, arguments.get(place)?)?));
         let mut keys = read.keys.places(arguments).enumerate().filter_map(guarded);
         let Some(first) = keys.next() else {
             return self.take_plainly(read.route.into(), arguments);

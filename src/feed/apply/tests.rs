@@ -104,7 +104,7 @@ fn applier() -> Applier {
     let settings = toml::from_str(
         "table = \"users\"\nkeys = [\"user:<id>\", \"users:by-email:<email>\", \"users:all\"]",
     );
-    let guards = Arc::new(Guards::new(&[settings.expect("settings")]).expect("guards"));
+    let guards = Arc::new(Guards::new(&[settings.expect("settings")], 0).expect("guards"));
     let limits =
         Limits { history: 60_000, lease_ttl: 5_000, max_keys: 1_000, max_leases: 10, guards: 1, shards: 4 };
     let fence = Arc::new(Fence::new(limits));
@@ -138,7 +138,7 @@ fn transaction(applier: &mut Applier, end: u64, messages: &[Vec<u8>]) -> Option<
 fn keys(applier: &mut Applier, messages: &[Vec<u8>]) -> Vec<String> {
     let messages = [&[layout()], messages].concat();
     let invalidation = transaction(applier, 500, &messages).expect("an invalidation");
-    invalidation.keys.into_iter().map(|key| String::from_utf8(key).expect("UTF-8")).collect()
+    invalidation.keys.into_iter().map(|key| String::from_utf8(key.name).expect("UTF-8")).collect()
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn truncate_fences_the_guard_and_messages_name_keys() {
         &[layout(), insert(&["1", "x"]), truncate(), message("cachefence", "k")],
     )
     .expect("an invalidation");
-    assert_eq!((all.keys, all.truncated), (vec![b"k".to_vec()], vec![GuardId(0)]));
+    assert_eq!((all.keys, all.truncated), (vec![CacheKey { db: 0, name: b"k".to_vec() }], vec![GuardId(0)]));
     assert_eq!(transaction(&mut applier, 600, &[message("other", "k")]), None);
 }
 
@@ -254,5 +254,8 @@ fn a_huge_transaction_becomes_a_truncate() {
     let rows: Vec<Vec<u8>> = (0..1_000).map(|n| insert(&[&n.to_string(), "-"])).collect();
     let messages = [&[layout(), message("cachefence", "k")], &rows[..]].concat();
     let invalidation = transaction(&mut applier, 500, &messages).expect("an invalidation");
-    assert_eq!((invalidation.keys, invalidation.truncated), (vec![b"k".to_vec()], vec![GuardId(0)]));
+    assert_eq!(
+        (invalidation.keys, invalidation.truncated),
+        (vec![CacheKey { db: 0, name: b"k".to_vec() }], vec![GuardId(0)])
+    );
 }
