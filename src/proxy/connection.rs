@@ -146,14 +146,19 @@ impl Session {
         Step::Done
     }
 
-    /// `WAIT`, `WAITAOF`: until what its own connection wrote is elsewhere. The client's writes went over a lane; a
-    /// command, whichever, makes Redis note for the pin how far all writes have come until now.
+    /// `WAIT`, `WAITAOF`: until what its own connection wrote is elsewhere. From the first one on the client keeps its
+    /// pin, so that Redis knows which writes are its own. Those before it went over a lane: a command that is replicated
+    /// makes Redis note for the pin how far all writes have come until now. (A PING did so up to 7.0.) One that the user
+    /// has no right to (`&cachefence:wait`) does not, and that first WAIT may come too early.
     pub(super) fn wait(&mut self, arguments: Arguments<'_>) -> Step {
+        let first = !self.client.held().has(Held::WAITED) && !self.links.all_pinned();
         let Some(link) = self.link(true) else { return Step::Wait };
-        let hidden =
-            Expected { client: self.client.clone(), delivery: Delivery::Hidden, meaning: Meaning::None };
-        link.send(|out| put_request(out, &[b"PING"]), hidden);
-        let step = self.forward(arguments, true, Meaning::None);
+        if first {
+            let hidden =
+                Expected { client: self.client.clone(), delivery: Delivery::Hidden, meaning: Meaning::None };
+            link.send(|out| put_request(out, &[b"PUBLISH", b"cachefence:wait", b""]), hidden);
+        }
+        let step = self.forward(arguments, true, Meaning::Holds(Held::WAITED, true));
         (self.barrier, self.blocking) = (step == Step::Done, step == Step::Done);
         step
     }

@@ -19,8 +19,10 @@ impl Held {
     pub const DB: Self = Self(1 << 4);
     /// A WATCH that an UNWATCH did not end, because Redis refused it.
     pub const WATCHED: Self = Self(1 << 5);
+    /// It has waited for its writes, which Redis counts by connection.
+    pub const WAITED: Self = Self(1 << 6);
     /// Something that nobody can end, or that nobody knows: others know the connection by its id, for example.
-    pub const FOR_GOOD: Self = Self(1 << 6);
+    pub const FOR_GOOD: Self = Self(1 << 7);
 
     /// Whether there is any.
     pub fn any(self) -> bool {
