@@ -231,21 +231,25 @@ impl Session {
 
     /// Whether a fill may go out on a link: Redis knows it by name. Otherwise it waits, or was answered.
     fn introduced(&mut self, link: &Rc<Link>) -> Result<(), Step> {
-        if self.introducing.take().is_some_and(|before| before.is_closed()) {
+        let tried = self.introducing.take();
+        if tried.as_ref().is_some_and(|before| before.is_closed()) {
             // Not tried again and again while Redis is away.
             return Err(
                 self.own(format!("-ERR cachefence: upstream {}: not connected\r\n", self.gate.address))
             );
         }
         match link.introduction() {
-            Introduction::Done => Ok(()),
-            Introduction::First | Introduction::Again => {
-                link.wait(&self.client);
-                self.introducing = Some(link.clone());
-                Err(Step::Wait)
+            Introduction::Done => return Ok(()),
+            Introduction::First | Introduction::Again => {}
+            Introduction::Refused(error) if tried.is_some() || is_denied(&error) => {
+                return Err(self.refuse_unknown(&error));
             }
-            Introduction::Refused(error) => Err(self.refuse_unknown(&error)),
+            // It was busy, with a script or with loading its data, and may not be any more.
+            Introduction::Refused(_) => link.introduce_again(&self.client),
         }
+        link.wait(&self.client);
+        self.introducing = Some(link.clone());
+        Err(Step::Wait)
     }
 
     fn refusal_reply(&self, form: FillForm, arguments: Arguments<'_>, why: &Refusal) -> Bytes {
@@ -255,7 +259,7 @@ impl Session {
     /// A fill on a connection that Redis does not let us name: if the connection broke, nobody could tell
     /// that the fill is gone.
     fn refuse_unknown(&self, error: &str) -> Step {
-        if error.starts_with("NOAUTH") {
+        if !error.starts_with("NOPERM") {
             // What Redis would say to the fill itself.
             return self.own(format!("-{error}\r\n"));
         }
@@ -375,6 +379,11 @@ impl Session {
         }
         Step::Done
     }
+}
+
+/// Whether Redis will say the same the next time.
+fn is_denied(error: &str) -> bool {
+    error.starts_with("NOPERM") || error.starts_with("NOAUTH")
 }
 
 /// Reads evidence: an LSN has a slash, a snapshot has colons.

@@ -58,6 +58,8 @@ pub struct Link {
     unnamed: RefCell<Option<String>>,
     /// Redis would not take its login.
     outcast: Cell<bool>,
+    /// What Redis said when the connection was to become one of its account.
+    refused: RefCell<Option<String>>,
     /// A part of what is due has been delivered.
     pub(super) partly: Cell<bool>,
     /// It was a lane, and is one no more.
@@ -94,6 +96,7 @@ impl Link {
             introduction: RefCell::new(Introduction::First),
             unnamed: RefCell::default(),
             outcast: Cell::new(false),
+            refused: RefCell::default(),
             partly: Cell::new(false),
             retired: Cell::new(false),
             paused: Cell::new(false),
@@ -234,6 +237,15 @@ impl Link {
         self.owner.borrow().clone()
     }
 
+    /// What those are told whose commands it will not carry.
+    pub(super) fn last_words(&self, why: &str) -> String {
+        match &*self.refused.borrow() {
+            // Redis's own: it is busy with a script, most likely.
+            Some(error) => format!("-{error}\r\n"),
+            None => format!("-ERR cachefence: upstream {}: {why}\r\n", self.gate.address),
+        }
+    }
+
     /// Whether Redis would not take its login.
     pub(super) fn is_outcast(&self) -> bool {
         self.outcast.get()
@@ -339,7 +351,9 @@ impl Link {
             if let Some(error) = reply.strip_prefix(b"-") {
                 let of_login = [&b"WRONGPASS"[..], b"NOAUTH", b"NOPERM"];
                 self.outcast.set(of_login.iter().any(|code| error.starts_with(code)));
-                return Err(io::Error::other(String::from_utf8_lossy(error).trim_end().to_owned()));
+                let error = String::from_utf8_lossy(error).trim_end().to_owned();
+                *self.refused.borrow_mut() = Some(error.clone());
+                return Err(io::Error::other(error));
             }
         }
         let (name, id) = (reading.next(stream).await?, reading.next(stream).await?);

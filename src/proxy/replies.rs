@@ -231,7 +231,7 @@ impl Link {
     pub(super) fn end(&self, why: &str) {
         self.closed.set(true);
         let mut fills: Vec<AbandonedFill> = Vec::new();
-        let error = format!("-ERR cachefence: upstream {}: {why}\r\n", self.gate.address);
+        let error = self.last_words(why);
         // In the middle of a reply nothing else makes sense. And what a client that is gone has sent after a
         // command that waited would never have been executed.
         if (self.partly.get() || self.finishing.get())
