@@ -320,10 +320,7 @@ async fn messages_come_between_replies() -> Outcome {
         a.send(&encode(&["PUBLISH", "c", &large])).await?;
         let (first, second) = (a.reply().await?, a.reply().await?);
         let (message, reply) = if message_first { (first, second) } else { (second, first) };
-        assert_eq!(
-            message.len(),
-            large.len() + ">3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$300000\r\n\r\n".len()
-        );
+        assert_eq!(message.len(), large.len() + ">3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$300000\r\n\r\n".len());
         assert_eq!(reply, b":1\r\n");
         for (line, said) in [
             ("UNSUBSCRIBE", ">3 $11 unsubscribe $1 c :0"),
