@@ -22,13 +22,16 @@ test: deps-test
 test-clients: deps-clients
 	$(CARGO) test --locked --test clients -- --include-ignored --nocapture --test-threads 1
 
-# The tests of the wire and of the clients, on Redis 8 and Valkey 9 as well as on the installed Redis.
+# What depends on the server: the wire, what commands do, and the clients, on Redis 8 and Valkey 9 as well as on the
+# installed Redis.
+SERVER_TESTS := transparency mixtures command_table fills_by_any_name refusals sharing clients
+
 test-servers: deps-test
 	@servers="$$(tests/servers.sh)" && for server in "" $$servers; do \
 		echo "on $${server:-the installed Redis}"; \
 		CACHEFENCE_REDIS_SERVER="$${server:-$$CACHEFENCE_REDIS_SERVER}"; export CACHEFENCE_REDIS_SERVER; \
 		[ -n "$$CACHEFENCE_REDIS_SERVER" ] || unset CACHEFENCE_REDIS_SERVER; \
-		$(CARGO) test --locked --test transparency --test mixtures --test clients -- --nocapture || exit 1; \
+		$(CARGO) test --locked $(addprefix --test ,$(SERVER_TESTS)) -- --nocapture || exit 1; \
 	done
 
 # Redis's own test suite: SUITE is a checkout of Redis of the version that is installed.

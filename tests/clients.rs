@@ -144,7 +144,10 @@ struct Report {
 
 impl Report {
     fn count(&self) -> String {
-        format!("{} passed, {} failed, {} skipped", self.passed.len(), self.failures.len(), self.skipped)
+        let [resp2, resp3] =
+            ["2", "3"].map(|version| self.passed.iter().filter(|case| in_protocols(case, version)).count());
+        let (failed, skipped) = (self.failures.len(), self.skipped);
+        format!("{resp2} passed in RESP2, {resp3} in RESP3, {failed} failed, {skipped} skipped")
     }
 }
 

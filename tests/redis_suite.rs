@@ -224,6 +224,8 @@ fn parse(text: &str) -> (Results, Option<String>) {
             // What failed is listed once more.
             break;
         }
+        // Written without an end of line.
+        let line = line.strip_prefix("Waiting for background save to finish... ").unwrap_or(line);
         if let Some(rest) = line.strip_prefix("[ok]: ") {
             let name = rest.rsplit_once(" (").map_or(rest, |(name, _)| name);
             // The same name can be used twice: one failure counts.

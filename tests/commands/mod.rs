@@ -1,6 +1,8 @@
 //! Commands for the tests of what a command does to which keys.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+use cachefence::demo::client::{Client, Reply};
+
 /// Fills, and what they answer where `reply` is `ok` and `nil`; `K` is the key. An empty text is an error that
 /// begins with the word for why.
 pub const FILLS: &[(&str, &str, &str)] = &[
@@ -65,6 +67,10 @@ pub const FILLS: &[(&str, &str, &str)] = &[
     ("EVAL redis.call('SET',KEYS[1],1) 1 K", "", "$-1"),
     ("EVALSHA 0000000000000000000000000000000000000000 1 K", "", "$-1"),
     ("FCALL fill 1 K", "", "$-1"),
+    ("HSETEX K FIELDS 2 a 1 b 2", ":1", ":0"),
+    ("MSETEX 1 K v", ":1", ":0"),
+    ("VADD K VALUES 2 1 1 a", "", "$-1"),
+    ("VSETATTR K a {}", "", "$-1"),
 ];
 
 /// Reads of a key that is not there. All of them miss.
@@ -143,10 +149,22 @@ pub const READS: &[&str] = &[
     "XLEN K",
     "XRANGE K - +",
     "EVAL_RO return(redis.call('GET',KEYS[1])) 1 K",
+    "DIGEST K",
+    "HGETDEL K FIELDS 1 a",
+    "HGETEX K FIELDS 1 a",
+    "HTTL K FIELDS 1 a",
+    "HPTTL K FIELDS 1 a",
+    "HEXPIRETIME K FIELDS 1 a",
+    "HPEXPIRETIME K FIELDS 1 a",
+    "VCARD K",
+    "VEMB K a",
+    "VGETATTR K a",
+    "VRANDMEMBER K",
+    "VSIM K VALUES 2 1 1",
 ];
 
 /// Commands that only take away, shorten a life, or keep account. `K` is there, and a list, hash, set, sorted set,
-/// stream or string, as the first letter says.
+/// stream, vector set or string, as the first letter says.
 pub const OTHERS: &[&str] = &[
     "s DEL K",
     "s UNLINK K other",
@@ -174,7 +192,50 @@ pub const OTHERS: &[&str] = &[
     "x XTRIM K MAXLEN 0",
     "x XGROUP CREATE K g $",
     "x XREAD COUNT 1 STREAMS K 0",
+    "s DELEX K",
+    "s DELIFEQ K v",
+    "h HEXPIREAT K 9999999999 FIELDS 1 a",
+    "h HPERSIST K FIELDS 1 a",
+    "h HGETDEL K FIELDS 1 a",
+    "h HGETEX K PERSIST FIELDS 1 a",
+    "x XDELEX K IDS 1 1-1",
+    "v VREM K a",
 ];
+
+/// Commands that only some servers have, later ones or those of another family.
+const LATER: &[&str] = &[
+    "DELEX",
+    "DELIFEQ",
+    "DIGEST",
+    "HEXPIREAT",
+    "HEXPIRETIME",
+    "HGETDEL",
+    "HGETEX",
+    "HPERSIST",
+    "HPEXPIRETIME",
+    "HPTTL",
+    "HSETEX",
+    "HTTL",
+    "MSETEX",
+    "VADD",
+    "VCARD",
+    "VEMB",
+    "VGETATTR",
+    "VRANDMEMBER",
+    "VREM",
+    "VSETATTR",
+    "VSIM",
+    "XDELEX",
+];
+
+/// Whether this server has the command of a line.
+pub async fn is_there(redis: &mut Client, line: &str) -> Result<bool, Box<dyn std::error::Error>> {
+    let Some(name) = line.split(' ').find(|word| word.len() > 1).filter(|name| LATER.contains(name)) else {
+        return Ok(true);
+    };
+    let info = redis.cmd(&["COMMAND", "INFO", name]).await?;
+    Ok(matches!(info, Reply::Array(entries) if matches!(entries[..], [Reply::Array(_)])))
+}
 
 /// Redis refuses them, and has the words for it.
 pub const WRONG: &[&str] = &[

@@ -184,6 +184,8 @@ async fn pubsub(place: &Place, r: Client, key: String) -> Outcome {
     let mut messages = subscriber.message_rx();
     subscriber.subscribe(&*key).await?;
     subscriber.psubscribe(format!("{key}:*")).await?;
+    // These do not wait for what the server says to them.
+    subscriber.ping::<fred::types::Value>(None).await?;
     same!(r.publish::<u8, _, _>(&*key, "one").await?, 1);
     same!(r.publish::<u8, _, _>(format!("{key}:1"), "two").await?, 1);
     for expected in ["one", "two"] {
@@ -194,6 +196,7 @@ async fn pubsub(place: &Place, r: Client, key: String) -> Outcome {
     same!(r.spublish::<u8, _, _>(format!("{key}s"), "three").await?, 1);
     same!(tokio::time::timeout(PATIENCE, messages.recv()).await??.value.convert::<String>()?, "three");
     subscriber.unsubscribe(&*key).await?;
+    subscriber.ping::<fred::types::Value>(None).await?;
     same!(r.publish::<u8, _, _>(&*key, "nobody").await?, 0);
     subscriber.quit().await?;
     Ok(None)
