@@ -21,6 +21,8 @@ impl Held {
     pub const WATCHED: Self = Self(1 << 5);
     /// Something that nobody can end, or that nobody knows: others know the connection by its id, for example.
     pub const FOR_GOOD: Self = Self(1 << 6);
+    /// `MONITOR`: all that Redis says goes to it as it comes.
+    pub const MONITORS: Self = Self(1 << 7);
 
     /// Whether there is any.
     pub fn any(self) -> bool {
