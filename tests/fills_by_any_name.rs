@@ -3,8 +3,8 @@
 mod commands;
 mod wire;
 
-use cachefence::demo::client::{Client, Reply};
-use cachefence::demo::servers::wait_until;
+use cachefence::demo::client::{Client, Reply, encode};
+use cachefence::demo::servers::{RedisOptions, wait_until};
 use commands::{FILLS, OTHERS, READS, WRONG, is_there, of_key};
 use wire::{Outcome, PATIENCE, Stand, Wire, settled};
 
@@ -300,5 +300,68 @@ async fn a_read_that_is_not_asked_answers_as_one_that_misses() -> Outcome {
     redis.cmd(&["SET", "order:7", "old"]).await?;
     assert_eq!(wire.cmd("GETDEL order:7").await?, "$-1\r\n");
     assert_eq!(redis.cmd(&["EXISTS", "order:7"]).await?, Reply::Int(0), "what it does is done");
+    Ok(())
+}
+
+/// A name that the operator has given a command (rename-command), of which Redis's own table tells the old one only.
+#[tokio::test]
+async fn a_command_of_another_name_is_judged() -> Outcome {
+    let options = RedisOptions::default().args(&["--rename-command", "SETEX", "KEEP"]);
+    let stand = Stand::with_redis(options, &[]).await?;
+    stand.write("orders", "order:7", 7).await?;
+    let mut wire = Wire::connect(stand.proxy.address()).await?;
+    assert!(wire.cmd("KEEP order:7 100 old").await?.starts_with("-STALE "));
+    for (line, said) in [("MULTI", "+OK\r\n"), ("KEEP order:7 100 old", "+QUEUED\r\n"), ("EXEC", "*-1\r\n")] {
+        assert_eq!(wire.cmd(line).await?, said);
+    }
+    let mut redis = stand.redis.client().await?;
+    assert_eq!(redis.cmd(&["EXISTS", "order:7"]).await?, Reply::Int(0));
+    // Not written, but nothing speaks for it; and a key without a guard is nobody's business.
+    assert_eq!(wire.cmd("KEEP order:8 100 v").await?, "+OK\r\n");
+    assert!(matches!(redis.cmd(&["PTTL", "order:8"]).await?, Reply::Int(1..=60_000)));
+    assert_eq!(wire.cmd("KEEP other 100 v").await?, "+OK\r\n");
+    assert!(matches!(redis.cmd(&["PTTL", "other"]).await?, Reply::Int(60_001..)));
+    Ok(())
+}
+
+/// A command that Redis refuses changes nothing: what follows it is judged as before.
+#[tokio::test]
+async fn what_follows_a_refused_change_of_state_is_judged() -> Outcome {
+    let pinned = ("[redis]\n", "[redis]\nupstream = \"pinned\"\n");
+    for stand in [Stand::start(&[]).await?, Stand::start(&[pinned]).await?] {
+        stand.write("orders", "order:7", 7).await?;
+        let mut redis = stand.redis.client().await?;
+        redis.cmd(&["ACL", "SETUSER", "low", "on", ">secret", "~*", "+@all", "-multi", "-monitor"]).await?;
+        for lines in [
+            &["AUTH low secret", "MONITOR", "SET order:7 old"][..],
+            &["MONITOR too", "SET order:7 old"],
+            // The connection has seen a MULTI that worked: another user's.
+            &["CLIENT NO-EVICT ON", "MULTI", "EXEC", "AUTH low secret", "MULTI", "SET order:7 old", "EXEC"],
+            &["CLIENT NO-EVICT ON", "MULTI", "EXEC", "HELLO 3 AUTH low secret", "MULTI", "SET order:7 old"],
+        ] {
+            let mut wire = Wire::connect(stand.proxy.address()).await?;
+            let bytes = lines.iter().flat_map(|line| encode(&line.split(' ').collect::<Vec<_>>()));
+            wire.send(&bytes.collect::<Vec<u8>>()).await?;
+            for line in lines {
+                let reply = wire.reply().await?;
+                let refused = reply.starts_with(b"-STALE ");
+                assert_eq!(refused, line.starts_with("SET"), "{line}: {}", String::from_utf8_lossy(&reply));
+            }
+            assert_eq!(redis.cmd(&["EXISTS", "order:7"]).await?, Reply::Int(0), "{lines:?}");
+        }
+    }
+    Ok(())
+}
+
+/// ... and a large one as well, of which only the end is there when it is refused.
+#[tokio::test]
+async fn a_large_fill_that_is_refused_is_answered_by_its_whole_length() -> Outcome {
+    let stand = Stand::start(&[]).await?;
+    stand.write("users", "user:7", 7).await?;
+    let mut wire = Wire::connect(stand.proxy.address()).await?;
+    assert_eq!(wire.cmd("PING").await?, "+PONG\r\n");
+    let value = "x".repeat(3_000_000);
+    assert_eq!(wire.cmd(&format!("APPEND user:7 {value}")).await?, ":3000000\r\n");
+    assert_eq!(wire.cmd(&format!("SETRANGE user:7 10 {value}")).await?, ":3000010\r\n");
     Ok(())
 }

@@ -595,3 +595,153 @@ async fn wait_waits_for_the_writes_of_its_client() -> Outcome {
     assert_eq!(client.reply().await?, b":1\r\n");
     Ok(())
 }
+
+/// What is sent at once, as one piece.
+async fn send_all(wire: &mut Wire, lines: &[&str]) -> Outcome {
+    let bytes = lines.iter().flat_map(|line| encode(&line.split(' ').collect::<Vec<_>>()));
+    wire.send(&bytes.collect::<Vec<u8>>()).await
+}
+
+/// Redis 7.0 does what stands before the option that it refuses: it has let the connection log in when it says no.
+#[tokio::test]
+async fn a_hello_that_fails_half_way_is_one_clients_own() -> Outcome {
+    for stand in stands().await? {
+        let mut direct = stand.redis.client().await?;
+        direct.cmd(&["ACL", "SETUSER", "boss", "on", ">secret", "~*", "+@all"]).await?;
+        let mut known = Wire::connect(&stand.redis.address()).await?;
+        let mut client = wire(&stand).await?;
+        for line in ["HELLO 3 AUTH boss secret SETNAME mine NOSUCH", "ACL WHOAMI", "SET k v"] {
+            assert_eq!(client.cmd(line).await?, known.cmd(line).await?, "{line}");
+        }
+        // Its connections go by our names, or a successor would not find them.
+        let own = known.cmd("CLIENT ID").await?;
+        let list = direct.cmd(&["CLIENT", "LIST"]).await?.text().unwrap_or_default();
+        let own = format!("id={} ", own.trim_start_matches(':').trim_end());
+        let named = |line: &&str| line.contains("name=mine") && !line.starts_with(&own);
+        assert_eq!(list.lines().filter(named).count(), 0, "{list}");
+        drop(client);
+        for _ in 0..5 {
+            let mut other = wire(&stand).await?;
+            send_all(&mut other, &["MULTI", "ACL WHOAMI", "EXEC"]).await?;
+            for said in ["+OK\r\n", "+QUEUED\r\n", "*1\r\n$7\r\ndefault\r\n"] {
+                assert_eq!(String::from_utf8_lossy(&other.reply().await?), said);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A transaction that Redis will not end stays with the client that has begun it, which is closed.
+#[tokio::test]
+async fn a_transaction_that_cannot_be_discarded_is_nobody_elses() -> Outcome {
+    for stand in stands().await? {
+        stand.write("orders", "order:7", 7).await?;
+        let mut direct = stand.redis.client().await?;
+        direct.cmd(&["ACL", "SETUSER", "default", "-discard"]).await?;
+        for end in [&["EXEC", "EXEC"][..], &["DISCARD", "EXEC"], &["EXEC", "PING"]] {
+            let mut client = wire(&stand).await?;
+            send_all(&mut client, &[&["MULTI", "SET order:7 old"], end].concat()).await?;
+            let said = String::from_utf8_lossy(&client.rest().await?).into_owned();
+            let (before, after) = said.split_once("-NOPERM").ok_or(said.clone())?;
+            assert_eq!(before, "+OK\r\n+QUEUED\r\n");
+            assert!(after.ends_with("'discard' command\r\n"), "{said}");
+            assert_eq!(direct.cmd(&["EXISTS", "order:7"]).await?, Reply::Int(0));
+        }
+        for _ in 0..5 {
+            let mut other = wire(&stand).await?;
+            for (line, said) in [("BLPOP none 0.01", "*-1\r\n"), ("MULTI", "+OK\r\n"), ("EXEC", "*0\r\n")] {
+                assert_eq!(other.cmd(line).await?, said);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The proxy's own replies, and the end of subscriptions, wait for the end of a message that is passed on in parts.
+#[tokio::test]
+async fn nothing_comes_in_the_middle_of_a_message() -> Outcome {
+    for stand in stands().await? {
+        let mut direct = stand.redis.client().await?;
+        for (line, said) in [("CLIENT GETNAME", "_\r\n"), ("RESET", "+RESET\r\n"), ("QUIT", "+OK\r\n")] {
+            let mut client = wire(&stand).await?;
+            client.cmd("HELLO 3").await?;
+            assert!(client.cmd("SUBSCRIBE c").await?.starts_with('>'));
+            let large = "x".repeat(20_000_000);
+            direct.cmd(&["PUBLISH", "c", &large]).await?;
+            // The first of it is there, and the rest is not asked for while it is not read.
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            client.send(&encode(&line.split(' ').collect::<Vec<_>>())).await?;
+            let message = client.reply().await?;
+            assert!(message.starts_with(b">3\r\n$7\r\nmessage") && message.ends_with(b"xxx\r\n"), "{line}");
+            assert_eq!(String::from_utf8_lossy(&client.reply().await?), said, "{line}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_channel_may_have_a_long_name() -> Outcome {
+    for stand in stands().await? {
+        for hello in ["HELLO 2", "HELLO 3"] {
+            let mut client = wire(&stand).await?;
+            client.cmd(hello).await?;
+            let name = "c".repeat(3_000_000);
+            for line in [format!("SUBSCRIBE {name}"), format!("UNSUBSCRIBE {name}")] {
+                assert!(client.cmd(&line).await?.len() > name.len());
+            }
+            assert_eq!(client.cmd("ECHO x").await?, "$1\r\nx\r\n");
+        }
+    }
+    Ok(())
+}
+
+/// The connection on which a large value goes out is lost: the client is told once it has said all of it.
+#[tokio::test]
+async fn a_large_request_whose_connection_is_lost_is_answered() -> Outcome {
+    for stand in stands().await? {
+        let mut direct = stand.redis.client().await?;
+        let mut client = wire(&stand).await?;
+        assert_eq!(client.cmd("PING").await?, "+PONG\r\n");
+        let request = encode(&["SET", "k", &"x".repeat(30_000_000)]);
+        let (first, rest) = request.split_at(1_000_000);
+        client.send(first).await?;
+        // So much of it is there that it is known to be on its way.
+        wait_until("the value to be on its way", PATIENCE, async || {
+            let list = direct.cmd(&["CLIENT", "LIST"]).await.ok().and_then(|list| list.text());
+            list.is_some_and(|list| list.lines().any(has_input))
+        })
+        .await?;
+        direct.cmd(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).await?;
+        tokio::time::timeout(PATIENCE, client.send(rest)).await??;
+        let reply = client.reply().await?;
+        assert!(reply.starts_with(b"-ERR cachefence: upstream"), "{}", String::from_utf8_lossy(&reply));
+        assert_eq!(client.cmd("GET k").await?, "$-1\r\n");
+    }
+    Ok(())
+}
+
+/// Whether a line of `CLIENT LIST` is of a connection that has said a part of a large request.
+fn has_input(line: &str) -> bool {
+    let figure = line.split(' ').find_map(|field| field.strip_prefix("qbuf="));
+    figure.and_then(|bytes| bytes.parse::<usize>().ok()).is_some_and(|bytes| bytes > 100_000)
+}
+
+/// MONITOR is like any other command: what is sent behind it is answered behind it, or it is refused and over.
+#[tokio::test]
+async fn monitoring_begins_when_redis_says_so() -> Outcome {
+    for stand in stands().await? {
+        for end in ["RESET", "QUIT"] {
+            let mut answers = Vec::new();
+            for address in [stand.redis.address(), stand.proxy.address().to_owned()] {
+                let mut client = Wire::connect(&address).await?;
+                send_all(&mut client, &["MONITOR", end]).await?;
+                answers.push((client.reply().await?, client.reply().await?));
+            }
+            assert_eq!(answers[0], answers[1], "{end}");
+        }
+        let mut client = wire(&stand).await?;
+        assert!(client.cmd("MONITOR too").await?.starts_with("-ERR wrong number"));
+        assert_eq!(client.cmd("CLIENT GETNAME").await?, "$-1\r\n", "the proxy's own answers too");
+    }
+    Ok(())
+}

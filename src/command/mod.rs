@@ -178,6 +178,15 @@ pub enum Effect {
 }
 
 impl FillForm {
+    /// What a command may be that nobody knows.
+    pub const UNKNOWN: Self = Self {
+        keys: Keys::ANYWHERE,
+        effect: Effect::AddsDerived,
+        refused: Refused::Error,
+        syntax: Syntax::Other,
+        route: Route::Pin,
+    };
+
     /// Whether it adds to the value instead of replacing it.
     pub fn is_part(self) -> bool {
         matches!(self.effect, Effect::Adds | Effect::AddsDerived)

@@ -75,7 +75,9 @@ fn elements<'a>(options: &'a [&str], arguments: Arguments<'a>) -> impl Iterator<
 }
 
 fn length(offset: Option<u16>, arguments: Arguments<'_>) -> usize {
-    let value = arguments.len().checked_sub(1).and_then(|last| arguments.get(last)).map_or(0, <[u8]>::len);
+    let here = arguments.len().checked_sub(1).and_then(|last| arguments.get(last)).map_or(0, <[u8]>::len);
+    // No other argument of these commands can be long.
+    let value = here + arguments.elided();
     let offset = offset.and_then(|place| integer(arguments.get(usize::from(place))?));
     // Nothing, written anywhere, makes nothing longer.
     if value == 0 { 0 } else { value.saturating_add(offset.unwrap_or(0).try_into().unwrap_or(0)) }

@@ -41,6 +41,8 @@ pub struct Client {
     /// The proxy's own replies that wait for the upstream's before them.
     own: RefCell<VecDeque<(u64, Bytes)>>,
     waker: RefCell<Option<Waker>>,
+    /// What was delivered last is a part of a message, and the next bytes have to be the rest of it.
+    partway: Cell<bool>,
     /// The session is gone; replies that still come are dropped.
     gone: Cell<bool>,
     /// Its upstream is gone in the middle of a reply: nothing that follows would make sense.
@@ -63,6 +65,7 @@ impl Client {
             answered: Cell::new(0),
             own: RefCell::default(),
             waker: RefCell::default(),
+            partway: Cell::new(false),
             gone: Cell::new(false),
             broken: Cell::new(false),
         }
@@ -143,7 +146,7 @@ impl Client {
     /// A reply of the proxy's own, in place: after the replies of everything that was sent before.
     pub fn reply(&self, bytes: impl Into<Bytes>) {
         let bytes = bytes.into();
-        if self.outstanding() == 0 {
+        if self.outstanding() == 0 && !self.is_partway() {
             self.deliver(&bytes);
         } else {
             self.own.borrow_mut().push_back((self.sent.get(), bytes));
@@ -164,11 +167,26 @@ impl Client {
 
     /// The reply that is due is complete (or nobody wants it).
     pub fn answered(&self) {
-        let answered = self.answered.get() + 1;
-        self.answered.set(answered);
+        self.answered.set(self.answered.get() + 1);
+        self.deliver_own();
+    }
+
+    /// What was delivered is a part of a message, or the rest of one.
+    pub fn is_partway_through(&self, message: bool) {
+        if self.partway.replace(message) && !message {
+            self.deliver_own();
+        }
+    }
+
+    /// Whether only a part of a message has been delivered.
+    pub fn is_partway(&self) -> bool {
+        self.partway.get()
+    }
+
+    fn deliver_own(&self) {
         let mut own = self.own.borrow_mut();
         while let Some((after, bytes)) = own.front()
-            && *after <= answered
+            && *after <= self.answered.get()
         {
             self.deliver(bytes);
             own.pop_front();
@@ -245,5 +263,16 @@ mod tests {
         client.answered();
         assert_eq!(&client.out()[..], b"+A\r\n+B1\r\n+B2\r\n+C\r\n+D\r\n+E\r\n");
         assert_eq!(client.outstanding(), 0);
+    }
+
+    #[test]
+    fn own_replies_do_not_come_in_the_middle_of_a_message() {
+        let client = Client::new(ConnId(1));
+        client.deliver(b">2\r\n+a\r\n");
+        client.is_partway_through(true);
+        client.reply("+OWN\r\n");
+        client.deliver(b"+b\r\n");
+        client.is_partway_through(false);
+        assert_eq!(&client.out()[..], b">2\r\n+a\r\n+b\r\n+OWN\r\n");
     }
 }

@@ -96,7 +96,7 @@ impl Session {
 
     /// `RESET`: as if the client had just connected.
     pub(super) fn reset(&mut self) -> Step {
-        if self.client.outstanding() > 0 {
+        if self.client.outstanding() > 0 || self.client.is_partway() {
             return Step::Wait;
         }
         let (keeps, skipped) = (self.keeps_pin(), self.replies == Replies::SkipNext);
@@ -110,7 +110,7 @@ impl Session {
             }
         }
         (self.lane, self.transaction) = (None, None);
-        (self.watching, self.monitoring, self.barrier, self.blocking) = (false, false, false, false);
+        (self.watching, self.barrier, self.blocking) = (false, false, false);
         (self.replies, self.muted) = (Replies::On, false);
         self.client.forget();
         if skipped { Step::Done } else { self.own("+RESET\r\n") }
@@ -134,16 +134,17 @@ impl Session {
         }
     }
 
-    /// `MONITOR`
+    /// `MONITOR`: from Redis's `OK` on nothing that it says answers anything.
     pub(super) fn monitor(&mut self, arguments: Arguments<'_>) -> Step {
         if self.client.outstanding() > 0 {
             return Step::Wait;
         }
-        let Some(link) = self.link(true) else { return Step::Wait };
-        link.monitor();
-        link.send_raw(arguments.bytes());
-        self.monitoring = true;
-        Step::Done
+        self.forward_state(arguments, Meaning::Holds(Held::MONITORS, true))
+    }
+
+    /// Whether all that Redis says goes to it as it comes.
+    pub(super) fn is_monitoring(&self) -> bool {
+        self.client.held().has(Held::MONITORS)
     }
 
     /// `WAIT`, `WAITAOF`: until what its own connection wrote is elsewhere. From the first one on the client keeps its
@@ -174,7 +175,7 @@ impl Session {
         match command {
             Command::Quit => self.quit(),
             Command::Reset => self.reset(),
-            _ if self.monitoring => {
+            _ if self.is_monitoring() => {
                 let Some(link) = self.link(true) else { return Step::Wait };
                 link.send_raw(arguments.bytes());
                 Step::Done

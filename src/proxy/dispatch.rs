@@ -11,7 +11,7 @@ use super::link::Link;
 use super::route::LANE_REQUEST;
 use super::session::{Replies, Session, Step};
 use super::transaction::Transaction;
-use crate::command::Command;
+use crate::command::{Command, FillForm};
 use crate::resp::{Arguments, integer};
 
 impl Session {
@@ -20,7 +20,7 @@ impl Session {
         let command = self.gate.commands.load().of(arguments);
         let was_muted = self.muted;
         self.muted = self.replies != Replies::On;
-        let step = if self.monitoring || self.is_only_subscribed() {
+        let step = if self.is_monitoring() || self.is_only_subscribed() {
             self.take_while_listening(command, arguments)
         } else if self.transaction.is_some() {
             self.take_in_transaction(command, arguments)
@@ -82,7 +82,7 @@ impl Session {
             }
             Command::Subscribe => self.subscribe(arguments),
             Command::Monitor => self.monitor(arguments),
-            Command::Unknown => self.forward_state(arguments, Meaning::Holds(Held::FOR_GOOD, true)),
+            Command::Unknown => self.unknown(arguments),
             Command::Forbidden => self.own("-ERR cachefence: this command does not go through the proxy\r\n"),
         }
     }
@@ -138,7 +138,7 @@ impl Session {
 
     /// Whether the client has state in Redis that is bound to its pin.
     pub(super) fn keeps_pin(&self) -> bool {
-        self.client.held().any() || self.watching || self.transaction.is_some() || self.monitoring
+        self.client.held().any() || self.watching || self.transaction.is_some()
     }
 
     /// The dbs that the client's next command may go to: its own, in nearly all cases. In a transaction that SELECTs,
@@ -192,6 +192,21 @@ impl Session {
         Step::Done
     }
 
+    /// A command that neither the proxy nor the server's table knows. If Redis has it nevertheless, it is one of
+    /// another name (rename-command, of which the table tells the old one), or of a module that was loaded since: with
+    /// a guarded key among its arguments it may be a fill.
+    fn unknown(&mut self, arguments: Arguments<'_>) -> Step {
+        if self.guarded_keys(FillForm::UNKNOWN, arguments).is_empty() {
+            return self.forward_state(arguments, Meaning::Holds(Held::FOR_GOOD, true));
+        }
+        let step = self.fill(FillForm::UNKNOWN, arguments, None);
+        if step == Step::Done {
+            self.client.hold(Held::FOR_GOOD, true);
+            self.barrier = true;
+        }
+        step
+    }
+
     fn take_in_transaction(&mut self, command: Command, arguments: Arguments<'_>) -> Step {
         if self.pin.as_ref().is_some_and(|pin| pin.begun() == Some(false)) {
             // Redis refused the MULTI: there is no transaction.
@@ -205,7 +220,7 @@ impl Session {
             // Where it is wrong, the transaction goes on.
             Command::Discard if arguments.len() != 1 => self.forward(arguments, true, Meaning::None),
             Command::Discard => {
-                let step = self.forward(arguments, true, Meaning::Discarded);
+                let step = self.forward_state(arguments, Meaning::Discarded);
                 if step == Step::Done {
                     (self.transaction, self.watching) = (None, false);
                 }
@@ -226,7 +241,7 @@ impl Session {
             Command::Reset => self.reset(),
             Command::Client if self.is_of_the_client(arguments) => self.refuse_in_transaction(),
             Command::Client | Command::Unknown => {
-                let step = self.forward(arguments, true, Meaning::None);
+                let step = self.queue_fill(FillForm::UNKNOWN, arguments, None);
                 if step == Step::Done {
                     // Whether it will be executed, and what it will do, is hard to tell.
                     self.client.hold(Held::FOR_GOOD, true);

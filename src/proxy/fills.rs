@@ -359,7 +359,9 @@ impl Session {
                 b"-EXECABORT Transaction discarded because of previous errors.\r\n"
             };
             let delivery = Delivery::Replace(Bytes::from_static(reply));
-            link.send(|out| put_request(out, &[b"DISCARD"]), self.expect_as(delivery, Meaning::None));
+            // What comes next must not meet a transaction that Redis would not end.
+            self.barrier = true;
+            link.send(|out| put_request(out, &[b"DISCARD"]), self.expect_as(delivery, Meaning::Discarded));
             torn.into_iter().for_each(|keys| self.delete_torn(&link, keys));
             return Step::Done;
         }

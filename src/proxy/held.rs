@@ -4,7 +4,7 @@ use std::ops::BitOr;
 
 /// The reasons for which a client keeps its pin, beside a transaction or a WATCH. Redis's replies set and end them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Held(u8);
+pub struct Held(u16);
 
 impl Held {
     /// It has subscriptions.
@@ -23,6 +23,8 @@ impl Held {
     pub const WAITED: Self = Self(1 << 6);
     /// Something that nobody can end, or that nobody knows: others know the connection by its id, for example.
     pub const FOR_GOOD: Self = Self(1 << 7);
+    /// `MONITOR`: all that Redis says goes to it as it comes.
+    pub const MONITORS: Self = Self(1 << 8);
 
     /// Whether there is any.
     pub fn any(self) -> bool {

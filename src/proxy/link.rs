@@ -127,6 +127,10 @@ impl Link {
 
     /// Sends bytes whose replies are not told apart.
     pub fn send_raw(&self, bytes: &[u8]) {
+        if self.closed.get() {
+            // Nobody will write them.
+            return;
+        }
         self.out().extend_from_slice(bytes);
         self.wake();
     }
@@ -158,9 +162,13 @@ impl Link {
 
     /// Introduces the connection once more, after a login that was sent just before.
     pub fn introduce_again(&self, client: &Rc<Client>) {
-        if *self.introduction.borrow() == Introduction::Done {
-            return;
+        if *self.introduction.borrow() != Introduction::Done {
+            self.rename(client);
         }
+    }
+
+    /// Gives the connection its name once more, behind a command that may have given it another.
+    pub fn rename(&self, client: &Rc<Client>) {
         *self.introduction.borrow_mut() = Introduction::Again;
         let name = self.gate.upstreams.name(&self.upstream);
         let expected = |meaning| Expected { client: client.clone(), delivery: Delivery::Hidden, meaning };
@@ -198,6 +206,11 @@ impl Link {
         }
     }
 
+    /// Redis may take it for another user's: whether that one may MULTI has to be seen.
+    pub(super) fn may_be_another(&self) {
+        self.begun.set(None);
+    }
+
     /// Whether the last MULTI began a transaction; none while Redis has not answered it.
     pub fn begun(&self) -> Option<bool> {
         self.begun.get()
@@ -209,13 +222,13 @@ impl Link {
     }
 
     /// From the next byte on, everything goes to the owner as it comes.
-    pub fn monitor(&self) {
+    pub(super) fn monitor(&self) {
         self.monitoring.set(true);
     }
 
     /// Whether nothing that comes answers anything any more.
     pub(super) fn is_monitoring(&self) -> bool {
-        self.monitoring.get() && self.expected.borrow().is_empty()
+        self.monitoring.get()
     }
 
     /// Who it is to Redis.
@@ -253,7 +266,8 @@ impl Link {
 
     /// Whether the session has to wait before it sends more.
     pub fn is_crowded(&self, client: &Rc<Client>) -> bool {
-        let crowded = self.out.borrow().len() > HIGH_WATER;
+        // One that has ended will never have room, and need not: it takes nothing.
+        let crowded = !self.closed.get() && self.out.borrow().len() > HIGH_WATER;
         if crowded {
             self.crowd.borrow_mut().push(client.clone());
         }

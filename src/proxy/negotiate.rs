@@ -45,6 +45,20 @@ impl Session {
         self.forward_state(arguments, Meaning::Holds(Held::FOR_GOOD, true))
     }
 
+    /// A HELLO with options that the proxy does not understand. Redis 7.0 does those before the one that it refuses: it
+    /// has let the connection log in, and given it a name, when the error comes. Nobody else may get that connection.
+    fn forward_strange_hello(&mut self, arguments: Arguments<'_>) -> Step {
+        let step = self.forward_strange(arguments);
+        if step == Step::Done {
+            self.client.hold(Held::FOR_GOOD, true);
+            if let Some(pin) = &self.pin {
+                pin.may_be_another();
+                pin.rename(&self.client);
+            }
+        }
+        step
+    }
+
     /// `SELECT db`
     pub(super) fn select(&mut self, arguments: Arguments<'_>) -> Step {
         let db = arguments.get(1).and_then(integer).and_then(|db| u32::try_from(db).ok());
@@ -90,7 +104,7 @@ impl Session {
                     change.name = Some(Bytes::copy_from_slice(name));
                     n += 2;
                 }
-                _ => return self.forward_strange(arguments),
+                _ => return self.forward_strange_hello(arguments),
             }
         }
         // The name stays with the proxy: Redis knows the connection by ours.

@@ -9,7 +9,7 @@ use super::buffers;
 use super::client::Client;
 use super::expect::{Delivery, Expected, Meaning, executed};
 use super::held::Held;
-use super::link::{Introduction, Link};
+use super::link::Link;
 use super::reading::{Partly, Reading};
 use super::shape::{each_missed, is_nil, missed, value, with_nils};
 use super::subscription::Came;
@@ -70,7 +70,11 @@ impl Link {
         let partly = std::mem::replace(&mut reading.partly, Partly::Not);
         self.partly.set(false);
         if partly == Partly::Message {
-            return Ok(self.unasked(reply));
+            let owner = self.unasked(reply);
+            if let Some(owner) = &owner {
+                owner.is_partway_through(false);
+            }
+            return Ok(owner);
         }
         // Only on a pin, and after what its owner has asked for.
         if partly == Partly::Not && matches!(reply.first(), Some(b'>' | b'*')) {
@@ -135,7 +139,11 @@ impl Link {
 
     fn take_part(&self, reading: &Reading, part: &[u8]) -> Option<Rc<Client>> {
         if reading.partly == Partly::Message {
-            return self.unasked(part);
+            let owner = self.unasked(part);
+            if let Some(owner) = &owner {
+                owner.is_partway_through(true);
+            }
+            return owner;
         }
         let expected = self.expected.borrow();
         let next = expected.front()?;
@@ -184,6 +192,9 @@ impl Link {
             Meaning::RedisId => self.identified(reply),
             Meaning::Account(change) => {
                 if !error {
+                    if change.login.is_some() {
+                        self.may_be_another();
+                    }
                     self.account.borrow_mut().take(&change);
                     client.take(&change);
                 }
@@ -191,6 +202,9 @@ impl Link {
             Meaning::Holds(what, on) => {
                 if !error {
                     client.hold(what, on);
+                    if what == Held::MONITORS {
+                        self.monitor();
+                    }
                 }
             }
             Meaning::Executed(fills, db) => {
@@ -257,11 +271,7 @@ impl Link {
             }
         }
         if let Some(owner) = self.owner.take() {
-            if self.monitoring.get() && *self.introduction.borrow() == Introduction::First {
-                // Nothing of the stream has come, in the middle of which an error would make no sense.
-                owner.deliver(error.as_bytes());
-            }
-            if self.monitoring.get() || owner.held().any() || self.partly.get() {
+            if owner.held().any() || self.partly.get() {
                 // What Redis remembered for it is lost, and messages would never come.
                 owner.break_off();
             }

@@ -63,8 +63,6 @@ pub struct Session {
     pub(super) introducing: Option<Rc<Link>>,
     pub(super) watching: bool,
     pub(super) transaction: Option<Transaction>,
-    /// All that Redis says goes to it as it comes (MONITOR).
-    pub(super) monitoring: bool,
     /// A command was sent after which the next has to wait for its reply.
     pub(super) barrier: bool,
     /// It waits in Redis, perhaps for ever.
@@ -131,7 +129,6 @@ impl Session {
             introducing: None,
             watching: false,
             transaction: None,
-            monitoring: false,
             barrier: false,
             blocking: false,
             replies: Replies::On,
@@ -323,8 +320,11 @@ impl Session {
 
     /// Nothing is left to wait for. A client that has closed its side of a stream has nothing to wait for either.
     fn is_answered(&self) -> bool {
-        let hopeless = self.ended && self.monitoring;
-        hopeless || (self.client.outstanding() == 0 && self.client.waiting() == 0)
+        let hopeless = self.ended && self.is_monitoring();
+        hopeless
+            || (self.client.outstanding() == 0
+                && self.client.own_waiting() == 0
+                && self.client.waiting() == 0)
     }
 }
 

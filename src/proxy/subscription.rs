@@ -108,7 +108,8 @@ impl Subscriptions {
     /// Whether the beginning of a large reply shows that it came unasked.
     pub fn is_message(&self, head: &[u8]) -> bool {
         match head.first() {
-            Some(b'>') => true,
+            // A confirmation has to be counted, however long the channel's name is.
+            Some(b'>') => first_element(head).and_then(Kind::of).is_none(),
             Some(b'*') if self.any() => first_element(head).is_some_and(is_message),
             _ => false,
         }

@@ -13,6 +13,8 @@ pub struct RequestScanner {
     remaining: usize,
     /// The array's header has been read.
     in_array: bool,
+    /// Bytes of an argument that were taken out of the buffer.
+    elided: usize,
     ranges: Vec<(u32, u32)>,
 }
 
@@ -36,6 +38,8 @@ pub struct Arguments<'a> {
     ranges: &'a [(u32, u32)],
     /// So many of the first bytes have gone on already, and so has what was elided after them.
     sent: usize,
+    /// Bytes that one argument had besides those that are here.
+    elided: usize,
 }
 
 /// A request of which one argument is coming in.
@@ -90,6 +94,11 @@ impl<'a> Arguments<'a> {
     /// Whether a part of the request has gone on already, so that it cannot be written differently any more.
     pub fn is_under_way(&self) -> bool {
         self.sent > 0
+    }
+
+    /// How long the argument is whose bytes went on as they came, besides those of it that are here.
+    pub fn elided(&self) -> usize {
+        self.elided
     }
 
     /// The same, of which so many of the first bytes have gone on already.
@@ -198,7 +207,7 @@ impl RequestScanner {
 
     /// The arguments of the request that [`Scanned::Request`] told of, in its bytes.
     pub fn arguments<'a>(&'a self, request: &'a [u8]) -> Arguments<'a> {
-        Arguments { bytes: request, ranges: &self.ranges, sent: 0 }
+        Arguments { bytes: request, ranges: &self.ranges, sent: 0, elided: self.elided }
     }
 
     /// The argument whose bytes are coming in, if the rest of it is not there yet.
@@ -208,7 +217,7 @@ impl RequestScanner {
             return None;
         }
         Some(Incomplete {
-            before: Arguments { bytes: arrived, ranges: before, sent: 0 },
+            before: Arguments { bytes: arrived, ranges: before, sent: 0, elided: 0 },
             start: *start as usize,
             length: *length as usize,
         })
@@ -220,12 +229,13 @@ impl RequestScanner {
             // What is taken out has arrived, and what arrives is within the length, which fits.
             *length -= bytes as u32;
             self.at -= bytes;
+            self.elided += bytes;
         }
     }
 
     /// Forgets the request, to begin with the next.
     pub fn reset(&mut self) {
-        (self.at, self.searched, self.remaining, self.in_array) = (0, 0, 0, false);
+        (self.at, self.searched, self.remaining, self.in_array, self.elided) = (0, 0, 0, false, 0);
         if self.ranges.capacity() > 4096 {
             self.ranges = Vec::new();
         }
