@@ -15,7 +15,9 @@ use tokio::task::JoinSet;
 use tracing::{error, info};
 
 use crate::admin::{self, AdminSource};
-use crate::cache::{self, CacheState, Endpoint, EndpointError, Reaper, Upstreams, Worker, WorkerSettings};
+use crate::cache::{
+    self, CacheState, Endpoint, EndpointError, Reaper, Stranger, Upstreams, Worker, WorkerSettings,
+};
 use crate::command::CommandTable;
 use crate::config::{Config, Contract, Mode, socket_mode};
 use crate::feed::{self, Feed, FeedError, FeedState, Positions, Source, SourceState};
@@ -146,6 +148,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         upstreams: upstreams.clone(),
         abandoned,
     };
+    let stranger = Stranger { address: redis.clone(), strangers: upstreams.strangers.clone() };
     let worker = Worker::new(
         WorkerSettings {
             address: redis,
@@ -185,6 +188,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     for listener in listeners {
         listening.spawn(listener.run(threads.clone(), config.proxy.max_clients));
     }
+    listening.spawn(stranger.run());
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // A task of its own: a purge must not delay an acknowledgement.

@@ -365,3 +365,39 @@ async fn a_large_fill_that_is_refused_is_answered_by_its_whole_length() -> Outco
     assert_eq!(wire.cmd(&format!("SETRANGE user:7 10 {value}")).await?, ":3000010\r\n");
     Ok(())
 }
+
+/// A right to MULTI that is taken away: what was to be queued, and is done at once, does not stay.
+#[tokio::test]
+async fn what_is_not_queued_after_all_is_deleted() -> Outcome {
+    let stand = Stand::start(&[("[postgres]\n", "[proxy]\nthreads = 1\n[postgres]\n")]).await?;
+    stand.write("orders", "order:7", 7).await?;
+    let mut direct = stand.redis.client().await?;
+    direct.cmd(&["ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all"]).await?;
+    let mut client = Wire::connect(stand.proxy.address()).await?;
+    assert_eq!(client.cmd("AUTH app pw").await?, "+OK\r\n");
+    for line in ["MULTI", "EXEC"] {
+        client.cmd(line).await?;
+    }
+    direct.cmd(&["ACL", "SETUSER", "app", "-multi"]).await?;
+    client.send(&[encode(&["MULTI"]), encode(&["SET", "order:7", "old"])].concat()).await?;
+    assert!(client.reply().await?.starts_with(b"-NOPERM"));
+    assert_eq!(client.reply().await?, b"+OK\r\n", "it was done");
+    wait_until("it to be gone", PATIENCE, async || {
+        direct.cmd(&["EXISTS", "order:7"]).await.is_ok_and(|n| n == Reply::Int(0))
+    })
+    .await?;
+    Ok(())
+}
+
+/// Wherever a script is called, it can go to the db of the guards.
+#[tokio::test]
+async fn a_script_from_another_db_is_judged() -> Outcome {
+    let stand = Stand::start(&[]).await?;
+    stand.write("orders", "order:7", 7).await?;
+    let mut client = Wire::connect(stand.proxy.address()).await?;
+    assert_eq!(client.cmd("SELECT 3").await?, "+OK\r\n");
+    let script = "redis.call('SELECT',0);redis.call('SET',KEYS[1],'old')";
+    let said = client.cmd(&format!("EVAL {script} 1 order:7")).await?;
+    assert!(said.starts_with("-STALE"), "{said}");
+    Ok(())
+}

@@ -204,6 +204,51 @@ async fn where_a_password_is_needed_each_client_needs_it() -> Outcome {
     Ok(())
 }
 
+/// A password that is set later is for those who come later, as in Redis; no lane of before lets them in.
+#[tokio::test]
+async fn a_password_is_for_those_who_come_after_it() -> Outcome {
+    for stand in stands().await? {
+        let mut direct = stand.redis.client().await?;
+        let mut early = wire(&stand).await?;
+        for line in ["SET k v", "MULTI", "EXEC"] {
+            assert!(!early.cmd(line).await?.starts_with('-'), "{line}");
+        }
+        direct.cmd(&["CONFIG", "SET", "requirepass", "secret"]).await?;
+        wait_until("the next client to need it", PATIENCE, async || {
+            let Ok(mut late) = wire(&stand).await else { return false };
+            let Ok(mut strange) = wire(&stand).await else { return false };
+            late.cmd("GET k").await.is_ok_and(|said| said.starts_with("-NOAUTH"))
+                && strange
+                    .cmd("GET 1 2 3 4 5 6 7 8 9 10")
+                    .await
+                    .is_ok_and(|said| said.contains("unauthenticated"))
+        })
+        .await?;
+        assert_eq!(early.cmd("GET k").await?, "$1\r\nv\r\n", "who was there stays");
+        let mut late = wire(&stand).await?;
+        for line in ["GET k", "MULTI", "BLPOP k 1"] {
+            assert!(late.cmd(line).await?.starts_with("-NOAUTH"), "{line}");
+        }
+        assert_eq!(late.cmd("AUTH secret").await?, "+OK\r\n");
+        assert_eq!(late.cmd("GET k").await?, "$1\r\nv\r\n");
+        // Little is taken from who has yet to log in.
+        for request in ["*11\r\n", "*2\r\n$4\r\nECHO\r\n$16385\r\n"] {
+            let mut straight = Wire::connect(&stand.redis.address()).await?;
+            let mut through = wire(&stand).await?;
+            straight.send(request.as_bytes()).await?;
+            through.send(request.as_bytes()).await?;
+            assert_eq!(through.rest().await?, straight.rest().await?, "{request}");
+        }
+        direct.cmd(&["CONFIG", "SET", "requirepass", ""]).await?;
+        wait_until("nobody to need it", PATIENCE, async || {
+            let Ok(mut late) = wire(&stand).await else { return false };
+            late.cmd("GET k").await.is_ok_and(|said| said == "$1\r\nv\r\n")
+        })
+        .await?;
+    }
+    Ok(())
+}
+
 /// Whatever one client asks Redis to remember of its connection, another's commands are the plain ones.
 #[tokio::test]
 async fn what_redis_remembers_of_a_connection_is_one_clients_own() -> Outcome {

@@ -95,10 +95,23 @@ impl Connection {
     /// # Errors
     /// When any of it fails.
     pub async fn open(address: &Endpoint, name: &str) -> Result<Self, CacheError> {
+        let mut connection = Self::stranger(address).await?;
+        if let Some(auth) = address.auth() {
+            connection.call(&auth).await?;
+        }
+        connection.introduce(address, name).await?;
+        Ok(connection)
+    }
+
+    /// Connects, and does not log in.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub async fn stranger(address: &Endpoint) -> Result<Self, CacheError> {
         let io = |source| CacheError::Io { address: address.to_string(), source };
         let connected = timeout(CONNECT_TIMEOUT, address.connect()).await;
         let stream = connected.unwrap_or_else(|_| Err(address.silence())).map_err(io)?;
-        let mut connection = Self {
+        Ok(Self {
             stream,
             address: address.to_string(),
             incoming: BytesMut::with_capacity(4096),
@@ -106,16 +119,16 @@ impl Connection {
             home: address.db,
             db: address.db,
             run_id: String::new(),
-        };
-        if let Some(auth) = address.auth() {
-            connection.call(&auth).await?;
-        }
-        connection.call(&[b"CLIENT", b"SETNAME", name.as_bytes()]).await?;
-        connection.call(&[b"SELECT", address.db.to_string().as_bytes()]).await?;
-        let info = connection.call(&[b"INFO", b"server"]).await?;
+        })
+    }
+
+    async fn introduce(&mut self, address: &Endpoint, name: &str) -> Result<(), CacheError> {
+        self.call(&[b"CLIENT", b"SETNAME", name.as_bytes()]).await?;
+        self.call(&[b"SELECT", address.db.to_string().as_bytes()]).await?;
+        let info = self.call(&[b"INFO", b"server"]).await?;
         let info = text(&info).unwrap_or_default();
         let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
-        connection.run_id = run_id.trim().to_owned();
+        self.run_id = run_id.trim().to_owned();
         let version =
             info.lines().find_map(|line| line.strip_prefix("redis_version:")).unwrap_or_default().trim();
         let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
@@ -123,7 +136,7 @@ impl Connection {
             let (address, version) = (address.to_string(), version.to_owned());
             return Err(CacheError::TooOld { address, version });
         }
-        Ok(connection)
+        Ok(())
     }
 
     /// Goes to another db, if it is not there.

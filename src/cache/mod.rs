@@ -3,7 +3,8 @@
 //! The feed hands over committed changes in their order ([`CacheJob`](crate::feed::CacheJob)), their keys fenced already. The
 //! [worker](Worker) waits for the fills of those keys that were let in before (drain), deletes the keys together
 //! with the marker, many commits in one round trip, and only then moves the applied position, which the feed
-//! confirms to Postgres. The [reaper](Reaper) ends fills whose connection broke.
+//! confirms to Postgres. The [reaper](Reaper) ends fills whose connection broke. The
+//! [stranger](Stranger) watches what clients may do that have not logged in.
 
 mod connection;
 mod deleted;
@@ -11,6 +12,7 @@ mod endpoint;
 mod marker;
 mod purge;
 mod reaper;
+mod stranger;
 mod upstreams;
 mod worker;
 
@@ -19,5 +21,6 @@ pub use endpoint::{Endpoint, EndpointError};
 pub use marker::{Marker, Standing};
 pub use purge::purge_guards;
 pub use reaper::Reaper;
+pub use stranger::{Stranger, Strangers};
 pub use upstreams::{Abandoned, AbandonedFill, Fate, Upstream, Upstreams};
 pub use worker::{CacheState, Shared, Worker, WorkerSettings};

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use dashmap::DashMap;
 use tokio::sync::{Notify, mpsc};
 
+use super::Strangers;
 use crate::fence::{FillId, KeyHash};
 
 /// A connection to Redis that can carry fills.
@@ -100,6 +101,8 @@ pub struct Upstreams {
     open: DashMap<u32, Arc<Upstream>>,
     /// Woken when a fill ends that somebody waits for.
     pub ended: Notify,
+    /// What Redis makes of those that have not logged in.
+    pub strangers: Arc<Strangers>,
     /// Told when a connection ends that was not given up by us: Redis may have been restarted.
     pub lost: Notify,
     abandoned: mpsc::UnboundedSender<Abandoned>,
@@ -117,6 +120,7 @@ impl Upstreams {
                 open: DashMap::new(),
                 ended: Notify::new(),
                 lost: Notify::new(),
+                strangers: Arc::default(),
                 abandoned,
             },
             receiver,

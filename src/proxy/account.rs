@@ -29,6 +29,8 @@ impl fmt::Debug for Login {
 pub struct Account {
     /// None: whoever Redis takes for the user of a connection that has not logged in.
     pub login: Option<Rc<Login>>,
+    /// ... which can be somebody else since ([`Strangers::times`](crate::cache::Strangers::times)); 0 with a login.
+    pub since: u32,
     /// The db.
     pub db: u32,
     /// The version of the protocol.
@@ -77,6 +79,7 @@ impl Account {
     pub fn take(&mut self, change: &Change) {
         if let Some(login) = &change.login {
             self.login = Some(login.clone());
+            self.since = 0;
         }
         self.db = change.db.unwrap_or(self.db);
         self.protocol = change.protocol.unwrap_or(self.protocol);

@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use super::account::{Account, Change, Login};
 use super::buffers;
 use super::held::Held;
+use crate::cache::Strangers;
 use crate::fence::ConnId;
 use crate::resp::Protocol;
 
@@ -23,6 +24,8 @@ pub struct Client {
     pub id: ConnId,
     /// What it logged in with.
     pub login: RefCell<Option<Rc<Login>>>,
+    /// When it came, if it has not (see [`Account::since`]).
+    pub since: Cell<u32>,
     /// The db that its commands go to. None after a transaction that went wrong around a SELECT: it can be
     /// more than one.
     pub db: Cell<Option<u32>>,
@@ -51,10 +54,11 @@ pub struct Client {
 
 impl Client {
     /// A client that has sent nothing yet.
-    pub fn new(id: ConnId) -> Self {
+    pub fn new(id: ConnId, since: u32) -> Self {
         Self {
             id,
             login: RefCell::default(),
+            since: Cell::new(since),
             db: Cell::new(Some(0)),
             protocol: Cell::default(),
             name: RefCell::default(),
@@ -75,15 +79,22 @@ impl Client {
     pub fn account(&self) -> Account {
         Account {
             login: self.login.borrow().clone(),
+            since: self.since.get(),
             db: self.db.get().unwrap_or_default(),
             protocol: self.protocol.get(),
         }
+    }
+
+    /// Whether it has yet to log in. Who came when nobody had to may stay.
+    pub fn is_stranger(&self, strangers: &Strangers) -> bool {
+        strangers.need_login() && self.since.get() == strangers.times() && self.login.borrow().is_none()
     }
 
     /// Takes over what Redis has accepted.
     pub fn take(&self, change: &Change) {
         if let Some(login) = &change.login {
             *self.login.borrow_mut() = Some(login.clone());
+            self.since.set(0);
         }
         if let Some(db) = change.db {
             self.db.set(Some(db));
@@ -98,7 +109,8 @@ impl Client {
     }
 
     /// As if it had just connected, as RESET leaves it.
-    pub fn forget(&self) {
+    pub fn forget(&self, since: u32) {
+        self.since.set(since);
         *self.login.borrow_mut() = None;
         *self.name.borrow_mut() = Bytes::new();
         self.db.set(Some(0));
@@ -248,7 +260,7 @@ mod tests {
 
     #[test]
     fn own_replies_wait_for_those_before_them() {
-        let client = Client::new(ConnId(1));
+        let client = Client::new(ConnId(1), 0);
         client.reply("+A\r\n");
         client.sent();
         client.sent();
@@ -267,7 +279,7 @@ mod tests {
 
     #[test]
     fn own_replies_do_not_come_in_the_middle_of_a_message() {
-        let client = Client::new(ConnId(1));
+        let client = Client::new(ConnId(1), 0);
         client.deliver(b">2\r\n+a\r\n");
         client.is_partway_through(true);
         client.reply("+OWN\r\n");

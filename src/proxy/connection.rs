@@ -112,7 +112,7 @@ impl Session {
         (self.lane, self.transaction) = (None, None);
         (self.watching, self.barrier, self.blocking) = (false, false, false);
         (self.replies, self.muted) = (Replies::On, false);
-        self.client.forget();
+        self.client.forget(self.gate.upstreams.strangers.times());
         if skipped { Step::Done } else { self.own("+RESET\r\n") }
     }
 

@@ -52,6 +52,8 @@ pub enum Meaning {
     Reads(Miss, Box<[(usize, GuardedKey)]>),
     /// The end of fills.
     Fills(Box<[AbandonedFill]>),
+    /// `QUEUED` to fills that are judged at EXEC. Otherwise there was no transaction, and Redis has done them.
+    Queued(Box<[AbandonedFill]>),
     /// `CLIENT SETNAME` of the link itself.
     Named,
     /// `CLIENT ID` of the link itself.

@@ -86,7 +86,12 @@ impl Session {
         arguments: Arguments<'_>,
     ) -> Vec<(Box<[u8]>, GuardedKey)> {
         let mut keys: Vec<(Box<[u8]>, GuardedKey)> = Vec::new();
-        for db in self.dbs() {
+        let mut dbs = self.dbs();
+        if form.route == Route::Pin {
+            // A script can go wherever it likes.
+            dbs.extend(self.gate.guards.load().dbs());
+        }
+        for db in dbs {
             let Some(db) = form.syntax.db(arguments, db) else { continue };
             let guarded = |n: usize| {
                 let key = arguments.get(n)?;
@@ -317,7 +322,15 @@ impl Session {
             return Step::Wait;
         }
         let can_cap = self.can_cap(form, arguments);
-        let step = self.forward(arguments, true, Meaning::None);
+        let Some(link) = self.link(true) else { return Step::Wait };
+        let queued = keys.iter().map(|(key, guarded)| AbandonedFill {
+            hash: guarded.hash,
+            id: link.fill_id(),
+            db: guarded.db,
+            key: key.clone(),
+        });
+        let meaning = if keys.is_empty() { Meaning::None } else { Meaning::Queued(queued.collect()) };
+        let step = self.forward(arguments, true, meaning);
         if let (Step::Done, false, Some(transaction)) = (step, keys.is_empty(), &mut self.transaction) {
             transaction.fills.push(QueuedFill { keys, form, evidence, can_cap });
         }

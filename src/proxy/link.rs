@@ -242,6 +242,7 @@ impl Link {
         // Where it is not known which db the client is in, this is the connection that it is in.
         client.db.get().is_none_or(|db| db == account.db)
             && account.protocol == client.protocol.get()
+            && account.since == client.since.get()
             && account.login == *client.login.borrow()
     }
 

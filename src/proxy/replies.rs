@@ -188,6 +188,9 @@ impl Link {
                 self.gate.upstreams.abandon(Fate::Unfinished, fills.into());
             }
             Meaning::Fills(fills) => self.gate.finish(&fills),
+            Meaning::Queued(fills) if error || reply == b"+QUEUED\r\n" => drop(fills),
+            // A MULTI that was refused, on a connection where it never had been: nobody has judged them.
+            Meaning::Queued(fills) => self.gate.upstreams.abandon(Fate::Unfinished, fills.into()),
             Meaning::Named => self.named(reply),
             Meaning::RedisId => self.identified(reply),
             Meaning::Account(change) => {

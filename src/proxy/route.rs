@@ -77,8 +77,11 @@ impl Links {
     /// every client that comes and logs in costs a connection.
     pub fn negotiator(&self, client: &Rc<Client>, login: Option<&Rc<Login>>) -> Rc<Link> {
         let account = client.account();
-        let login = login.or(account.login.as_ref());
-        let same = |link: &Link| link.account().login.as_ref() == login;
+        let (login, since) = match login {
+            Some(login) => (Some(login), 0),
+            None => (account.login.as_ref(), account.since),
+        };
+        let same = |link: &Link| link.account().login.as_ref() == login && link.account().since == since;
         self.reuse(client, same).unwrap_or_else(|| self.open(account.clone(), Some(client.clone())))
     }
 

@@ -206,6 +206,7 @@ impl Session {
                 break false;
             }
             let bytes = &incoming[taken..];
+            scanner.set_stranger(self.client.is_stranger(&self.gate.upstreams.strangers));
             let (length, step) = match scanner.scan(bytes) {
                 Ok(Scanned::Partial) => {
                     incoming.advance(std::mem::take(&mut taken));

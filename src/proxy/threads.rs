@@ -117,7 +117,8 @@ impl Thread {
                     Err(error) => return debug!(client = %from, %error, "client not received"),
                 };
                 debug!(client = %address, "client connected");
-                let session = Session::new(gate, links, Rc::new(Client::new(id)), stream.holding(serving));
+                let client = Rc::new(Client::new(id, gate.upstreams.strangers.times()));
+                let session = Session::new(gate, links, client, stream.holding(serving));
                 match session.run().await {
                     Ok(()) => debug!(client = %address, "client gone"),
                     Err(error) => debug!(client = %address, %error, "client lost"),

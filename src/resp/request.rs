@@ -2,6 +2,11 @@
 
 use super::{MAX_ARGUMENTS, MAX_BULK, MAX_LINE, ProtocolError, integer, line_end};
 
+/// The most arguments of a request of who has yet to log in, as in Redis.
+const MAX_STRANGER_ARGUMENTS: i64 = 10;
+/// ... and the longest of them, in bytes.
+const MAX_STRANGER_BULK: usize = 16384;
+
 /// Looks for the end of the request at the start of a buffer.
 #[derive(Debug, Default)]
 pub struct RequestScanner {
@@ -16,6 +21,8 @@ pub struct RequestScanner {
     /// Bytes of an argument that were taken out of the buffer.
     elided: usize,
     ranges: Vec<(u32, u32)>,
+    /// Little is taken from who has yet to log in.
+    stranger: bool,
 }
 
 /// What the scanner found.
@@ -136,6 +143,9 @@ impl RequestScanner {
             if count <= 0 {
                 return Ok(Scanned::Nothing(end + 2));
             }
+            if self.stranger && count > MAX_STRANGER_ARGUMENTS {
+                return Err(ProtocolError::new("unauthenticated multibulk length"));
+            }
             (self.at, self.remaining, self.in_array) = (end + 2, count as usize, true);
             self.ranges.clear();
         }
@@ -156,6 +166,9 @@ impl RequestScanner {
                 .and_then(|length| usize::try_from(length).ok())
                 .filter(|length| *length <= MAX_BULK)
                 .ok_or_else(|| ProtocolError::new("invalid bulk length"))?;
+            if self.stranger && length > MAX_STRANGER_BULK {
+                return Err(ProtocolError::new("unauthenticated bulk length"));
+            }
             let (Ok(start), Ok(range)) = (u32::try_from(end + 2), u32::try_from(length)) else {
                 // Ranges are 32 bits wide; such a request would need 4 GiB of memory anyway.
                 return Err(ProtocolError::new("request too big"));
@@ -231,6 +244,11 @@ impl RequestScanner {
             self.at -= bytes;
             self.elided += bytes;
         }
+    }
+
+    /// Whether the client has yet to log in, before it can do anything else.
+    pub fn set_stranger(&mut self, stranger: bool) {
+        self.stranger = stranger;
     }
 
     /// Forgets the request, to begin with the next.
@@ -392,6 +410,24 @@ mod tests {
                 assert!(scanner.searched + 1 >= arrived);
             }
         }
+    }
+
+    #[test]
+    fn little_is_taken_from_who_has_yet_to_log_in() {
+        let mut scanner = RequestScanner::default();
+        scanner.set_stranger(true);
+        let error = |error: ProtocolError| error.to_string();
+        assert_eq!(
+            scanner.scan(b"*11\r\n").map_err(error),
+            Err("Protocol error: unauthenticated multibulk length".into())
+        );
+        scanner.reset();
+        assert_eq!(
+            scanner.scan(b"*1\r\n$16385\r\n").map_err(error),
+            Err("Protocol error: unauthenticated bulk length".into())
+        );
+        scanner.reset();
+        assert_eq!(scanner.scan(b"*10\r\n$16384\r\n"), Ok(Scanned::Partial));
     }
 
     #[test]
