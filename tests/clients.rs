@@ -34,14 +34,14 @@ struct Program {
 const ALWAYS: &[Program] = &[
     Program { name: "redis-py", prepare: |place| python(place, "sync_client.py") },
     Program { name: "redis-py asyncio", prepare: |place| python(place, "async_client.py") },
-    Program { name: "node-redis", prepare: |place| node(place, &["node-redis.mjs"]) },
     Program { name: "ioredis", prepare: |place| node(place, &["ioredis.mjs", "ioredis"]) },
-    Program { name: "ioredis 5", prepare: |place| node(place, &["ioredis.mjs", "ioredis-5"]) },
     Program { name: "redis-rs", prepare: redis_rs },
 ];
 
 /// Those that need more: `make test-clients`.
 const FURTHER: &[Program] = &[
+    Program { name: "node-redis", prepare: |place| node(place, &["node-redis.mjs"]) },
+    Program { name: "ioredis 5", prepare: |place| node(place, &["ioredis.mjs", "ioredis-5"]) },
     Program { name: "fred", prepare: fred },
     Program { name: "hiredis", prepare: hiredis },
     Program { name: "ruby-redis", prepare: ruby },

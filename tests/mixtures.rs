@@ -7,17 +7,15 @@
 mod pair;
 mod wire;
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use cachefence::demo::client::{Reply, encode};
 use cachefence::demo::servers::Postgres;
-use pair::{Pair, server_version, speaks_resp3};
+use pair::{Pair, Random, seed, server_version, speaks_resp3};
 use wire::{Fallible, Outcome, Wire, postgres};
 
 /// Commands of one mixture.
 const DEPTH: usize = 150;
 /// Mixtures of one run.
-const MIXTURES: usize = 40;
+const MIXTURES: usize = 25;
 
 /// The users that a mixture logs in as, besides `default`.
 const USERS: &[&[&str]] = &[
@@ -157,21 +155,6 @@ const NOT_IN_MULTI: &[&str] = &[
     "SUNSUBSCRIBE",
 ];
 
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as usize % n
-    }
-
-    fn of(&mut self, commands: &[&'static str]) -> &'static str {
-        commands[self.below(commands.len())]
-    }
-}
-
 /// A mixture. With subscriptions only if they are wanted: a connection that has some is another thing in RESP2.
 fn mixture(random: &mut Random, resp3: bool, subscriptions: bool, refusals: bool) -> Vec<&'static str> {
     let mut commands = Vec::with_capacity(DEPTH);
@@ -298,13 +281,6 @@ async fn shortest(pair: &Pair, commands: &[&'static str], piece: usize) -> Falli
         width /= 2;
     }
     Ok(commands)
-}
-
-fn seed() -> u64 {
-    let given = std::env::var("CACHEFENCE_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-    given.unwrap_or_else(|| {
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_nanos() as u64 & 0xffff_ffff)
-    })
 }
 
 async fn mixtures(postgres: &Postgres, slot: &str, changes: &[(&str, &str)]) -> Outcome {

@@ -4,11 +4,9 @@
 mod pair;
 mod wire;
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use cachefence::demo::client::encode;
 use cachefence::demo::servers::{Postgres, RedisOptions};
-use pair::{Pair, server_version, speaks_resp3};
+use pair::{Pair, Random, seed, server_version, speaks_resp3};
 use wire::{Fallible, Outcome, Wire, postgres};
 
 /// Commands by what they need around them: each line is one, and a group is run in one go.
@@ -241,27 +239,6 @@ async fn in_pipelines(pair: &Pair, guarded: bool, speeches: &[Speech], seed: u64
 fn shown(reply: &[u8]) -> String {
     let text: String = reply.iter().flat_map(|b| std::ascii::escape_default(*b)).map(char::from).collect();
     if text.len() > 400 { format!("{}... {} bytes", &text[..400], reply.len()) } else { text }
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as usize % n
-    }
-}
-
-/// `CACHEFENCE_TEST_SEED` repeats a run.
-fn seed() -> u64 {
-    let given = std::env::var("CACHEFENCE_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = given.unwrap_or_else(|| {
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_nanos() as u64 & 0xffff_ffff)
-    });
-    println!("seed {seed}");
-    seed
 }
 
 /// Messages of a subscription, which answer nothing.

@@ -1,6 +1,8 @@
 //! A Redis by itself and one behind a proxy: what one answers, the other has to answer.
 #![allow(dead_code)]
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use cachefence::demo::servers::{Cachefence, Postgres, Redis, RedisOptions};
 
 use super::wire::{BINARY, Fallible, Wire, settings};
@@ -51,4 +53,32 @@ pub async fn server_version(redis: &Redis) -> Fallible<String> {
 pub async fn speaks_resp3(proxy: &Cachefence) -> Fallible<bool> {
     let mut wire = Wire::connect(proxy.address()).await?;
     Ok(wire.cmd("HELLO 3").await?.starts_with('%'))
+}
+
+/// The seed of a run; `CACHEFENCE_TEST_SEED` repeats one.
+pub fn seed() -> u64 {
+    let given = std::env::var("CACHEFENCE_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or_else(|| {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_nanos() as u64 & 0xffff_ffff)
+    });
+    println!("seed {seed}");
+    seed
+}
+
+/// Numbers that a seed determines.
+pub struct Random(pub u64);
+
+impl Random {
+    /// One that is smaller.
+    pub fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as usize % n
+    }
+
+    /// One of these.
+    pub fn of(&mut self, commands: &[&'static str]) -> &'static str {
+        commands[self.below(commands.len())]
+    }
 }
