@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::Strangers;
 use crate::fence::{FillId, KeyHash};
+use crate::guard::GuardedKey;
 
 /// A connection to Redis that can carry fills.
 #[derive(Debug)]
@@ -90,6 +91,13 @@ pub struct AbandonedFill {
     pub db: u32,
     /// Its key.
     pub key: Box<[u8]>,
+}
+
+impl AbandonedFill {
+    /// Of a guarded key.
+    pub fn new(id: FillId, key: &[u8], guarded: &GuardedKey) -> Self {
+        Self { hash: guarded.hash, id, db: guarded.db, key: key.into() }
+    }
 }
 
 /// All connections that can carry fills.

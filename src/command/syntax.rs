@@ -88,16 +88,7 @@ fn has_wrong_ttl(arguments: Arguments<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resp::{RequestScanner, Scanned, put_request};
-
-    fn with<T>(command: &str, read: impl Fn(Arguments<'_>) -> T) -> T {
-        let words: Vec<&[u8]> = command.split(' ').map(str::as_bytes).collect();
-        let mut request = Vec::new();
-        put_request(&mut request, &words);
-        let mut scanner = RequestScanner::default();
-        assert_eq!(scanner.scan(&request), Ok(Scanned::Request(request.len())));
-        read(scanner.arguments(&request))
-    }
+    use crate::command::tests::with;
 
     #[test]
     fn only_what_no_redis_would_do_is_wrong() {

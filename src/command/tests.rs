@@ -51,7 +51,7 @@ fn range(last: i64, step: i64, limit: i64) -> (&'static str, Vec<(&'static str, 
     ("range", vec![("lastkey", last), ("keystep", step), ("limit", limit)])
 }
 
-fn with<T>(command: &str, read: impl Fn(Arguments<'_>) -> T) -> T {
+pub(super) fn with<T>(command: &str, read: impl Fn(Arguments<'_>) -> T) -> T {
     let words: Vec<&[u8]> = command.split(' ').map(str::as_bytes).collect();
     let mut request = Vec::new();
     put_request(&mut request, &words);

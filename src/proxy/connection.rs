@@ -3,7 +3,7 @@
 
 use bytes::BytesMut;
 
-use super::expect::{Delivery, Expected, Meaning};
+use super::expect::{Expected, Meaning};
 use super::held::Held;
 use super::negotiate::is_name;
 use super::session::{Replies, Session, Step};
@@ -155,13 +155,13 @@ impl Session {
         let first = !self.client.held().has(Held::WAITED) && !self.links.all_pinned();
         let Some(link) = self.link(true) else { return Step::Wait };
         if first {
-            let hidden =
-                Expected { client: self.client.clone(), delivery: Delivery::Hidden, meaning: Meaning::None };
+            let hidden = Expected::hidden(&self.client, Meaning::None);
             link.send(|out| put_request(out, &[b"PUBLISH", b"cachefence:wait", b""]), hidden);
         }
-        let step = self.forward(arguments, true, Meaning::Holds(Held::WAITED, true));
-        (self.barrier, self.blocking) = (step == Step::Done, step == Step::Done);
-        step
+        let expected = self.expect(Meaning::Holds(Held::WAITED, true));
+        link.send(|out| out.extend_from_slice(arguments.bytes()), expected);
+        (self.barrier, self.blocking) = (true, true);
+        Step::Done
     }
 
     /// Whether it has subscriptions and speaks RESP2, where Redis then takes little else.

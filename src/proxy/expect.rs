@@ -7,11 +7,12 @@ use bytes::Bytes;
 use super::account::Change;
 use super::client::Client;
 use super::held::Held;
-use super::shape::{elements, is_nil, value};
+use super::shape::{elements, is_nil};
 use super::subscription::Confirmations;
 use crate::cache::AbandonedFill;
 use crate::command::Miss;
 use crate::guard::GuardedKey;
+use crate::resp::body;
 
 /// A command on its way, until its reply has come.
 #[derive(Debug)]
@@ -85,6 +86,11 @@ impl Meaning {
 }
 
 impl Expected {
+    /// Of a command of the proxy's own, on behalf of a client.
+    pub fn hidden(client: &Rc<Client>, meaning: Meaning) -> Self {
+        Self { client: client.clone(), delivery: Delivery::Hidden, meaning }
+    }
+
     /// Whether a large reply, of which so much is there, can be passed on as it comes in, without being seen whole.
     pub fn streams(&self, head: &[u8]) -> bool {
         if !matches!(self.delivery, Delivery::Forward | Delivery::Drop | Delivery::Hidden) {
@@ -105,7 +111,7 @@ impl Expected {
 /// Whether a transaction was executed, and which of its SELECTs therefore: `Some(true)` if all of it went well,
 /// `Some(false)` if it was not executed, none if a part of it failed.
 pub fn executed(reply: &[u8]) -> Option<bool> {
-    let reply = value(reply);
+    let reply = body(reply);
     if reply.first() == Some(&b'-') || is_nil(reply) {
         return Some(false);
     }

@@ -20,7 +20,7 @@ use crate::command::{Command, FillForm, Route, Syntax, WrongNumber, refusal};
 use crate::fence::{Evidence, KeyHash};
 use crate::guard::GuardedKey;
 use crate::position::{Lsn, Snapshot};
-use crate::resp::{Arguments, RequestScanner, Scanned, put_bulk, put_header, put_request};
+use crate::resp::{Arguments, RequestScanner, Scanned, put_header, put_request};
 
 /// The longest evidence, in bytes: a snapshot with some thousand transactions in progress.
 const MAX_EVIDENCE: usize = 64 * 1024;
@@ -138,7 +138,7 @@ impl Session {
                 Admission::Cap(ttl) => admitted.caps.push((key.clone(), ttl)),
                 Admission::Forward => {}
             }
-            admitted.fills.push(AbandonedFill { hash: guarded.hash, id, db: guarded.db, key: key.clone() });
+            admitted.fills.push(AbandonedFill::new(id, key, guarded));
         }
         admitted
     }
@@ -161,24 +161,30 @@ impl Session {
         };
         let delivery = if capped == Capped::SetNxAsSet { Delivery::SetNx } else { Delivery::Forward };
         let bytes = if rewritten.is_empty() { arguments.unsent() } else { &rewritten };
-        if admitted.caps.is_empty() || capped != Capped::Afterwards {
-            link.send(|out| out.extend_from_slice(bytes), self.expect_as(delivery, fills));
-        } else {
-            link.send(|out| out.extend_from_slice(bytes), self.expect(Meaning::None));
-            self.send_caps(link, &admitted.caps, fills);
-        }
+        let caps = if capped == Capped::Afterwards { admitted.caps.as_slice() } else { &[] };
+        self.send_fill(link, bytes, delivery, caps, fills);
         Step::Done
     }
 
-    /// Shortens the TTLs of what was just sent. The fills are in flight until the last of it is answered: if
-    /// the connection breaks in between, their keys are deleted.
-    fn send_caps(&self, link: &Link, caps: &[(Box<[u8]>, u64)], fills: Meaning) {
-        let hidden = |meaning| Expected { client: self.client.clone(), delivery: Delivery::Hidden, meaning };
-        let Some(((last, last_ttl), others)) = caps.split_last() else { return };
+    /// Sends a command that fills, and shortens the TTLs of what it has put in. The fills are in flight until the last
+    /// of it is answered: if the connection breaks in between, their keys are deleted.
+    fn send_fill(
+        &self,
+        link: &Link,
+        bytes: &[u8],
+        delivery: Delivery,
+        caps: &[(Box<[u8]>, u64)],
+        fills: Meaning,
+    ) {
+        let write = |out: &mut BytesMut| out.extend_from_slice(bytes);
+        let Some(((last, last_ttl), others)) = caps.split_last() else {
+            return link.send(write, self.expect_as(delivery, fills));
+        };
+        link.send(write, self.expect_as(delivery, Meaning::None));
         for (key, ttl) in others {
-            link.send(|out| put_shorten(key, *ttl, out), hidden(Meaning::None));
+            link.send(|out| put_shorten(key, *ttl, out), Expected::hidden(&self.client, Meaning::None));
         }
-        link.send(|out| put_shorten(last, *last_ttl, out), hidden(fills));
+        link.send(|out| put_shorten(last, *last_ttl, out), Expected::hidden(&self.client, fills));
     }
 
     /// MSET: the pairs that were not refused.
@@ -196,24 +202,16 @@ impl Session {
             guarded.any(|key| admitted.refused.contains(&key.hash))
         };
         let kept = (1..arguments.len()).step_by(2).filter(|n| !arguments.get(*n).is_some_and(refused));
-        let words: Vec<&[u8]> =
-            kept.flat_map(|n| [arguments.get(n), arguments.get(n + 1)]).flatten().collect();
+        let pairs = kept.flat_map(|n| [arguments.get(n), arguments.get(n + 1)]).flatten();
+        let words: Vec<&[u8]> = std::iter::once(&b"MSET"[..]).chain(pairs).collect();
         let reply = self.refusal_reply(form, arguments, &refusal);
-        if words.is_empty() {
+        if words.len() == 1 {
             return self.own(reply);
         }
         let mut request = BytesMut::new();
-        put_header(&mut request, b'*', words.len() + 1);
-        put_bulk(&mut request, b"MSET");
-        words.iter().for_each(|word| put_bulk(&mut request, word));
+        put_request(&mut request, &words);
         let fills = Meaning::Fills(admitted.fills.into());
-        let delivery = Delivery::Replace(reply);
-        if admitted.caps.is_empty() {
-            link.send(|out| out.extend_from_slice(&request), self.expect_as(delivery, fills));
-        } else {
-            link.send(|out| out.extend_from_slice(&request), self.expect_as(delivery, Meaning::None));
-            self.send_caps(link, &admitted.caps, fills);
-        }
+        self.send_fill(link, &request, Delivery::Replace(reply), &admitted.caps, fills);
         Step::Done
     }
 
@@ -221,15 +219,13 @@ impl Session {
     /// As if it were a fill: should the connection break before Redis has answered, it is done again.
     fn delete_torn(&self, link: &Link, keys: &[(Box<[u8]>, GuardedKey)]) {
         for (key, guarded) in keys {
-            let (hash, db, id) = (guarded.hash, guarded.db, link.fill_id());
-            let deletion = AbandonedFill { hash, id, db, key: key.clone() };
-            if self.client.db.get() != Some(db) {
+            let deletion = AbandonedFill::new(link.fill_id(), key, guarded);
+            if self.client.db.get() != Some(guarded.db) {
                 // The client's connection is elsewhere.
                 self.gate.upstreams.abandon(Fate::Unfinished, vec![deletion]);
                 continue;
             }
-            let meaning = Meaning::Fills([deletion].into());
-            let expected = Expected { client: self.client.clone(), delivery: Delivery::Hidden, meaning };
+            let expected = Expected::hidden(&self.client, Meaning::Fills([deletion].into()));
             link.send(|out| put_request(out, &[b"UNLINK", key]), expected);
         }
     }
@@ -323,18 +319,13 @@ impl Session {
         }
         let can_cap = self.can_cap(form, arguments);
         let Some(link) = self.link(true) else { return Step::Wait };
-        let queued = keys.iter().map(|(key, guarded)| AbandonedFill {
-            hash: guarded.hash,
-            id: link.fill_id(),
-            db: guarded.db,
-            key: key.clone(),
-        });
+        let queued = keys.iter().map(|(key, guarded)| AbandonedFill::new(link.fill_id(), key, guarded));
         let meaning = if keys.is_empty() { Meaning::None } else { Meaning::Queued(queued.collect()) };
-        let step = self.forward(arguments, true, meaning);
-        if let (Step::Done, false, Some(transaction)) = (step, keys.is_empty(), &mut self.transaction) {
+        link.send(|out| out.extend_from_slice(arguments.unsent()), self.expect(meaning));
+        if let (false, Some(transaction)) = (keys.is_empty(), &mut self.transaction) {
             transaction.fills.push(QueuedFill { keys, form, evidence, can_cap });
         }
-        step
+        Step::Done
     }
 
     /// EXEC: all queued fills are judged now. One that is refused aborts the transaction, as a WATCH that failed.
@@ -386,12 +377,7 @@ impl Session {
             }
             None => Meaning::Fills(all.fills.into()),
         };
-        if all.caps.is_empty() {
-            link.send(|out| out.extend_from_slice(arguments.bytes()), self.expect(fills));
-        } else {
-            link.send(|out| out.extend_from_slice(arguments.bytes()), self.expect(Meaning::None));
-            self.send_caps(&link, &all.caps, fills);
-        }
+        self.send_fill(&link, arguments.bytes(), Delivery::Forward, &all.caps, fills);
         Step::Done
     }
 }

@@ -171,12 +171,11 @@ impl Link {
     pub fn rename(&self, client: &Rc<Client>) {
         *self.introduction.borrow_mut() = Introduction::Again;
         let name = self.gate.upstreams.name(&self.upstream);
-        let expected = |meaning| Expected { client: client.clone(), delivery: Delivery::Hidden, meaning };
         self.send(
             |out| put_request(out, &[b"CLIENT", b"SETNAME", name.as_bytes()]),
-            expected(Meaning::Named),
+            Expected::hidden(client, Meaning::Named),
         );
-        self.send(|out| put_request(out, &[b"CLIENT", b"ID"]), expected(Meaning::RedisId));
+        self.send(|out| put_request(out, &[b"CLIENT", b"ID"]), Expected::hidden(client, Meaning::RedisId));
     }
 
     /// Redis has answered to the connection's name.

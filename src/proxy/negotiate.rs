@@ -10,7 +10,7 @@ use super::account::{Change, Login};
 use super::expect::Meaning;
 use super::held::Held;
 use super::session::{Session, Step};
-use crate::resp::{Arguments, Protocol, integer, put_bulk, put_header, put_request};
+use crate::resp::{Arguments, Protocol, integer, put_request};
 
 impl Session {
     /// Sends a command that changes the client's account. Redis decides, on the client's own pin if it has to keep
@@ -110,11 +110,8 @@ impl Session {
         // The name stays with the proxy: Redis knows the connection by ours.
         match &change.login {
             Some(login) => {
-                put_header(&mut request, b'*', 5);
                 let user = login.user.as_deref().unwrap_or_default();
-                for word in [b"HELLO", version, b"AUTH", user, &login.password] {
-                    put_bulk(&mut request, word);
-                }
+                put_request(&mut request, &[b"HELLO", version, b"AUTH", user, &login.password]);
             }
             None => put_request(&mut request, &[b"HELLO", version]),
         }

@@ -11,11 +11,11 @@ use super::expect::{Delivery, Expected, Meaning, executed};
 use super::held::Held;
 use super::link::Link;
 use super::reading::{Partly, Reading};
-use super::shape::{each_missed, is_nil, missed, value, with_nils};
+use super::shape::{each_missed, is_nil, missed, with_nils};
 use super::subscription::Came;
 use crate::cache::{AbandonedFill, Fate};
 use crate::command::Miss;
-use crate::resp::Progress;
+use crate::resp::{Progress, body};
 
 /// A reply of which this much has come, in bytes, is passed on before the rest of it is there, if it can be.
 const LARGE_REPLY: usize = 32 * 1024;
@@ -164,7 +164,7 @@ impl Link {
     fn replied(&self, expected: Expected, reply: &[u8], partly: bool) {
         let Expected { client, delivery, meaning } = expected;
         // What is passed on in parts is no error: those are short.
-        let error = !partly && value(reply).first() == Some(&b'-');
+        let error = !partly && body(reply).first() == Some(&b'-');
         match meaning {
             Meaning::None => {}
             // Before the reply goes out: whoever reads the database after it sees what is settled now.

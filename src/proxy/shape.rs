@@ -3,13 +3,13 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::command::Miss;
-use crate::resp::{Arguments, Protocol, ReplyScanner, integer, put_header};
+use crate::resp::{Arguments, Protocol, ReplyScanner, body, integer, put_header};
 
 /// Whether a read found nothing, by its reply. `None`: the reply is an error, and says nothing.
 ///
 /// [`Miss::NilPerKey`] has an answer for each key: see [`each_missed`].
 pub fn missed(miss: Miss, reply: &[u8]) -> Option<bool> {
-    let reply = value(reply);
+    let reply = body(reply);
     if matches!(reply.first(), Some(b'-' | b'!')) {
         return None;
     }
@@ -46,7 +46,7 @@ pub fn missed(miss: Miss, reply: &[u8]) -> Option<bool> {
 
 /// Which of several keys, of which each has an element in the reply, were missed; `places` ascend.
 pub fn each_missed(reply: &[u8], places: impl Iterator<Item = usize>) -> impl Iterator<Item = bool> {
-    let mut rest = elements(value(reply));
+    let mut rest = elements(body(reply));
     let mut next = 0;
     places.map(move |place| {
         let element = rest.nth(place - next);
@@ -58,7 +58,7 @@ pub fn each_missed(reply: &[u8], places: impl Iterator<Item = usize>) -> impl It
 /// An array with nil in place of the elements at `places`, which ascend.
 pub fn with_nils(reply: &[u8], places: &[usize], protocol: Protocol) -> BytesMut {
     let mut out = BytesMut::with_capacity(reply.len());
-    let reply = value(reply);
+    let reply = body(reply);
     put_header(&mut out, b'*', elements(reply).count());
     let mut places = places.iter().peekable();
     for (n, element) in elements(reply).enumerate() {
@@ -129,19 +129,6 @@ fn is_lpos(arguments: Arguments<'_>) -> bool {
     arguments.get(0).is_some_and(|name| name.eq_ignore_ascii_case(b"LPOS"))
 }
 
-/// The value of a reply, behind the attributes that may precede it.
-pub fn value(mut reply: &[u8]) -> &[u8] {
-    while reply.first() == Some(&b'|') {
-        let (pairs, mut rest) = header(reply);
-        for _ in 0..pairs.saturating_mul(2) {
-            let Some((_, tail)) = split(rest) else { return &[] };
-            rest = tail;
-        }
-        reply = rest;
-    }
-    reply
-}
-
 /// Whether it is nil, or no array.
 pub fn is_nil(reply: &[u8]) -> bool {
     reply.starts_with(b"$-1\r\n") || reply.starts_with(b"_\r\n") || reply.starts_with(b"*-1\r\n")
@@ -153,7 +140,7 @@ pub fn elements(reply: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (element, tail) = split(rest)?;
         rest = tail;
-        Some(value(element))
+        Some(body(element))
     })
 }
 
