@@ -25,7 +25,7 @@ use crate::fence::{Fence, Limits, Millis, SourceKind};
 use crate::guard::{GuardError, Guards};
 use crate::metrics::Metrics;
 use crate::position::Lsn;
-use crate::proxy::{Gate, Greeting, ListenError, Listener, Threads};
+use crate::proxy::{Coalescing, Gate, Greeting, ListenError, Listener, Threads};
 use crate::tls::TlsError;
 
 /// Why the proxy does not run.
@@ -107,6 +107,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         upstreams: upstreams.clone(),
         address: redis.clone(),
         observe,
+        coalescing: Coalescing::default(),
         started,
     });
 

@@ -240,6 +240,9 @@ pub struct Guard {
     /// While the feed is lost.
     #[serde(default)]
     pub when_feed_lost: WhenFeedLost,
+    /// How long a miss waits for the fill that another client's miss of the same key leads to; zero: not at all.
+    #[serde(default, deserialize_with = "duration::deserialize")]
+    pub coalesce: Duration,
 }
 
 /// What happens to a stale fill.

@@ -132,6 +132,7 @@ static GUARD: Node = Node::Table {
         ("lease", choice(&["connection", "key", "off"], &[])),
         ("max_ttl", Node::Unsupported),
         ("version", Node::Unsupported),
+        ("coalesce", Node::Leaf(Kind::Duration(MILLISECOND, Duration::from_secs(10)))),
         (
             "when_feed_lost",
             table(&[

@@ -6,6 +6,7 @@
 //!  stream    the socket: read, apply, confirm
 //!  apply     rows -> keys; a commit -> fences, settlement, deletions
 //!  sources   polls what the sources show -> settlement
+//!  reached   how far every key is deleted, and who waits for that
 //!  state     how all this is doing, for everyone else
 //! ```
 //!
@@ -19,6 +20,7 @@ mod job;
 mod positions;
 mod problem;
 mod quoting;
+mod reached;
 pub mod sources;
 pub mod sql;
 mod state;
@@ -35,6 +37,7 @@ pub use apply::MESSAGE_PREFIX;
 pub use catalog::{CatalogError, Problem};
 pub use job::{CacheJob, Found, GapReason, Identity, Invalidation};
 pub use positions::Positions;
+pub use reached::{Awaited, Reached};
 pub use sources::{Source, SourceState};
 pub use state::FeedState;
 pub use stream::StreamError;

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, watch};
 
 use super::catalog::Table;
 use super::job::GapReason;
+use super::reached::Reached;
 use crate::fence::Millis;
 use crate::guard::GuardId;
 
@@ -32,6 +33,8 @@ pub struct FeedState {
     pub received_lsn: AtomicU64,
     /// How far all is deleted.
     pub applied_lsn: AtomicU64,
+    /// The same, without waiting for the marker.
+    pub reached: Reached,
     /// How far the slot has been told to forget.
     pub confirmed_lsn: AtomicU64,
     /// How far the server has come, as far as we know.
@@ -72,6 +75,7 @@ impl FeedState {
             lost: AtomicBool::new(true),
             received_lsn: AtomicU64::new(0),
             applied_lsn: AtomicU64::new(0),
+            reached: Reached::default(),
             confirmed_lsn: AtomicU64::new(0),
             server_end_lsn: AtomicU64::new(0),
             lag_us: AtomicU64::new(0),

@@ -92,6 +92,7 @@ impl Stream {
             reported_at: Instant::now(),
             reply: false,
         };
+        self.state.reached.set(start);
         let mut settled = self.positions.primary_settled();
         let asks_after = self.feed_lost_after / 3;
         let mut tick = tokio::time::interval(asks_after.min(BLOCKED_REPORT).max(Duration::from_millis(10)));
@@ -243,6 +244,9 @@ impl Stream {
             progress.unapplied.pop_front();
         }
         self.state.set_oldest_unapplied(progress.unapplied.front().map(|(_, time)| *time));
+        // All that was received, but for what has yet to be deleted.
+        let before_unapplied = |(end, _): &(Lsn, i64)| Lsn(end.0.saturating_sub(1));
+        self.state.reached.set(progress.unapplied.front().map_or(progress.received, before_unapplied));
         let moved = status.flush > progress.reported.flush || status.apply > progress.reported.apply;
         if moved || progress.reply { self.report(sender, progress, status).await } else { Ok(()) }
     }

@@ -3,11 +3,12 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tracing::debug;
 
+use super::coalesce::Coalescing;
 use crate::cache::{AbandonedFill, CacheState, Endpoint, Upstreams};
 use crate::command::{CommandTable, FillForm};
 use crate::config::{self, LostFills, LostReads};
@@ -39,6 +40,8 @@ pub struct Gate {
     pub address: Endpoint,
     /// Judge and count; change nothing.
     pub observe: bool,
+    /// The readers that wait for somebody else's fill.
+    pub coalescing: Coalescing,
     /// The origin of the fence's clock.
     pub started: Instant,
 }
@@ -130,6 +133,16 @@ impl Gate {
         bypassed
     }
 
+    /// How long a miss of a key waits for somebody else's fill: the least that its guards say.
+    pub fn patience(&self, key: &GuardedKey) -> Duration {
+        if self.observe {
+            return Duration::ZERO;
+        }
+        let guards = self.guards.load();
+        let patience = |guard| guards.get(guard).map(|guard| guard.policy.coalesce);
+        key.guards.iter().filter_map(|guard| patience(*guard)).min().unwrap_or_default()
+    }
+
     /// Decides on a fill. One that goes to Redis is in flight until [`Gate::finish`].
     pub fn admit(&self, filling: &Filling<'_>) -> Admission {
         let policy = self.policy(&filling.guarded.guards);
@@ -152,6 +165,10 @@ impl Gate {
             if let Admission::Refuse(_) = admission { Ruling::Refuse } else { Ruling::Forward }
         });
         self.count(filling, verdict, &admission, now);
+        if matches!(admission, Admission::Refuse(_)) {
+            // Whoever waits for it waits in vain.
+            self.coalescing.ended(filling.guarded.hash);
+        }
         if self.observe && admission != Admission::Forward {
             // Counted; let through. Nothing is deleted either, so nobody waits for the fills in flight.
             admission = Admission::Forward;
@@ -232,6 +249,7 @@ impl Gate {
         let mut waited_for = false;
         for fill in fills {
             waited_for |= self.fence.finish(fill.hash, fill.id);
+            self.coalescing.ended(fill.hash);
         }
         if waited_for {
             self.upstreams.ended.notify_waiters();
