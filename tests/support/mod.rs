@@ -26,10 +26,11 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// The program under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_cachefence");
 
-/// Twenty people, all called `v1`; and a table that no guard knows.
+/// Twenty people, all called `v1`; what else is known of them; and a table that no guard knows.
 const SCHEMA: &str = "
 CREATE TABLE users (id bigint PRIMARY KEY, name text NOT NULL);
 INSERT INTO users SELECT id, 'v1' FROM generate_series(1, 20) AS id;
+CREATE TABLE badges (id bigint PRIMARY KEY, note text);
 CREATE TABLE unguarded (id bigint);
 ";
 
