@@ -6,6 +6,7 @@
 //!  stream    the socket: read, apply, confirm
 //!  apply     rows -> keys; a commit -> fences, settlement, deletions
 //!  sources   polls what the sources show -> settlement
+//!  strict    do commits wait for us?  what Postgres says of it
 //!  state     how all this is doing, for everyone else
 //! ```
 //!
@@ -21,8 +22,10 @@ mod problem;
 mod quoting;
 pub mod sources;
 pub mod sql;
+pub mod standby_names;
 mod state;
 mod stream;
+mod strict;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -38,6 +41,7 @@ pub use positions::Positions;
 pub use sources::{Source, SourceState};
 pub use state::FeedState;
 pub use stream::StreamError;
+pub use strict::Strict;
 
 use crate::fence::Millis;
 use crate::guard::{GuardId, Guards};
@@ -191,6 +195,7 @@ impl Feed {
         }
         tasks.spawn(judge_health(self.state.clone(), self.positions.clone(), self.settings.clone()));
         tasks.spawn(watch_catalog(self.state.clone(), self.guards.clone(), self.settings.clone()));
+        tasks.spawn(strict::watch(self.state.clone(), self.settings.clone()));
 
         let mut backoff = Backoff::default();
         loop {
@@ -199,9 +204,7 @@ impl Feed {
                 Ok(()) => continue,
                 Err(error) => error,
             };
-            self.state.connected.store(false, Ordering::Relaxed);
-            self.state.streaming.store(false, Ordering::Relaxed);
-            self.state.reconnects.fetch_add(1, Ordering::Relaxed);
+            self.state.ended();
             let cache_gone = matches!(error, FeedError::Stream(StreamError::CacheGone));
             if cache_gone || (error.is_permanent() && !self.ever_streamed) {
                 return Err(error);
@@ -241,6 +244,8 @@ impl Feed {
             self.positions.restart(ready.identity, position, ready.floor, true);
             self.stream.confirmed = position;
             self.state.server_end_lsn.store(position.0, Ordering::Relaxed);
+            // Of another history, perhaps: nobody may take it for one of this.
+            self.state.applied_lsn.store(position.0, Ordering::Relaxed);
         }
         self.identity = Some(ready.identity);
         self.state.set_tables(&ready.tables);
@@ -267,8 +272,7 @@ impl Feed {
         self.outdated = false;
         ready.sender.start(&settings.slot, position, &settings.publication).await?;
         self.state.heard(self.positions.now());
-        self.state.streaming.store(true, Ordering::Relaxed);
-        self.state.set_error(None);
+        self.state.begun();
         self.ever_streamed = true;
         tracing::info!(slot = settings.slot, %position, "streaming");
         Ok(self.stream.run(&mut ready.sender, position).await?)
@@ -278,7 +282,7 @@ impl Feed {
     fn succeed(&self, found: Found, ready: &Ready) {
         let Found::Predecessor { same_history } = found else { return };
         // Where commits waited for us, more was confirmed than was visible.
-        let synchronous = self.state.synchronous.load(Ordering::Relaxed);
+        let synchronous = self.state.confirms_unseen();
         if same_history && ready.gap.is_none() && !synchronous {
             self.positions.restart(ready.identity, ready.position, ready.floor, false);
         }

@@ -227,8 +227,8 @@ impl Stream {
     fn status(&self, progress: &Progress, settled: Lsn) -> Status {
         let apply = self.applied(progress).max(progress.reported.apply);
         let stopping = self.state.primary_stopping.load(Ordering::Relaxed);
-        let synchronous = self.state.synchronous.load(Ordering::Relaxed);
-        let flush = if stopping || synchronous { apply } else { apply.min(settled) }.max(self.confirmed);
+        let visible = if stopping || self.state.confirms_unseen() { apply } else { apply.min(settled) };
+        let flush = visible.max(self.confirmed);
         Status { write: progress.received, flush, apply, request_reply: false }
     }
 
@@ -255,7 +255,13 @@ impl Stream {
     ) -> Result<(), StreamError> {
         // Before it is sent: should the connection break now, the server may have got it all the same.
         self.confirmed = status.flush;
-        let sent = tokio::time::timeout(REPORT_TIMEOUT, sender.report(status));
+        // Commits with synchronous_commit = remote_write wait for what is written, those with remote_apply for what is
+        // applied. In strict all of it means deleted.
+        let told = match self.state.is_strict() {
+            true => Status { write: status.flush, apply: status.flush, ..status },
+            false => status,
+        };
+        let sent = tokio::time::timeout(REPORT_TIMEOUT, sender.report(told));
         sent.await.map_err(|_| StreamError::Stuck)??;
         self.state.reports.fetch_add(1, Ordering::Relaxed);
         self.state.applied_lsn.store(status.apply.0, Ordering::Relaxed);

@@ -161,7 +161,7 @@ impl Gate {
 
     /// Commits are not known at once, or what they changed is not deleted at once.
     fn is_lost(&self) -> bool {
-        self.feed.is_lost() || !self.cache.is_level()
+        self.feed.is_lost() || self.feed.is_unguarded() || !self.cache.is_level()
     }
 
     fn policy(&self, list: &GuardList) -> Policy {
