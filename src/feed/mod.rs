@@ -51,6 +51,7 @@ use crate::position::Lsn;
 use apply::Applier;
 use backoff::Backoff;
 use catalog::{Publication, Table};
+use standby_names::StandbyNames;
 use state::BROKEN_BY_CATALOG;
 use stream::Stream;
 
@@ -354,7 +355,7 @@ impl Feed {
                     sender.drop_slot(&settings.slot).await?;
                 }
                 gap = gap.or(Some(reason));
-                create_slot(&mut sender, &client, settings, &system).await?
+                create_slot(&mut sender, &client, settings, &self.state, &system).await?
             }
         };
         // A new process does not know since when the publication has contained each table: what was committed
@@ -377,10 +378,14 @@ fn elsewhere(before: Option<Identity>, now: Identity) -> Option<GapReason> {
 }
 
 /// Creates the slot. Postgres waits for every transaction that is running: say so while it does.
+///
+/// Those that have committed and wait for us do not end before we confirm them, and we confirm nothing without a slot
+/// (fact F14): only a person can let them go. Once they have, all goes on by itself.
 async fn create_slot(
     sender: &mut Walsender,
     client: &Client,
     settings: &Settings,
+    state: &FeedState,
     system: &System,
 ) -> Result<Lsn, CatalogError> {
     let creating = sender.create_slot(&settings.slot);
@@ -392,21 +397,40 @@ async fn create_slot(
                 tracing::info!(slot = settings.slot, %position, system = system.system_id, "created the slot");
                 return Ok(position);
             }
-            () = tokio::time::sleep(Duration::from_secs(5)) => {
-                let oldest = client
-                    .query_opt(
-                        "SELECT pid, now() - xact_start || '' FROM pg_stat_activity \
-                         WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 1",
-                        &[],
-                    )
-                    .await?;
-                let oldest = oldest.map(|row| {
-                    format!("pid {}, open for {}", row.get::<_, i32>(0), row.get::<_, Option<&str>>(1).unwrap_or("?"))
-                });
-                tracing::warn!(oldest, "creating the slot waits for open transactions");
+            () = tokio::time::sleep(Duration::from_secs(1)) => {
+                let why = why_no_slot(client, &settings.application_name).await?;
+                if state.set_error(Some(why.clone())) {
+                    tracing::warn!("{why}");
+                }
             }
         }
     }
+}
+
+/// Whom the creation of a slot waits for, and what to run where that would be for ever.
+async fn why_no_slot(client: &Client, application_name: &str) -> Result<String, CatalogError> {
+    let row = client
+        .query_one(
+            "SELECT current_setting('synchronous_standby_names'), \
+                    count(*) FILTER (WHERE wait_event = 'SyncRep'), \
+                    (array_agg(pid ORDER BY xact_start))[1] \
+             FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()",
+            &[],
+        )
+        .await?;
+    let (setting, waiting): (&str, i64) = (row.get(0), row.get(1));
+    let names = StandbyNames::parse(setting).filter(|names| names.names(application_name));
+    Ok(match (names, waiting, row.get::<_, Option<i32>>(2)) {
+        (Some(names), 1.., _) => format!(
+            "the slot is gone, and its creation waits for {waiting} commits that wait for this proxy; run: {} Then put \
+             {setting:?} back",
+            names.remedy_without(application_name)
+        ),
+        (_, _, Some(pid)) => {
+            format!("creating the slot waits for open transactions, the oldest of pid {pid}")
+        }
+        _ => "creating the slot waits for open transactions".to_owned(),
+    })
 }
 
 async fn judge_health(state: Arc<FeedState>, positions: Arc<Positions>, settings: Settings) {

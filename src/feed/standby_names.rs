@@ -100,22 +100,40 @@ impl StandbyNames {
 
     /// A value by which commits wait for this standby too, and for as many others as now.
     pub fn with(&self, name: &str) -> String {
-        let others: Vec<&String> =
-            self.names.iter().filter(|other| !other.eq_ignore_ascii_case(name)).collect();
+        let others = self.others(name);
         if others.is_empty() {
             return quoted(name);
         }
         let number = self.number.clamp(1, others.len()) + 1;
-        let all: Vec<String> =
-            std::iter::once(quoted(name)).chain(others.iter().map(|other| quoted(other))).collect();
-        format!("FIRST {number} ({})", all.join(", "))
+        format!("FIRST {number} ({}, {})", quoted(name), others.join(", "))
     }
+
+    /// What to run so that commits wait for this standby no longer, but for as many of the others as there are.
+    pub fn remedy_without(&self, name: &str) -> String {
+        let mut others = self.others(name);
+        // It would still be any.
+        others.retain(|other| other != "*");
+        let number = self.number.min(others.len());
+        let method = if self.method == Method::Any { "ANY" } else { "FIRST" };
+        set(&if number == 0 { String::new() } else { format!("{method} {number} ({})", others.join(", ")) })
+    }
+
+    /// The others that are named, as the setting reads them back.
+    fn others(&self, name: &str) -> Vec<String> {
+        let others = self.names.iter().filter(|other| !other.eq_ignore_ascii_case(name));
+        others.map(|other| quoted(other)).collect()
+    }
+}
+
+/// What to run so that the setting is this.
+fn set(value: &str) -> String {
+    format!("ALTER SYSTEM SET synchronous_standby_names = {}; SELECT pg_reload_conf();", literal(value))
 }
 
 /// What to run so that commits wait for this standby, with what the setting says now.
 pub fn remedy(setting: &str, name: &str) -> String {
     let value = StandbyNames::parse(setting).map_or_else(|| quoted(name), |names| names.with(name));
-    format!("ALTER SYSTEM SET synchronous_standby_names = {}; SELECT pg_reload_conf();", literal(&value))
+    set(&value)
 }
 
 fn matches(entry: &str, name: &str) -> bool {
@@ -260,6 +278,16 @@ mod tests {
             let remedied = remedied(setting);
             assert_eq!(requires(&remedied), Ok(()), "{setting} to {remedied}");
         }
+        let without = |setting: &str| {
+            let run = StandbyNames::parse(setting).expect(setting).remedy_without("cachefence");
+            run.split_once('\'')
+                .and_then(|(_, rest)| rest.split_once('\''))
+                .map(|(value, _)| value.to_owned())
+        };
+        assert_eq!(without("cachefence").as_deref(), Some(""));
+        assert_eq!(without("FIRST 2 (cachefence, s1)").as_deref(), Some("FIRST 1 (s1)"));
+        assert_eq!(without("ANY 2 (cachefence, s1, s2)").as_deref(), Some("ANY 2 (s1, s2)"));
+        assert_eq!(without("*").as_deref(), Some(""));
         assert_eq!(
             remedy("", "it's"),
             "ALTER SYSTEM SET synchronous_standby_names = '\"it''s\"'; SELECT pg_reload_conf();"

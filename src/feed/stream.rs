@@ -16,6 +16,7 @@ use super::apply::{Applied, Applier};
 use super::job::CacheJob;
 use super::positions::Positions;
 use super::state::FeedState;
+use super::strict::Strict;
 use crate::pg::error::PgError;
 use crate::pg::pgoutput;
 use crate::pg::replication::{Event, Status, Walsender};
@@ -80,6 +81,14 @@ struct Progress {
     reply: bool,
 }
 
+/// What the strict contract held back may be confirmed.
+async fn released(state: &FeedState) {
+    match state.strict() {
+        Some(strict) => strict.released().await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Stream {
     /// Runs one stream until it ends. It goes on from `start`.
     pub async fn run(&mut self, sender: &mut Walsender, start: Lsn) -> Result<(), StreamError> {
@@ -124,6 +133,7 @@ impl Stream {
                 // The sender lives in `positions`, which we hold.
                 _ = settled.changed() => {}
                 () = self.state.mended.notified() => return Err(StreamError::Mended),
+                () = released(&self.state) => {}
                 _ = tick.tick() => {
                     let now = self.positions.now();
                     if !cache_has_room {
@@ -228,7 +238,8 @@ impl Stream {
         let apply = self.applied(progress).max(progress.reported.apply);
         let stopping = self.state.primary_stopping.load(Ordering::Relaxed);
         let visible = if stopping || self.state.confirms_unseen() { apply } else { apply.min(settled) };
-        let flush = visible.max(self.confirmed);
+        let held = self.state.strict().map_or(Lsn(u64::MAX), Strict::hold);
+        let flush = visible.min(held).max(self.confirmed);
         Status { write: progress.received, flush, apply, request_reply: false }
     }
 

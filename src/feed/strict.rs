@@ -31,10 +31,11 @@ const STEP: Duration = Duration::from_millis(2);
 pub struct Strict {
     in_force: AtomicBool,
     inner: Mutex<Inner>,
-    /// A stream began, or the setting has been seen to change.
+    /// A stream began.
     changed: Notify,
-    /// Nothing beyond this is confirmed.
+    /// Nothing beyond this is confirmed, while a commit is watched that has to wait for us.
     hold: AtomicU64,
+    released: Notify,
 }
 
 #[derive(Debug)]
@@ -53,6 +54,7 @@ impl Strict {
             inner: Mutex::new(Inner { stream: 0, streaming: false, why_not }),
             changed: Notify::new(),
             hold: AtomicU64::new(u64::MAX),
+            released: Notify::new(),
         }
     }
 
@@ -74,6 +76,11 @@ impl Strict {
     /// Up to where may be confirmed.
     pub(super) fn hold(&self) -> Lsn {
         Lsn(self.hold.load(Ordering::SeqCst))
+    }
+
+    /// What was held back may be confirmed.
+    pub(super) async fn released(&self) {
+        self.released.notified().await;
     }
 
     /// A stream began.
@@ -124,6 +131,23 @@ impl Strict {
             );
             inner.why_not = why;
         }
+    }
+}
+
+/// Nothing beyond a position is confirmed as long as this lives.
+struct Hold<'a>(&'a Strict);
+
+impl<'a> Hold<'a> {
+    fn beyond(strict: &'a Strict, position: Lsn) -> Self {
+        strict.hold.store(position.0, Ordering::SeqCst);
+        Self(strict)
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.0.hold.store(u64::MAX, Ordering::SeqCst);
+        self.0.released.notify_one();
     }
 }
 
@@ -210,6 +234,7 @@ async fn look(
     if strict.is_in_force() {
         return Ok(());
     }
+    see_a_commit_wait(strict, settings, client).await?;
     catch_up(state, client).await?;
     // Still? Only what holds before and after held in between.
     stands(client, settings).await
@@ -246,16 +271,57 @@ async fn stands(client: &Client, settings: &Settings) -> Result<(), NotInForce> 
     }
 }
 
+/// Sees a commit wait for us, by holding back its confirmation.
+///
+/// That Postgres counts us is not enough. Every process reads the settings anew in its own time, and whether commits
+/// wait at all is for the checkpointer to say, which in the middle of a checkpoint takes its time.
+async fn see_a_commit_wait(strict: &Strict, settings: &Settings, client: &Client) -> Result<(), NotInForce> {
+    let probe = catalog::connect(&settings.url, &settings.application_name).await?;
+    probe.batch_execute("SET synchronous_commit = on").await?;
+    let pid: i32 = probe.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+    // The commit to come ends beyond this.
+    let hold = Hold::beyond(strict, flushed(client).await?);
+    let waits = {
+        // Something to commit, in no table.
+        let commit = probe.batch_execute("SELECT pg_logical_emit_message(true, 'cachefence_probe', '')");
+        tokio::pin!(commit);
+        loop {
+            tokio::select! {
+                committed = &mut commit => {
+                    committed?;
+                    break false;
+                }
+                () = tokio::time::sleep(STEP) => {}
+            }
+            let sql = "SELECT count(*) FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'SyncRep'";
+            if client.query_one(sql, &[&pid]).await?.get::<_, i64>(0) > 0 {
+                break true;
+            }
+        }
+    };
+    drop(hold);
+    // It may wait for another standby too. It has changed nothing, and need not.
+    client.execute("SELECT pg_cancel_backend($1)", &[&pid]).await?;
+    if waits {
+        return Ok(());
+    }
+    Err(NotInForce::Seen("Postgres counts us, but commits do not wait yet".into()))
+}
+
 /// Waits until all is deleted that was acknowledged before commits began to wait.
 ///
-/// Such a commit was flushed before it was acknowledged, so before Postgres was seen to count us: it is below the
-/// position where the log is flushed now.
+/// Such a commit was flushed before it was acknowledged, and did not wait, so before one was seen to wait: it is below
+/// the position where the log is flushed now.
 async fn catch_up(state: &FeedState, client: &Client) -> Result<(), NotInForce> {
-    let row = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await?;
-    let text: String = row.get(0);
-    let flushed: Lsn = text.parse().map_err(|_| CatalogError::Answer(text))?;
+    let flushed = flushed(client).await?;
     while state.applied_lsn.load(Ordering::Relaxed) < flushed.0 {
         tokio::time::sleep(STEP).await;
     }
     Ok(())
+}
+
+async fn flushed(client: &Client) -> Result<Lsn, NotInForce> {
+    let row = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await?;
+    let text: String = row.get(0);
+    Ok(text.parse().map_err(|_| CatalogError::Answer(text))?)
 }
