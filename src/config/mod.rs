@@ -9,6 +9,7 @@ mod duration;
 mod environment;
 mod load;
 mod schema;
+mod strict;
 /// The key in Redis that holds the marker of a slot's feed. No template may cover it.
 pub fn marker_key(slot: &str) -> String {
     format!("cachefence:{slot}")

@@ -96,7 +96,7 @@ static SETTINGS: [(&str, Node); 7] = [
                 ("url", URL),
                 ("slot", TEXT),
                 ("publication", TEXT),
-                ("contract", choice(&["bounded"], &["strict"])),
+                ("contract", choice(&["bounded", "strict"], &[])),
                 ("application_name", TEXT),
                 ("feed_lost_after", TIME),
                 ("max_lag", TIME),

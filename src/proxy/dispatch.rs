@@ -216,6 +216,7 @@ impl Session {
         }
         match command {
             Command::Fill(form) => self.queue_fill(form, arguments, None),
+            Command::Read(read) => self.queue_read(read, arguments),
             Command::Asof => self.asof(arguments),
             Command::Exec => self.execute(arguments),
             // Where it is wrong, the transaction goes on.

@@ -16,7 +16,7 @@ use crate::feed::FeedState;
 use crate::fence::{
     ConnId, Evidence, Fence, Fill, FillId, LeaseRule, Millis, Ruling, Stale, Unproven, Verdict,
 };
-use crate::guard::{GuardList, GuardedKey, Guards, key_hash};
+use crate::guard::{GuardId, GuardList, GuardedKey, Guards, key_hash};
 use crate::metrics::{self, Metrics};
 use crate::position::Lsn;
 
@@ -118,17 +118,22 @@ impl Gate {
         }
     }
 
-    /// Whether a read is to be answered as a miss without asking Redis: the feed is lost, and so wants a guard.
-    pub fn bypasses(&self, key: &GuardedKey) -> bool {
-        if !self.is_lost() || self.observe {
+    /// Whether reads of a key of these guards are to be answered as misses without asking Redis: the feed is lost, and
+    /// so wants one of them.
+    pub fn bypasses(&self, guards: &[GuardId]) -> bool {
+        let lost = self.is_lost();
+        // In strict a guard that no longer hears of its table's commits may not serve what it has.
+        let deaf = |guard: &GuardId| self.feed.is_strict() && self.feed.is_broken(*guard);
+        if self.observe || !(lost || guards.iter().any(deaf)) {
             return false;
         }
-        let guards = self.guards.load();
-        let misses =
-            |guard| guards.get(guard).is_some_and(|g| g.policy.when_feed_lost.reads == LostReads::Miss);
-        let bypassed = key.guards.iter().any(|guard| misses(*guard));
+        let all = self.guards.load();
+        let misses = |guard: &GuardId| {
+            all.get(*guard).is_some_and(|guard| guard.policy.when_feed_lost.reads == LostReads::Miss)
+        };
+        let bypassed = guards.iter().any(|guard| (lost || deaf(guard)) && misses(guard));
         if bypassed {
-            key.guards.iter().for_each(|guard| self.metrics.guard(*guard).bypassed.inc());
+            guards.iter().for_each(|guard| self.metrics.guard(*guard).bypassed.inc());
         }
         bypassed
     }
@@ -178,7 +183,7 @@ impl Gate {
 
     /// Commits are not known at once, or what they changed is not deleted at once.
     fn is_lost(&self) -> bool {
-        self.feed.is_lost() || !self.cache.is_level()
+        self.feed.is_lost() || self.feed.is_unguarded() || !self.cache.is_level()
     }
 
     fn policy(&self, list: &GuardList) -> Policy {

@@ -25,7 +25,7 @@ impl Session {
             return self.take_plainly(read.route.into(), arguments);
         };
         let Some(second) = keys.next() else {
-            return if self.gate.bypasses(&first.1) {
+            return if self.gate.bypasses(&first.1.guards) {
                 self.bypass(read, arguments, &[first], Vec::new())
             } else {
                 let meaning = self.meaning_of(read, arguments, first.1);
@@ -33,7 +33,7 @@ impl Session {
             };
         };
         let all = [first, second].into_iter().chain(keys);
-        let (bypassed, asked): (Placed, Placed) = all.partition(|(_, key)| self.gate.bypasses(key));
+        let (bypassed, asked): (Placed, Placed) = all.partition(|(_, key)| self.gate.bypasses(&key.guards));
         if bypassed.is_empty() {
             let meaning = Meaning::Reads(read.miss, asked.into());
             return self.forward(arguments, wants_pin(read, arguments), meaning);
