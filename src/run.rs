@@ -364,6 +364,9 @@ impl Status {
         if lag > self.config.postgres.max_lag {
             return format!("a commit has waited for {lag:?}, longer than postgres.max_lag");
         }
+        if self.feed.streaming.load(Ordering::Relaxed) && self.feed.is_catching_up() {
+            return "what was committed meanwhile is being caught up with".into();
+        }
         "nothing has been heard from Postgres".into()
     }
 

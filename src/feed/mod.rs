@@ -139,6 +139,8 @@ pub struct Feed {
 struct Ready {
     sender: Walsender,
     position: Lsn,
+    /// How far the server's log was flushed.
+    flushed: Lsn,
     floor: Lsn,
     identity: Identity,
     gap: Option<GapReason>,
@@ -276,7 +278,7 @@ impl Feed {
         self.outdated = false;
         ready.sender.start(&settings.slot, position, &settings.publication).await?;
         self.state.heard(self.positions.now());
-        self.state.begun();
+        self.state.begun(ready.flushed);
         self.ever_streamed = true;
         tracing::info!(slot = settings.slot, %position, "streaming");
         Ok(self.stream.run(&mut ready.sender, position).await?)
@@ -364,7 +366,7 @@ impl Feed {
         // A new process does not know since when the publication has contained each table: what was committed
         // before now may have gone by unseen. So it starts to vouch from here; a running one knows.
         let floor = position.max(flushed);
-        Ok(Ready { sender, position, floor, identity, gap, tables })
+        Ok(Ready { sender, position, flushed, floor, identity, gap, tables })
     }
 }
 

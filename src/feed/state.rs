@@ -15,6 +15,7 @@ use super::standby_names::StandbyNames;
 use super::strict::Strict;
 use crate::fence::Millis;
 use crate::guard::GuardId;
+use crate::position::Lsn;
 
 /// The stream itself said that a guard's layout no longer fits.
 pub(super) const BROKEN_BY_STREAM: u8 = 1;
@@ -63,6 +64,8 @@ pub struct FeedState {
     /// The guarded tables as the catalog has them, once it has been read.
     tables: watch::Sender<Vec<Table>>,
     last_message: AtomicU64,
+    /// What was committed before this stream began ends here. Until it is applied the feed is not back.
+    level_from: AtomicU64,
     /// Commit time of the oldest commit that is not applied; 0: none.
     oldest_unapplied_us: AtomicI64,
     /// A broken guard was mended: the stream has to start over as after a gap.
@@ -94,6 +97,7 @@ impl FeedState {
             tables: watch::Sender::new(Vec::new()),
             // No message ever.
             last_message: AtomicU64::new(u64::MAX),
+            level_from: AtomicU64::new(0),
             oldest_unapplied_us: AtomicI64::new(0),
             mended: Notify::new(),
         }
@@ -124,8 +128,9 @@ impl FeedState {
         self.is_strict() || self.synchronous.load(Ordering::Relaxed)
     }
 
-    /// A stream began.
-    pub(super) fn begun(&self) {
+    /// A stream began, when the server's log was flushed up to here.
+    pub(super) fn begun(&self, flushed: Lsn) {
+        self.level_from.store(flushed.0, Ordering::Relaxed);
         self.streaming.store(true, Ordering::Relaxed);
         self.set_error(None);
         self.strict.iter().for_each(Strict::begin);
@@ -137,6 +142,11 @@ impl FeedState {
         self.streaming.store(false, Ordering::Relaxed);
         self.reconnects.fetch_add(1, Ordering::Relaxed);
         self.strict.iter().for_each(Strict::end);
+    }
+
+    /// Whether commits of before the stream began are still to come: how old they are is not known yet.
+    pub fn is_catching_up(&self) -> bool {
+        self.applied_lsn.load(Ordering::Relaxed) < self.level_from.load(Ordering::Relaxed)
     }
 
     /// Whether the feed is lost.
@@ -252,13 +262,15 @@ impl FeedState {
         // At once when the stream ends: a successor may have taken the slot, and may have deleted already what
         // we would still let in.
         let interrupted = !self.streaming.load(Ordering::Relaxed);
-        let lost = interrupted || silent || Duration::from_micros(lag) > max_lag;
+        let behind = self.is_catching_up();
+        let lost = interrupted || silent || behind || Duration::from_micros(lag) > max_lag;
         if self.lost.swap(lost, Ordering::Relaxed) != lost {
             if lost {
                 tracing::error!(
                     lag_us = lag,
                     silent,
                     interrupted,
+                    behind,
                     "the feed is lost: guards do what when_feed_lost says"
                 );
             } else {
@@ -297,9 +309,40 @@ mod tests {
         state.set_oldest_unapplied(None);
         state.judge(1_101, 6_000_001, SECOND, SECOND);
         assert!(!state.is_lost());
-        state.streaming.store(false, Ordering::Relaxed);
+        state.ended();
         state.judge(1_101, 6_000_001, SECOND, SECOND);
         assert!(state.is_lost(), "the stream has just ended");
+        state.begun(Lsn(100));
+        state.judge(1_101, 6_000_001, SECOND, SECOND);
+        assert!(state.is_lost(), "what was committed meanwhile is not applied yet");
+        state.applied_lsn.store(100, Ordering::Relaxed);
+        state.judge(1_101, 6_000_001, SECOND, SECOND);
+        assert!(!state.is_lost());
+    }
+
+    #[test]
+    fn strict_is_in_force_only_while_the_stream_that_it_was_seen_of_runs() {
+        let state = FeedState::new(1);
+        assert!(!state.is_unguarded(), "bounded promises nothing of the kind");
+        let state = state.strictly();
+        let strict = state.strict().expect("strict");
+        assert!(state.is_unguarded() && strict.why_not().is_some());
+        state.begun(Lsn(1));
+        let first = strict.stream().expect("a stream");
+        strict.rise(first);
+        assert!(!state.is_unguarded() && strict.why_not().is_none());
+        state.see_synchronous("cachefence", "cachefence");
+        assert!(!state.is_unguarded());
+        state.see_synchronous("", "cachefence");
+        assert!(state.is_unguarded(), "a poll has seen the setting");
+        strict.rise(first);
+        state.ended();
+        assert!(state.is_unguarded(), "the stream has ended");
+        strict.rise(first);
+        assert!(state.is_unguarded(), "what was seen of a stream that has ended");
+        state.begun(Lsn(1));
+        strict.rise(first);
+        assert!(state.is_unguarded(), "what was seen of the stream before");
     }
 
     #[test]

@@ -108,13 +108,13 @@ impl Strict {
     }
 
     /// The stream that runs now.
-    fn stream(&self) -> Option<u64> {
+    pub(super) fn stream(&self) -> Option<u64> {
         let inner = self.lock();
         inner.streaming.then_some(inner.stream)
     }
 
     /// In force, if the stream that all was seen of still runs.
-    fn rise(&self, stream: u64) {
+    pub(super) fn rise(&self, stream: u64) {
         let inner = self.lock();
         if inner.streaming && inner.stream == stream && !self.in_force.swap(true, Ordering::SeqCst) {
             tracing::info!("the strict contract is in force: commits wait until their keys are deleted");
