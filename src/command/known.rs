@@ -264,6 +264,7 @@ const NOT_FILLS: &[&str] = &[
 /// All others.
 const OTHERS: &[(&str, Command)] = &[
     ("ASOF", Command::Asof),
+    ("FENCE", Command::Fence),
     ("MULTI", Command::Multi),
     ("EXEC", Command::Exec),
     ("DISCARD", Command::Discard),

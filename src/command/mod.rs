@@ -37,6 +37,8 @@ pub enum Command {
     Fill(FillForm),
     /// `ASOF evidence command ...`.
     Asof,
+    /// `FENCE EXPLAIN | SOURCES | STATUS | HELP`.
+    Fence,
     /// `MULTI`.
     Multi,
     /// `EXEC`.

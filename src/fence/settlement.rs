@@ -24,6 +24,16 @@ pub enum SourceKind {
     Replica,
 }
 
+impl SourceKind {
+    /// Its name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Replica => "replica",
+        }
+    }
+}
+
 /// What is settled.
 #[derive(Clone, Debug, Default)]
 pub struct Settled {

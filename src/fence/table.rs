@@ -9,9 +9,7 @@
 
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -245,6 +243,11 @@ impl Fence {
     /// to go for lack of room.
     pub fn name(&self, key: KeyHash, lsn: Lsn) -> bool {
         self.named.add(key, lsn)
+    }
+
+    /// Whether any key is judged because it was named. One relaxed load: asked for every command.
+    pub fn has_names(&self) -> bool {
+        self.named.len() > 0
     }
 
     /// Whether a key is judged because it was named.

@@ -43,6 +43,7 @@ impl Session {
             Command::Read(read) => self.read(read, arguments),
             Command::Fill(form) => self.fill(form, arguments, None),
             Command::Asof => self.asof(arguments),
+            Command::Fence => self.fence_command(arguments),
             Command::Multi => {
                 let Some(link) = self.link(true) else { return Step::Wait };
                 link.begin();
@@ -248,9 +249,12 @@ impl Session {
                 }
                 step
             }
-            Command::Subscribe | Command::Monitor | Command::Hello | Command::Auth | Command::Forbidden => {
-                self.refuse_in_transaction()
-            }
+            Command::Subscribe
+            | Command::Monitor
+            | Command::Hello
+            | Command::Auth
+            | Command::Fence
+            | Command::Forbidden => self.refuse_in_transaction(),
             _ => self.forward(arguments, true, Meaning::None),
         }
     }

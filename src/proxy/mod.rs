@@ -20,6 +20,8 @@ mod client;
 mod connection;
 mod dispatch;
 mod expect;
+mod explain;
+mod fence_command;
 mod fills;
 mod gate;
 mod greeting;
