@@ -231,11 +231,16 @@ async fn words_and_places(world: &World) -> Outcome {
     Ok(())
 }
 
-/// Redis says who may ask, at once.
+/// Redis says who may ask, as of any other command. (New connections get lanes of after the change within a second.)
 async fn only_for_whom_redis_lets_in(world: &World) -> Outcome {
     let rules = ["ACL", "SETUSER", "half", "on", ">half", "~user:*", "+exists"];
     world.redis(&rules).await?;
     world.redis(&["CONFIG", "SET", "requirepass", "secret"]).await?;
+    wait_until("strangers to be refused", PATIENCE, async || {
+        let Ok(mut stranger) = Wire::connect(world.proxy.address()).await else { return false };
+        stranger.cmd("GET user:1").await.is_ok_and(|reply| reply.starts_with("-NOAUTH"))
+    })
+    .await?;
     let mut stranger = Wire::connect(world.proxy.address()).await?;
     for line in ["FENCE STATUS", "FENCE EXPLAIN user:1", "FENCE SOURCES user:1"] {
         assert_eq!(stranger.cmd(line).await?, "-NOAUTH Authentication required.\r\n", "{line}");

@@ -86,9 +86,9 @@ impl Gate {
     fn evident(&self) -> (Vec<Evident>, Vec<Evidence>, Option<usize>) {
         let (shown, snapshot) = self.positions.shown();
         let mut evidence = Vec::with_capacity(shown.len() + 1);
-        let mut put = |found: Option<Evidence>| {
-            evidence.extend(found);
-            evidence.len().checked_sub(1)
+        let mut put = |found: Evidence| {
+            evidence.push(found);
+            evidence.len() - 1
         };
         let sources = shown
             .into_iter()
@@ -98,11 +98,11 @@ impl Gate {
                     (true, SourceKind::Primary) => shown.snapshot.as_deref().cloned().map(Evidence::Snapshot),
                     (true, SourceKind::Replica) => Some(Evidence::Lsn(shown.position)),
                 };
-                let place = found.is_some().then(|| put(found)).flatten();
+                let place = found.map(&mut put);
                 Evident { shown, place }
             })
             .collect();
-        let primary = snapshot.map(|snapshot| put(Some(Evidence::Snapshot((*snapshot).clone())))).flatten();
+        let primary = snapshot.map(|snapshot| put(Evidence::Snapshot((*snapshot).clone())));
         (sources, evidence, primary)
     }
 
