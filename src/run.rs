@@ -19,7 +19,7 @@ use crate::cache::{
     self, CacheState, Endpoint, EndpointError, Reaper, Stranger, Upstreams, Worker, WorkerSettings,
 };
 use crate::command::CommandTable;
-use crate::config::{Config, Contract, Mode, socket_mode};
+use crate::config::{self, Config, Contract, Mode, socket_mode};
 use crate::feed::{self, Feed, FeedError, FeedState, Positions, Source, SourceState, Strict};
 use crate::fence::{Fence, Limits, Millis, SourceKind};
 use crate::guard::{GuardError, Guards};
@@ -79,13 +79,14 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let greeting = Greeting::new(&config.proxy)?;
     let observe = config.proxy.mode == Mode::Observe;
     let sources = sources(&config);
-    let names: Vec<&str> =
-        sources.iter().filter(|s| s.index.is_some()).map(|s| s.state.name.as_str()).collect();
+    let read_sources: Vec<Arc<SourceState>> =
+        sources.iter().filter(|s| s.index.is_some()).map(|s| s.state.clone()).collect();
+    let names: Vec<&str> = read_sources.iter().map(|source| source.name.as_str()).collect();
     let metrics = Arc::new(Metrics::new(&guards, &names)?);
 
     let started = Instant::now();
     let fence = Arc::new(Fence::new(limits(&config, guards.len())));
-    let kinds: Vec<SourceKind> = sources.iter().filter(|s| s.index.is_some()).map(|s| s.state.kind).collect();
+    let kinds: Vec<SourceKind> = read_sources.iter().map(|source| source.kind).collect();
     let positions = Arc::new(Positions::new(fence.clone(), &kinds, started));
     let feed_state = Arc::new(feed_state(&config, guards.len()));
     let cache_state = Arc::new(CacheState::default());
@@ -97,10 +98,24 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let upstreams = Arc::new(upstreams);
     let matching = Arc::new(ArcSwap::new(guards.clone()));
     let commands = Arc::new(ArcSwap::from_pointee(CommandTable::known()));
+    let status = Arc::new(Status {
+        fence: fence.clone(),
+        guards: guards.clone(),
+        metrics: metrics.clone(),
+        feed: feed_state.clone(),
+        sources: sources.iter().map(|source| (source.index, source.state.clone())).collect(),
+        cache: cache_state.clone(),
+        config: config.clone(),
+    });
+    status.mirror();
     let gate = Arc::new(Gate {
         fence: fence.clone(),
         guards: matching.clone(),
         commands: commands.clone(),
+        named: config::Guard::of_messages(config.postgres.contract),
+        positions: positions.clone(),
+        sources: read_sources.clone(),
+        account: status.clone(),
         metrics: metrics.clone(),
         feed: feed_state.clone(),
         cache: cache_state.clone(),
@@ -125,17 +140,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         source: ListenError { address: admin_address, source },
     })?;
 
-    let status = Arc::new(Status {
-        fence: fence.clone(),
-        guards: guards.clone(),
-        metrics: metrics.clone(),
-        feed: feed_state.clone(),
-        sources: sources.iter().map(|source| (source.index, source.state.clone())).collect(),
-        cache: cache_state.clone(),
-        config: config.clone(),
-    });
-    status.mirror();
-    tokio::spawn(admin::serve(admin, status));
+    tokio::spawn(admin::serve(admin, status, gate.clone()));
 
     sweep(fence.clone(), positions.clone(), config.fence.history)?;
     learn_columns(guards.clone(), matching.clone(), &feed_state);
@@ -330,6 +335,9 @@ impl Status {
             let size = fence.size();
             metrics.fence_keys.set(size.keys as i64);
             metrics.fence_bytes.set(size.bytes as i64);
+            let (named, dropped) = fence.named();
+            metrics.named_keys.set(named as i64);
+            metrics.named_keys_dropped.inc_by(dropped.saturating_sub(metrics.named_keys_dropped.get()));
             metrics.floor_lsn.set(i64::try_from(fence.floor().0).unwrap_or(0));
             metrics.settled_lsn.set(fence.settled().0 as i64);
             let applied = feed.applied_lsn.load(Ordering::Relaxed);
@@ -418,6 +426,7 @@ impl AdminSource for Status {
             .map(|(index, source)| {
                 json!({
                     "name": source.name,
+                    "kind": source.kind.name(),
                     "read_by_applications": index.is_some(),
                     "up": source.up.load(Ordering::Relaxed),
                     "position": lsn(source.position.load(Ordering::Relaxed)),
@@ -454,6 +463,7 @@ impl AdminSource for Status {
                 "keys": size.keys,
                 "leases": size.leases,
                 "bytes": size.bytes,
+                "named_keys": self.fence.named().0,
                 "floor_lsn": self.fence.floor().to_string(),
                 "settled_lsn": self.fence.settled().to_string(),
             },
@@ -465,9 +475,5 @@ impl AdminSource for Status {
             },
             "guards": guards,
         })
-    }
-
-    fn explain(&self, _key: &[u8]) -> Option<serde_json::Value> {
-        None
     }
 }

@@ -417,11 +417,12 @@ impl Worker {
         let guards = self.guards.load();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         for change in changes {
-            for guard in change.keys.iter().flat_map(|key| guards.matching(key.db, &key.name)) {
-                let counters = self.metrics.guard(guard);
-                counters.writes.inc();
-                if !self.settings.observe {
-                    counters.invalidated.inc();
+            for key in &change.keys {
+                for counters in self.metrics.guards(&guards.matching(key.db, &key.name)) {
+                    counters.writes.inc();
+                    if !self.settings.observe {
+                        counters.invalidated.inc();
+                    }
                 }
             }
             if self.settings.observe {

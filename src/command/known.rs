@@ -265,6 +265,7 @@ const NOT_FILLS: &[&str] = &[
 const OTHERS: &[(&str, Command)] = &[
     ("ASOF", Command::Asof),
     ("AFTER", Command::After),
+    ("FENCE", Command::Fence),
     ("MULTI", Command::Multi),
     ("EXEC", Command::Exec),
     ("DISCARD", Command::Discard),

@@ -39,6 +39,8 @@ pub enum Command {
     Asof,
     /// `AFTER lsn [TIMEOUT ms] command ...`.
     After,
+    /// `FENCE EXPLAIN | SOURCES | STATUS | HELP`.
+    Fence,
     /// `MULTI`.
     Multi,
     /// `EXEC`.

@@ -246,6 +246,31 @@ pub struct Guard {
     pub coalesce: Duration,
 }
 
+impl Guard {
+    /// What holds for a key that no guard covers and that was fenced by name: the defaults, and with the contract
+    /// `strict` what that allows.
+    pub fn of_messages(contract: Contract) -> Self {
+        let strict = contract == Contract::Strict;
+        let lost = WhenFeedLost::default();
+        Self {
+            table: String::new(),
+            keys: Vec::new(),
+            db: None,
+            on_stale: OnStale::default(),
+            reply: Reply::default(),
+            unproven: if strict { Unproven::Refuse } else { Unproven::default() },
+            unproven_ttl: one_minute(),
+            lease: Lease::default(),
+            when_feed_lost: if strict {
+                WhenFeedLost { reads: LostReads::Miss, fills: LostFills::Refuse, ..lost }
+            } else {
+                lost
+            },
+            coalesce: Duration::ZERO,
+        }
+    }
+}
+
 /// What happens to a stale fill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]

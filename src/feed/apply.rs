@@ -3,14 +3,14 @@
 //! While a transaction arrives its keys are collected, each once. At its commit every key is fenced, the
 //! settlement hears of it, and what has to be deleted is handed out. Nothing here waits for anything.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::catalog::{Table, column_kind};
 use super::job::Invalidation;
 use super::positions::Positions;
 use super::state::{BROKEN_BY_STREAM, FeedState};
-use crate::fence::{self, Write};
+use crate::fence::{self, FillId, KeyHash, Write};
 use crate::guard::{CacheKey, ColumnKind, Guard, GuardId, Guards, key_hash};
 use crate::pg::pgoutput::{Message, OldTuple, Relation, Tuple, Value};
 use crate::pg::replication::unix_micros;
@@ -22,8 +22,9 @@ pub const MESSAGE_PREFIX: &str = "cachefence";
 /// Keys that one transaction may name before its guards are fenced as a whole: memory stays bounded.
 const MAX_TRANSACTION_KEYS: usize = 1_000_000;
 
-/// A key that a message named, not a guard's template.
-const NO_GUARD: GuardId = GuardId(u16::MAX);
+/// Keys that messages of one transaction may name before they are fenced and handed on for deletion without waiting
+/// for the rest of it.
+const MAX_NAMED_KEYS: usize = 10_000;
 
 /// A guard on a table as the stream describes it.
 #[derive(Debug)]
@@ -42,6 +43,11 @@ struct Transaction {
     /// Each key once, with the guard that named it.
     /// Each with its db behind it (see [`put_db`]), so that it can be looked up where it was rendered.
     keys: HashMap<Vec<u8>, GuardId>,
+    /// Those that messages have named, in the same form.
+    named: HashSet<Vec<u8>>,
+    /// Where its commit record begins.
+    commit_lsn: Lsn,
+    commit_time_us: i64,
     truncated: Vec<GuardId>,
     /// Broken guards whose layout fits again, once this is committed.
     mended: Vec<GuardId>,
@@ -80,6 +86,9 @@ pub struct Applier {
     relations: HashMap<u32, Rules>,
     transaction: Option<Transaction>,
     max_keys: usize,
+    max_named: usize,
+    /// Names were dropped for lack of room, and that was said.
+    said_dropped: bool,
     /// Reused for every key.
     key: Vec<u8>,
 }
@@ -96,6 +105,8 @@ impl Applier {
             relations: HashMap::new(),
             transaction: None,
             max_keys: MAX_TRANSACTION_KEYS,
+            max_named: MAX_NAMED_KEYS,
+            said_dropped: false,
             key: Vec::new(),
         }
     }
@@ -115,8 +126,10 @@ impl Applier {
     /// Takes one message.
     pub fn apply(&mut self, message: Message<'_>) -> Applied {
         match message {
-            Message::Begin { xid, .. } => {
-                self.transaction = Some(Transaction { xid, ..Transaction::default() });
+            Message::Begin { xid, commit_lsn, commit_time } => {
+                let commit_time_us = unix_micros(commit_time);
+                self.transaction =
+                    Some(Transaction { xid, commit_lsn, commit_time_us, ..Transaction::default() });
             }
             Message::Commit { end_lsn, commit_time, .. } => {
                 return self.commit(end_lsn, unix_micros(commit_time));
@@ -135,23 +148,72 @@ impl Applier {
                 }
             }
             Message::Logical { transactional: true, prefix: MESSAGE_PREFIX, content, .. } => {
-                if let Some(transaction) = &mut self.transaction {
-                    // In the db of those guards that name none, and wherever it is guarded.
-                    let guarded =
-                        self.guards.dbs().filter(|db| !self.guards.matching(*db, content).is_empty());
-                    for db in guarded.chain([self.db]) {
-                        self.key.clear();
-                        self.key.extend_from_slice(content);
-                        put_db(&mut self.key, db);
-                        if !transaction.keys.contains_key(&self.key[..]) {
-                            transaction.keys.insert(self.key.clone(), NO_GUARD);
-                        }
-                    }
-                }
+                return self.name(content);
             }
             Message::Logical { .. } | Message::Origin { .. } | Message::Type { .. } => {}
         }
         Applied::Nothing
+    }
+
+    /// A message names a key: in the db of those guards that name none, and wherever it is guarded.
+    fn name(&mut self, key: &[u8]) -> Applied {
+        let Some(transaction) = &mut self.transaction else { return Applied::Nothing };
+        let guarded = self.guards.dbs().filter(|db| !self.guards.matching(*db, key).is_empty());
+        for db in guarded.chain([self.db]) {
+            self.key.clear();
+            self.key.extend_from_slice(key);
+            put_db(&mut self.key, db);
+            if !transaction.named.contains(&self.key[..]) {
+                transaction.named.insert(self.key.clone());
+            }
+        }
+        if transaction.named.len() < self.max_named {
+            return Applied::Nothing;
+        }
+        self.hand_on_names()
+    }
+
+    /// A transaction names more keys than shall be held at a time. What arrives is committed already, so those that are
+    /// here can be fenced and deleted now. Where the commit record ends is not known yet. But nobody ever stands in the
+    /// middle of a record, so to have passed its beginning is to have passed its end; and up to its beginning all is
+    /// received, and no more of it may be confirmed: the transaction has to be sent again if we stop here.
+    fn hand_on_names(&mut self) -> Applied {
+        let Some(transaction) = &mut self.transaction else { return Applied::Nothing };
+        let (end_lsn, commit_time_us) = (transaction.commit_lsn, transaction.commit_time_us);
+        let lsn = Lsn(end_lsn.0.saturating_add(1));
+        let write = Write { xid: self.positions.extend(transaction.xid), lsn };
+        let named = std::mem::take(&mut transaction.named);
+        let mut draining = Vec::new();
+        let keys = self.fence_names(named, write, &mut draining);
+        // A miss is worth less than this write until the transaction is visible, although its end is far off.
+        self.positions.received(write);
+        Applied::Commit(Invalidation { end_lsn, commit_time_us, keys, truncated: Vec::new(), draining })
+    }
+
+    /// Fences keys that messages have named, and has fills of theirs judged.
+    fn fence_names(
+        &mut self,
+        named: HashSet<Vec<u8>>,
+        write: Write,
+        draining: &mut Vec<(KeyHash, FillId)>,
+    ) -> Vec<CacheKey> {
+        let fence = self.positions.fence();
+        let mut room = true;
+        let fence_name = |key: Vec<u8>| {
+            let key = without_db(key);
+            let hash = key_hash(key.db, &key.name);
+            // Named first: a fill that comes in between is known to be in flight, and waited for.
+            room &= fence.name(hash, write.lsn);
+            fence.write(hash, write, draining);
+            key
+        };
+        let keys = named.into_iter().map(fence_name).collect();
+        if !room && !std::mem::replace(&mut self.said_dropped, true) {
+            tracing::warn!(
+                "more keys were fenced by name than can be remembered: fills of the oldest are not judged any more"
+            );
+        }
+        keys
     }
 
     /// A table's layout, new or changed.
@@ -269,16 +331,21 @@ impl Applier {
     fn commit(&mut self, end_lsn: Lsn, commit_time_us: i64) -> Applied {
         let Some(transaction) = self.transaction.take() else { return Applied::Position(end_lsn) };
         self.state.transaction_keys.store(0, std::sync::atomic::Ordering::Relaxed);
-        if transaction.keys.is_empty() && transaction.truncated.is_empty() {
+        if transaction.keys.is_empty() && transaction.named.is_empty() && transaction.truncated.is_empty() {
             return Applied::Position(end_lsn);
         }
         let write = Write { xid: self.positions.extend(transaction.xid), lsn: end_lsn };
-        let fence = self.positions.fence();
         let mut draining = Vec::new();
-        let keys: Vec<CacheKey> = transaction.keys.into_keys().map(without_db).collect();
+        // First, and without those that are a row's as well: each key once.
+        let mut named = transaction.named;
+        named.retain(|key| !transaction.keys.contains_key(key));
+        let named = self.fence_names(named, write, &mut draining);
+        let fence = self.positions.fence();
+        let mut keys: Vec<CacheKey> = transaction.keys.into_keys().map(without_db).collect();
         for key in &keys {
             fence.write(key_hash(key.db, &key.name), write, &mut draining);
         }
+        keys.extend(named);
         for guard in &transaction.truncated {
             fence.write_guard(fence::GuardId(guard.0), write, &mut draining);
         }
@@ -323,7 +390,7 @@ fn sent<'a>(value: Option<Value<'a>>, other: Option<Value<'a>>) -> Option<Value<
 fn bound(transaction: &mut Transaction, guards: &Guards, max_keys: usize) {
     while transaction.keys.len() > max_keys {
         let mut counts: HashMap<GuardId, usize> = HashMap::new();
-        for guard in transaction.keys.values().filter(|guard| **guard != NO_GUARD) {
+        for guard in transaction.keys.values() {
             *counts.entry(*guard).or_default() += 1;
         }
         let Some((guard, keys)) = counts.into_iter().max_by_key(|(_, count)| *count) else { return };

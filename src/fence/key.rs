@@ -42,6 +42,18 @@ impl KeyState {
         (self.last > floor).then_some(self.last)
     }
 
+    /// The last write, and how many are remembered one by one.
+    pub fn writes(&self, floor: Lsn) -> Option<(Write, usize)> {
+        let last = Write { xid: self.xid, lsn: self.last(floor)? };
+        let older = self.extra.as_ref().map_or(0, |e| e.older.iter().filter(|w| w.lsn > floor).count());
+        Some((last, older + 1))
+    }
+
+    /// What only some keys have, where this one has it.
+    pub fn known_extra(&self) -> Option<&Extra> {
+        self.extra.as_deref()
+    }
+
     pub fn extra(&mut self) -> &mut Extra {
         self.extra.get_or_insert_default()
     }

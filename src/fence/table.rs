@@ -9,13 +9,14 @@
 
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
 use super::key::{Extra, KeyState};
 use super::lease::{Lease, Use, Vouched, Written};
+use super::named::Named;
 use super::past::Past;
 use super::{
     ConnId, Evidence, FillId, GuardId, KeyHash, LeaseRule, Millis, Ruling, Settled, Stale, Unproven, Verdict,
@@ -70,7 +71,7 @@ pub struct Size {
 
 /// The keys come hashed already.
 #[derive(Default)]
-struct AsItIs(u64);
+pub(super) struct AsItIs(u64);
 
 impl Hasher for AsItIs {
     fn finish(&self) -> u64 {
@@ -118,6 +119,8 @@ pub struct Fence {
     /// The last write's position, and positions at which a share of `max_keys` had been added: where to cut for room.
     written: AtomicU64,
     cuts: Mutex<Cuts>,
+    /// Keys without a guard that are judged all the same.
+    named: Named,
     /// Held while room is made: two threads at it would drop twice as much as needed, and a cut of the old history
     /// must not reach the floor of a new one.
     room: Mutex<()>,
@@ -172,6 +175,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The same of a lock that many may read under.
+pub(super) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Fence {
     /// An empty table whose floor is above everything: nothing is fresh until [`Fence::restart`].
     pub fn new(limits: Limits) -> Self {
@@ -195,6 +207,7 @@ impl Fence {
             ungranted: (0..UNGRANTED_SLOTS).map(|_| AtomicU64::new(0)).collect(),
             written: AtomicU64::new(0),
             cuts: Mutex::default(),
+            named: Named::default(),
             room: Mutex::default(),
             limits,
         }
@@ -221,7 +234,30 @@ impl Fence {
             state.forget_history();
             state.forget(Lsn(0));
         });
+        self.named.restart(floor);
         self.floor.store(floor.0, Ordering::SeqCst);
+    }
+
+    /// Has a key judged that no guard covers, for as long as this write of it is remembered. To be called before
+    /// [`Fence::write`], so that a fill that is let in between is known to be in flight. False if an older key had
+    /// to go for lack of room.
+    pub fn name(&self, key: KeyHash, lsn: Lsn) -> bool {
+        self.named.add(key, lsn)
+    }
+
+    /// Whether any key is judged because it was named. One relaxed load: asked for every command.
+    pub fn has_names(&self) -> bool {
+        self.named.len() > 0
+    }
+
+    /// Whether a key is judged because it was named.
+    pub fn is_named(&self, key: KeyHash) -> bool {
+        self.named.has(key)
+    }
+
+    /// How many keys are judged because they were named, and how many are no longer for lack of room.
+    pub fn named(&self) -> (usize, u64) {
+        (self.named.len(), self.named.dropped())
     }
 
     /// Fences a key: from now on its fills are judged against this write. Adds to `draining` the fills
@@ -298,15 +334,10 @@ impl Fence {
             return;
         }
         self.change(key, |state| {
-            // The generation before the position: if a source is lost in between, the lease is void.
-            let sources = self.sources();
-            let lease = Lease { conn, lsn: self.settled(), sources, until, used: Use::Open, count: 1 };
-            // And the writes after it: each of those that are settled is known.
-            let key = self.floor().max(state.last(Lsn(0)).unwrap_or_default());
-            let whole = Lsn(self.last_whole.load(Ordering::SeqCst));
+            let (lease, written) = self.lease(state, conn, until);
             let leases = &mut state.extra().leases;
             leases.expire(now);
-            leases.grant(lease, Written { key, any: key.max(whole) });
+            leases.grant(lease, written);
         });
     }
 
@@ -315,6 +346,17 @@ impl Fence {
     pub fn is_being_filled(&self, key: KeyHash, conn: ConnId, now: Millis, within: Millis) -> bool {
         let until = now.saturating_sub(within) + self.limits.lease_ttl;
         self.keys.get(&key).is_some_and(|state| state.is_being_filled(conn, until))
+    }
+
+    /// A lease of now, and what is known of the key's writes.
+    pub(super) fn lease(&self, state: &KeyState, conn: ConnId, until: Millis) -> (Lease, Written) {
+        // The generation before the position: if a source is lost in between, the lease is void.
+        let sources = self.sources();
+        let lease = Lease { conn, lsn: self.settled(), sources, until, used: Use::Open, count: 1 };
+        // And the writes after it: each of those that are settled is known.
+        let key = self.floor().max(state.last(Lsn(0)).unwrap_or_default());
+        let whole = Lsn(self.last_whole.load(Ordering::SeqCst));
+        (lease, Written { key, any: key.max(whole) })
     }
 
     /// Judges a fill and, if `rule` lets it in, registers it as in flight, in one step. A fill that was let
@@ -329,12 +371,7 @@ impl Fence {
         self.change(key, |state| {
             let doubt = self.doubt(key, now);
             let (vouched, place) = self.vouch(state, fill, now);
-            let vouched = match vouched {
-                // A part of a value that was refused stays refused, whoever may vouch.
-                Vouched::No | Vouched::Torn => vouched,
-                _ => doubt.unwrap_or(vouched),
-            };
-            let verdict = self.judge(state, fill, vouched);
+            let verdict = self.judge(state, fill, vouched.unless(doubt));
             let ruling = rule(verdict);
             if let Some(place) = place {
                 // Also where the client named its evidence: the fill answers this miss, which must not be
@@ -355,7 +392,7 @@ impl Fence {
     }
 
     /// What becomes of a lease of this key while misses may be outstanding that nobody remembers.
-    fn doubt(&self, key: KeyHash, now: Millis) -> Option<Vouched> {
+    pub(super) fn doubt(&self, key: KeyHash, now: Millis) -> Option<Vouched> {
         if self.ungranted_slot(key).load(Ordering::SeqCst) > now {
             Some(Vouched::No)
         } else if self.distrusted.load(Ordering::SeqCst) > now {
@@ -365,7 +402,7 @@ impl Fence {
         }
     }
 
-    fn judge(&self, state: &KeyState, fill: &Fill<'_>, vouched: Vouched) -> Verdict {
+    pub(super) fn judge(&self, state: &KeyState, fill: &Fill<'_>, vouched: Vouched) -> Verdict {
         // After the key was locked: whoever dropped its history had raised the floor before.
         let floor = self.floor();
         let verdict = |judged: Result<(), Stale>| judged.map_or_else(Verdict::Stale, |()| Verdict::Fresh);
@@ -425,7 +462,7 @@ impl Fence {
             .try_for_each(|whole| lock(&whole.state).judge_snapshot(evidence, floor, cover))
     }
 
-    fn last(&self, state: &KeyState, guards: &[GuardId], floor: Lsn) -> Option<Lsn> {
+    pub(super) fn last(&self, state: &KeyState, guards: &[GuardId], floor: Lsn) -> Option<Lsn> {
         let wholly =
             self.written_wholly(guards, floor).filter_map(|whole| lock(&whole.state).last(floor)).max();
         state.last(floor).max(wholly)
@@ -458,6 +495,9 @@ impl Fence {
     pub fn sweep(&self, now: Millis) {
         self.make_room();
         self.sweep_below_floor(now);
+        // Nothing is known while another history begins; what was named stays named.
+        let floor = Some(self.floor()).filter(|floor| *floor != Lsn(u64::MAX));
+        floor.into_iter().for_each(|floor| self.named.forget(floor));
     }
 
     fn sweep_below_floor(&self, now: Millis) {
@@ -560,11 +600,33 @@ impl Fence {
         }
     }
 
+    /// A look at what is remembered of a key, which changes nothing.
+    pub(super) fn look<R>(&self, key: KeyHash, look: impl FnOnce(&KeyState) -> R) -> R {
+        match self.keys.get(&key) {
+            Some(state) => look(&state),
+            None => look(&KeyState::default()),
+        }
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Whether a miss that is answered now would be remembered.
+    pub(super) fn has_room_for_leases(&self) -> bool {
+        self.lease_count.load(Ordering::Relaxed) < self.limits.max_leases
+    }
+
+    /// Since when a write has been visible on every source.
+    pub(super) fn settled_at(&self, lsn: Lsn) -> Option<Millis> {
+        read(&self.past).settled_at(lsn)
+    }
+
     fn ungranted_slot(&self, key: KeyHash) -> &AtomicU64 {
         &self.ungranted[key.0 as usize % UNGRANTED_SLOTS]
     }
 
-    fn sources(&self) -> Option<u32> {
+    pub(super) fn sources(&self) -> Option<u32> {
         u32::try_from(self.sources.load(Ordering::SeqCst)).ok()
     }
 

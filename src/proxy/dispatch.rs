@@ -44,6 +44,7 @@ impl Session {
             Command::Fill(form) => self.fill(form, arguments, None),
             Command::Asof => self.asof(arguments),
             Command::After => self.after(arguments),
+            Command::Fence => self.fence_command(arguments),
             Command::Multi => {
                 let Some(link) = self.link(true) else { return Step::Wait };
                 link.begin();
@@ -252,6 +253,7 @@ impl Session {
             }
             // What comes after a position is what is read at EXEC: the whole transaction has to wait, with AFTER MULTI.
             Command::After
+            | Command::Fence
             | Command::Subscribe
             | Command::Monitor
             | Command::Hello

@@ -356,7 +356,7 @@ impl Session {
         // The commands that cap would come after the EXEC, in another db perhaps.
         let refused = all.refusal.is_some()
             || (!all.caps.is_empty() && !transaction.dbs.is_empty())
-            || self.gate.bypasses(&transaction.reads);
+            || transaction.reads.iter().any(|guards| self.gate.bypasses(guards));
         if transaction.aborted || unknown || refused {
             self.gate.finish(&all.fills);
             let reply: &[u8] = if refused {

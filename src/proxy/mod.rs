@@ -22,6 +22,8 @@ mod coalesce;
 mod connection;
 mod dispatch;
 mod expect;
+mod explain;
+mod fence_command;
 mod fills;
 mod gate;
 mod greeting;

@@ -3,8 +3,7 @@
 use crate::fence::Evidence;
 
 use crate::command::{FillForm, Read};
-use crate::fence::GuardId;
-use crate::guard::GuardedKey;
+use crate::guard::{GuardList, GuardedKey};
 use crate::resp::Arguments;
 
 use super::expect::Meaning;
@@ -15,8 +14,8 @@ use super::session::{Session, Step};
 pub struct Transaction {
     /// The fills of guarded keys that are queued.
     pub fills: Vec<QueuedFill>,
-    /// The guards whose keys queued commands read, each once.
-    pub reads: Vec<GuardId>,
+    /// The guards of keys that queued commands read, those of a key together, and each once.
+    pub reads: Vec<GuardList>,
     /// The dbs that queued SELECTs name, which Redis will try when it executes them. What is queued after one
     /// that fails goes to the db before it.
     pub dbs: Vec<u32>,
@@ -45,11 +44,9 @@ impl Session {
         let step = self.forward(arguments, true, Meaning::None);
         if let (Step::Done, Some(transaction)) = (step, &mut self.transaction) {
             for key in read.keys.places(arguments).filter_map(|place| arguments.get(place)) {
-                let guards =
-                    dbs.iter().filter_map(|db| self.gate.guarded(*db, key)).flat_map(|key| key.guards);
-                for guard in guards {
-                    if !transaction.reads.contains(&guard) {
-                        transaction.reads.push(guard);
+                for key in dbs.iter().filter_map(|db| self.gate.guarded(*db, key)) {
+                    if !transaction.reads.contains(&key.guards) {
+                        transaction.reads.push(key.guards);
                     }
                 }
             }

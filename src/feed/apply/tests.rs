@@ -259,3 +259,55 @@ fn a_huge_transaction_becomes_a_truncate() {
         (vec![CacheKey { db: 0, name: b"k".to_vec() }], vec![GuardId(0)])
     );
 }
+
+/// What names too many keys to be held is fenced and handed on in parts. Nothing of it may be confirmed, and no miss
+/// vouches for a key of it, before it is visible: its position is not that of its end.
+#[test]
+fn names_beyond_the_bound_are_handed_on_before_the_commit_is_complete() {
+    let mut applier = applier();
+    applier.max_named = 2;
+    let positions = applier.positions.clone();
+    let identity = crate::feed::Identity { system_id: 1, timeline: 1 };
+    positions.restart(identity, Lsn(50), Lsn(50), false);
+    let epoch = positions.epoch().expect("begun");
+    let shows = |text: &str| positions.primary(epoch, text.parse().expect("a snapshot"));
+    let (unseen, seen) = (format!("{0}:{0}:", 7_u64 << 32 | 990), format!("{0}:{0}:", 7_u64 << 32 | 991));
+    let mut parts = Vec::new();
+    let names: Vec<Vec<u8>> = ["a", "b", "b", "a", "c", "d"].map(|key| message("cachefence", key)).into();
+    for bytes in [Bytes::begin(990)].iter().chain(&names).chain([&Bytes::commit(500)]) {
+        let applied = applier.apply(decode(bytes).expect("a message"));
+        if let Applied::Commit(part) = &applied {
+            positions.advanced(part.end_lsn);
+        }
+        shows(&unseen);
+        parts.push(applied);
+    }
+    let handed: Vec<(u64, usize)> = parts
+        .iter()
+        .filter_map(|part| match part {
+            Applied::Commit(part) => Some((part.end_lsn.0, part.keys.len())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(handed, [(100, 2), (100, 2), (100, 2)], "up to where its commit record begins");
+    assert_eq!(parts.last(), Some(&Applied::Position(Lsn(500))));
+    positions.advanced(Lsn(500));
+    shows(&unseen);
+    assert!(positions.fence().settled() <= Lsn(100));
+    let hash = key_hash(0, b"a");
+    assert!(positions.fence().is_named(hash));
+    let question = fence::Question {
+        key: hash,
+        conn: None,
+        guards: &[],
+        lease: fence::LeaseRule::Connection,
+        evidence: &[fence::Evidence::Lsn(Lsn(100)), fence::Evidence::Lsn(Lsn(500))],
+    };
+    let account = positions.fence().explain(&question, positions.now());
+    let superseded = fence::Verdict::Stale(fence::Stale::Superseded(Lsn(101)));
+    assert_eq!(account.by_new_miss, superseded);
+    assert_eq!(account.by_evidence, [superseded, fence::Verdict::Fresh]);
+    shows(&seen);
+    assert_eq!(positions.fence().settled(), Lsn(500));
+    assert_eq!(positions.fence().explain(&question, positions.now()).by_new_miss, fence::Verdict::Fresh);
+}
