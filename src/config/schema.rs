@@ -131,7 +131,18 @@ static GUARD: Node = Node::Table {
         ("unproven_ttl", TIME),
         ("lease", choice(&["connection", "key", "off"], &[])),
         ("max_ttl", Node::Unsupported),
-        ("version", Node::Unsupported),
+        (
+            "version",
+            Node::Table {
+                settings: &[
+                    ("column", TEXT),
+                    ("json", TEXT),
+                    ("raw", Node::Leaf(Kind::Switch)),
+                    ("field", TEXT),
+                ],
+                required: &["column"],
+            },
+        ),
         (
             "when_feed_lost",
             table(&[

@@ -19,6 +19,7 @@ mod cap;
 mod client;
 mod connection;
 mod dispatch;
+mod evidence;
 mod expect;
 mod fills;
 mod gate;

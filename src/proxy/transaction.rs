@@ -1,7 +1,6 @@
 //! MULTI: fills are judged when they are executed, at EXEC.
 
-use crate::fence::Evidence;
-
+use super::evidence::Proof;
 use crate::command::FillForm;
 use crate::guard::GuardedKey;
 
@@ -24,8 +23,8 @@ pub struct QueuedFill {
     pub keys: Vec<(Box<[u8]>, GuardedKey)>,
     /// The command.
     pub form: FillForm,
-    /// What the client said of its data's age.
-    pub evidence: Option<Evidence>,
+    /// What is known of its data's age.
+    pub(super) proof: Proof,
     /// What it puts in can be given a TTL after it.
     pub can_cap: bool,
 }
