@@ -123,6 +123,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         address: redis.clone(),
         observe,
         coalescing: Coalescing::default(),
+        newer_counts: config.postgres.contract == Contract::Bounded,
         started,
     });
 
@@ -298,18 +299,13 @@ fn sweep(fence: Arc<Fence>, positions: Arc<Positions>, history: Duration) -> io:
     Ok(())
 }
 
-/// Once the catalog is known, so is which texts a column can print: `user:<id>` no longer matches `user:1:photo`.
+/// Once the catalog is known, so is which texts a column can print (`user:<id>` no longer matches `user:1:photo`), and
+/// which keys are of one row.
 fn learn_columns(guards: Arc<Guards>, matching: Arc<ArcSwap<Guards>>, feed: &FeedState) {
     let mut tables = feed.tables();
     tokio::spawn(async move {
         while tables.changed().await.is_ok() {
-            let learnt = {
-                let tables = tables.borrow_and_update();
-                guards.with_column_kinds(|guard, column| {
-                    let table = tables.iter().find(|table| table.guard == guard.id);
-                    table.map_or(crate::guard::ColumnKind::Any, |table| table.kind(column))
-                })
-            };
+            let learnt = feed::catalog::learn(&guards, &tables.borrow_and_update());
             matching.store(Arc::new(learnt));
         }
     });

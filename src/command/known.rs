@@ -39,6 +39,7 @@ fn fill(name: &str, effect: Effect, keys: Keys, refused: Refused) -> FillForm {
         "MSET" => Syntax::MSet,
         "MSETNX" => Syntax::MSetNx,
         "HSET" | "HMSET" => Syntax::Fields,
+        "HSETNX" => Syntax::HSetNx,
         "COPY" => Syntax::Copy,
         "MOVE" => Syntax::Move,
         _ => Syntax::Other,

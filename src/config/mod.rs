@@ -238,6 +238,9 @@ pub struct Guard {
     /// Whose miss can vouch for a fill.
     #[serde(default)]
     pub lease: Lease,
+    /// Where a fill says which version of its row it was made from.
+    #[serde(default)]
+    pub version: Option<Version>,
     /// While the feed is lost.
     #[serde(default)]
     pub when_feed_lost: WhenFeedLost,
@@ -266,9 +269,27 @@ impl Guard {
             } else {
                 lost
             },
+            version: None,
             coalesce: Duration::ZERO,
         }
     }
+}
+
+/// `guard[].version`: a column, and one of the others.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Version {
+    /// The column that every write of a row raises.
+    pub column: String,
+    /// A JSON pointer into the value.
+    #[serde(default)]
+    pub json: Option<String>,
+    /// `true`: it is the value.
+    #[serde(default)]
+    pub raw: Option<bool>,
+    /// The field of a hash that holds it.
+    #[serde(default)]
+    pub field: Option<String>,
 }
 
 /// What happens to a stale fill.

@@ -131,8 +131,19 @@ static GUARD: Node = Node::Table {
         ("unproven_ttl", TIME),
         ("lease", choice(&["connection", "key", "off"], &[])),
         ("max_ttl", Node::Unsupported),
-        ("version", Node::Unsupported),
         ("coalesce", Node::Leaf(Kind::Duration(MILLISECOND, Duration::from_secs(10)))),
+        (
+            "version",
+            Node::Table {
+                settings: &[
+                    ("column", TEXT),
+                    ("json", TEXT),
+                    ("raw", Node::Leaf(Kind::Switch)),
+                    ("field", TEXT),
+                ],
+                required: &["column"],
+            },
+        ),
         (
             "when_feed_lost",
             table(&[

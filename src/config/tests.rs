@@ -133,14 +133,43 @@ fn guards_are_checked() {
 }
 
 #[test]
+fn a_version_is_in_one_place() {
+    let text =
+        |version: &str| format!("[[guard]]\ntable = \"users\"\nkeys = [\"user:<id>\"]\nversion = {version}");
+    for good in ["json = \"/a/0\"", "json = \"\"", "raw = true", "field = \"v\""] {
+        let config = parse(&format!("{MINIMAL}{}", text(&format!("{{ column = \"v\", {good} }}"))), &[]);
+        assert!(config.is_ok(), "{config:?}");
+    }
+    let allowed = "allowed: a column, and one of json = \"/pointer\", raw = true, field = \"name\"";
+    for bad in ["", ", raw = false", ", raw = true, field = \"v\"", ", json = \"/v\", raw = false"] {
+        let error = errors(&text(&format!("{{ column = \"v\"{bad} }}")));
+        assert_eq!(error, format!("c.toml:6: guard[0].version: {allowed}"), "{bad}");
+    }
+    let pointer = errors(&text("{ column = \"v\", json = \"v\" }"));
+    assert!(pointer.starts_with("c.toml:6: guard[0].version.json: found \"v\"; allowed: a JSON pointer"));
+    assert!(errors(&text("{ raw = true }")).contains("guard[0].version.column: it is missing"));
+    assert!(
+        errors(&text("{ column = \"v\", path = \"/v\" }"))
+            .contains("no such setting; allowed here: column, json")
+    );
+    assert!(errors(&text("\"v\"")).contains("found \"v\"; allowed: a table"));
+    let config = parse(
+        &format!("{MINIMAL}{}", text("{ column = \"v\" }")),
+        &[("CACHEFENCE_GUARD__0__VERSION__RAW", "true")],
+    );
+    assert_eq!(
+        config.expect("settings").guards[0].version.as_ref().and_then(|version| version.raw),
+        Some(true)
+    );
+}
+
+#[test]
 fn settings_of_later_versions_are_known_and_refused() {
     let guard = "[[guard]]\ntable = \"users\"\nkeys = [\"user:<id>\"]\n";
     for (text, path) in [
         (format!("{guard}on_stale = \"delete\""), "c.toml:6: guard[0].on_stale: "),
         (format!("{guard}stale_ttl = \"1s\""), "c.toml:6: guard[0].stale_ttl: "),
         (format!("{guard}max_ttl = \"1h\""), "c.toml:6: guard[0].max_ttl: "),
-        (format!("{guard}version = {{ raw = true }}"), "c.toml:6: guard[0].version: "),
-        (format!("{guard}[guard.version]\ncolumn = \"v\""), "c.toml:6: guard[0].version: "),
     ] {
         let error = errors(&text);
         assert!(error.starts_with(path) && error.contains("not supported by this version"), "{error}");

@@ -6,12 +6,12 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::catalog::{Table, column_kind};
+use super::catalog::{Table, column_kind, learn};
 use super::job::Invalidation;
 use super::positions::Positions;
 use super::state::{BROKEN_BY_STREAM, FeedState};
-use crate::fence::{self, FillId, KeyHash, Write};
-use crate::guard::{CacheKey, ColumnKind, Guard, GuardId, Guards, key_hash};
+use crate::fence::{self, FillId, KeyHash, RowChange, RowChanges, Version, Write};
+use crate::guard::{CacheKey, ColumnKind, Guard, GuardId, Guards, VersionKind, key_hash};
 use crate::pg::pgoutput::{Message, OldTuple, Relation, Tuple, Value};
 use crate::pg::replication::unix_micros;
 use crate::position::Lsn;
@@ -32,17 +32,58 @@ struct Rules {
     guard: GuardId,
     /// Per template, per placeholder, the column's index.
     templates: Vec<Vec<usize>>,
+    /// Where the version is, if the guard has one.
+    version: Option<VersionColumn>,
     /// Rows cannot be turned into keys: the columns are not what the templates need.
     broken: bool,
+}
+
+/// The column that holds the version.
+#[derive(Debug, Clone, Copy)]
+struct VersionColumn {
+    place: usize,
+    kind: VersionKind,
+    /// An old row that is sent has it, even if it is not sent whole.
+    in_identity: bool,
+}
+
+impl VersionColumn {
+    fn of_row(self, value: Option<Value<'_>>) -> Option<Version> {
+        match value {
+            Some(Value::Text(text)) => self.kind.of_row(text),
+            _ => None,
+        }
+    }
+}
+
+/// The versions of a row before and after a change, as far as they are sent.
+#[derive(Clone, Copy)]
+struct Versions {
+    old: Option<Version>,
+    new: Option<Version>,
+}
+
+impl Versions {
+    fn updated(self) -> RowChange {
+        RowChange::Updated { old: self.old, new: self.new }
+    }
+}
+
+/// A key of a transaction.
+#[derive(Debug)]
+struct Named {
+    /// The guard that named it first.
+    guard: GuardId,
+    /// What became of its row: none if other rows may feed it as well.
+    row: Option<Box<RowChanges>>,
 }
 
 /// The transaction that is arriving.
 #[derive(Debug, Default)]
 struct Transaction {
     xid: u32,
-    /// Each key once, with the guard that named it.
-    /// Each with its db behind it (see [`put_db`]), so that it can be looked up where it was rendered.
-    keys: HashMap<Vec<u8>, GuardId>,
+    /// Each key once, with its db behind it (see [`put_db`]), so that it can be looked up where it was rendered.
+    keys: HashMap<Vec<u8>, Named>,
     /// Those that messages have named, in the same form.
     named: HashSet<Vec<u8>>,
     /// Where its commit record begins.
@@ -57,7 +98,21 @@ impl Transaction {
     fn truncate(&mut self, guard: GuardId) {
         if !self.truncated.contains(&guard) {
             self.truncated.push(guard);
-            self.keys.retain(|_, of| *of != guard);
+            self.keys.retain(|_, named| named.guard != guard);
+        }
+    }
+
+    /// A change of a key. `row` tells what became of the one row that feeds it, if it is one.
+    fn name(&mut self, key: &[u8], guard: GuardId, row: Option<RowChange>) {
+        match (self.keys.get_mut(key), row) {
+            (None, row) => {
+                let row = row.map(|change| Box::new(RowChanges::new(guard, change)));
+                self.keys.insert(key.to_vec(), Named { guard, row });
+            }
+            (Some(Named { guard: of, row: Some(changes) }), Some(change)) if *of == guard => {
+                changes.add(change)
+            }
+            (Some(named), _) => named.row = None,
         }
     }
 }
@@ -82,6 +137,8 @@ pub struct Applier {
     state: Arc<FeedState>,
     /// The types that the templates were made for.
     tables: Vec<Table>,
+    /// The guards with these.
+    learnt: Guards,
     /// By the table's oid; tables without a guard are not in it.
     relations: HashMap<u32, Rules>,
     transaction: Option<Transaction>,
@@ -89,14 +146,15 @@ pub struct Applier {
     max_named: usize,
     /// Names were dropped for lack of room, and that was said.
     said_dropped: bool,
-    /// Reused for every key.
-    key: Vec<u8>,
+    /// Reused for every key: that of the old row, and that of the new one.
+    key: [Vec<u8>; 2],
 }
 
 impl Applier {
     /// Keys that no guard derives are in the Redis db `db`.
     pub fn new(guards: Arc<Guards>, db: u32, positions: Arc<Positions>, state: Arc<FeedState>) -> Self {
         Self {
+            learnt: (*guards).clone(),
             guards,
             db,
             positions,
@@ -107,12 +165,13 @@ impl Applier {
             max_keys: MAX_TRANSACTION_KEYS,
             max_named: MAX_NAMED_KEYS,
             said_dropped: false,
-            key: Vec::new(),
+            key: Default::default(),
         }
     }
 
     /// A new stream begins: it describes every table again and starts with whole transactions.
     pub fn restart(&mut self, tables: Vec<Table>) {
+        self.learnt = learn(&self.guards, &tables);
         self.tables = tables;
         self.relations.clear();
         self.transaction = None;
@@ -135,9 +194,9 @@ impl Applier {
                 return self.commit(end_lsn, unix_micros(commit_time));
             }
             Message::Relation(relation) => self.relation(&relation),
-            Message::Insert { relation, new } => self.change(relation, None, Some(new)),
-            Message::Update { relation, old, new } => self.change(relation, old, Some(new)),
-            Message::Delete { relation, old } => self.change(relation, Some(old), None),
+            Message::Insert { relation, new } => self.change(relation, None, Some(new), true),
+            Message::Update { relation, old, new } => self.change(relation, old, Some(new), false),
+            Message::Delete { relation, old } => self.change(relation, Some(old), None, false),
             Message::Truncate(tables) => {
                 for oid in tables.relations() {
                     if let (Some(rules), Some(transaction)) =
@@ -159,12 +218,13 @@ impl Applier {
     fn name(&mut self, key: &[u8]) -> Applied {
         let Some(transaction) = &mut self.transaction else { return Applied::Nothing };
         let guarded = self.guards.dbs().filter(|db| !self.guards.matching(*db, key).is_empty());
+        let [rendered, _] = &mut self.key;
         for db in guarded.chain([self.db]) {
-            self.key.clear();
-            self.key.extend_from_slice(key);
-            put_db(&mut self.key, db);
-            if !transaction.named.contains(&self.key[..]) {
-                transaction.named.insert(self.key.clone());
+            rendered.clear();
+            rendered.extend_from_slice(key);
+            put_db(rendered, db);
+            if !transaction.named.contains(&rendered[..]) {
+                transaction.named.insert(rendered.clone());
             }
         }
         if transaction.named.len() < self.max_named {
@@ -233,8 +293,9 @@ impl Applier {
         };
         let known = self.tables.iter().find(|table| table.guard == guard.id);
         let id = guard.id;
-        let rules = match fit(guard, known, relation) {
-            Ok(templates) => {
+        let version = self.learnt.get(id).map_or(Ok(None), |guard| fit_version(guard, relation));
+        let rules = match fit(guard, known, relation).and_then(|templates| Ok((templates, version?))) {
+            Ok((templates, version)) => {
                 if self.state.is_broken_by(id, BROKEN_BY_STREAM)
                     && let Some(transaction) = &mut self.transaction
                 {
@@ -242,11 +303,11 @@ impl Applier {
                     transaction.truncate(id);
                     transaction.mended.push(id);
                 }
-                Rules { guard: id, templates, broken: false }
+                Rules { guard: id, templates, version, broken: false }
             }
             Err(why) => {
                 self.break_guard(id, &why);
-                Rules { guard: id, templates: Vec::new(), broken: true }
+                Rules { guard: id, templates: Vec::new(), version: None, broken: true }
             }
         };
         self.relations.insert(relation.oid, rules);
@@ -264,11 +325,11 @@ impl Applier {
     }
 
     /// The keys of a row before and after.
-    fn change(&mut self, oid: u32, old: Option<OldTuple<'_>>, new: Option<Tuple<'_>>) {
+    fn change(&mut self, oid: u32, old: Option<OldTuple<'_>>, new: Option<Tuple<'_>>, is_insert: bool) {
         let (Some(rules), Some(transaction)) = (self.relations.get(&oid), &mut self.transaction) else {
             return;
         };
-        let Some(guard) = self.guards.get(rules.guard) else { return };
+        let Some(guard) = self.learnt.get(rules.guard) else { return };
         if transaction.truncated.contains(&rules.guard) {
             return;
         }
@@ -281,7 +342,17 @@ impl Applier {
         let new = new.map(|new| new.values().collect::<smallvec::SmallVec<[Value<'_>; 32]>>());
         let old_value = |column: usize| old.as_ref().and_then(|row| row.get(column)).copied();
         let new_value = |column: usize| new.as_ref().and_then(|row| row.get(column)).copied();
+        let version = rules.version;
+        let new_version = version.and_then(|v| v.of_row(new_value(v.place)));
+        // Of an old row the columns of the replica identity are sent, and where none is sent, they have not changed.
+        let old_version = match version.filter(|v| v.in_identity) {
+            Some(_) if old.is_none() => new_version,
+            Some(version) => version.of_row(old_value(version.place)),
+            None => None,
+        };
+        let versions = Versions { old: old_version, new: new_version };
         for (template, columns) in guard.templates.iter().zip(&rules.templates) {
+            let mut made = [false; 2];
             for is_new in [false, true] {
                 if (is_new && new.is_none()) || (!is_new && old.is_none()) {
                     continue;
@@ -303,18 +374,25 @@ impl Applier {
                     transaction.truncate(rules.guard);
                     return;
                 }
-                self.key.clear();
+                let key = &mut self.key[usize::from(is_new)];
+                key.clear();
                 let text = |n: usize| match value(n) {
                     Some(Value::Text(text)) => Some(text),
                     _ => None,
                 };
-                if !template.render(text, &mut self.key) {
-                    continue;
-                }
-                put_db(&mut self.key, guard.db);
-                if !transaction.keys.contains_key(&self.key[..]) {
-                    transaction.keys.insert(self.key.clone(), rules.guard);
-                }
+                made[usize::from(is_new)] = template.render(text, key);
+                put_db(key, guard.db);
+            }
+            let [old_key, new_key] = &self.key;
+            // Without an old row the columns of the replica identity have not changed, and so has no key.
+            let stays = if old.is_none() { !is_insert } else { made == [true, true] && old_key == new_key };
+            let tells = template.is_one_row() && version.is_some();
+            if made[0] && !stays {
+                transaction.name(old_key, rules.guard, tells.then(|| RowChange::Deleted(versions.old)));
+            }
+            if made[1] {
+                let change = if stays { versions.updated() } else { RowChange::Inserted(versions.new) };
+                transaction.name(new_key, rules.guard, tells.then_some(change));
             }
         }
         if transaction.keys.len() > self.max_keys {
@@ -336,14 +414,21 @@ impl Applier {
         }
         let write = Write { xid: self.positions.extend(transaction.xid), lsn: end_lsn };
         let mut draining = Vec::new();
-        // First, and without those that are a row's as well: each key once.
-        let mut named = transaction.named;
-        named.retain(|key| !transaction.keys.contains_key(key));
+        // First, and without those that are a row's as well: each key once. What a message names has changed by more than
+        // its row, of which the row's version says nothing.
+        let (mut named, mut rows) = (transaction.named, transaction.keys);
+        named.retain(|key| rows.get_mut(key).map(|of_row| of_row.row = None).is_none());
         let named = self.fence_names(named, write, &mut draining);
         let fence = self.positions.fence();
-        let mut keys: Vec<CacheKey> = transaction.keys.into_keys().map(without_db).collect();
-        for key in &keys {
-            fence.write(key_hash(key.db, &key.name), write, &mut draining);
+        let mut keys = Vec::with_capacity(rows.len() + named.len());
+        for (key, named) in rows {
+            let key = without_db(key);
+            let hash = key_hash(key.db, &key.name);
+            match named.row {
+                Some(changes) => fence.write_row(hash, write, &changes, &mut draining),
+                None => fence.write(hash, write, &mut draining),
+            }
+            keys.push(key);
         }
         keys.extend(named);
         for guard in &transaction.truncated {
@@ -390,8 +475,8 @@ fn sent<'a>(value: Option<Value<'a>>, other: Option<Value<'a>>) -> Option<Value<
 fn bound(transaction: &mut Transaction, guards: &Guards, max_keys: usize) {
     while transaction.keys.len() > max_keys {
         let mut counts: HashMap<GuardId, usize> = HashMap::new();
-        for guard in transaction.keys.values() {
-            *counts.entry(*guard).or_default() += 1;
+        for guard in transaction.keys.values().map(|named| named.guard) {
+            *counts.entry(guard).or_default() += 1;
         }
         let Some((guard, keys)) = counts.into_iter().max_by_key(|(_, count)| *count) else { return };
         let table = guards.get(guard).map_or("", |guard| guard.label.as_str());
@@ -420,6 +505,20 @@ fn fit(guard: &Guard, known: Option<&Table>, relation: &Relation<'_>) -> Result<
         Ok(index)
     };
     guard.templates.iter().map(|template| template.columns().iter().map(place).collect()).collect()
+}
+
+/// The column that holds a guard's versions, or why it cannot be had.
+fn fit_version(guard: &Guard, relation: &Relation<'_>) -> Result<Option<VersionColumn>, String> {
+    let Some((rule, kind)) = guard.version.as_ref().and_then(|rule| Some((rule, rule.kind?))) else {
+        return Ok(None);
+    };
+    let name = &rule.column;
+    let found = relation.columns().enumerate().find(|(_, column)| column.name == name);
+    let (place, column) = found.ok_or_else(|| format!("column {name:?}, its version, is gone"))?;
+    if VersionKind::of_type(column.type_oid) != Some(kind) {
+        return Err(format!("column {name:?}, its version, has another type; restart to take it in"));
+    }
+    Ok(Some(VersionColumn { place, kind, in_identity: column.in_identity }))
 }
 
 #[cfg(test)]

@@ -254,6 +254,11 @@ impl Feed {
             self.state.applied_lsn.store(position.0, Ordering::Relaxed);
         }
         self.identity = Some(ready.identity);
+        if first {
+            for (guard, why) in catalog::weak_versions(&self.guards, &ready.tables) {
+                tracing::warn!(guard = guard.label, why, "version evidence is of no use for a guard");
+            }
+        }
         self.state.set_tables(&ready.tables);
         self.stream.applier.restart(std::mem::take(&mut ready.tables));
 

@@ -139,7 +139,7 @@ impl Asked<'_> {
         let (conn, lease) = (self.question.conn.unwrap_or(NOBODY), self.question.lease);
         let guards = self.question.guards;
         // Never let in, so its number means nothing.
-        let fill = Fill { id: FillId(u64::MAX), conn, guards, evidence, lease, part: false };
+        let fill = Fill { id: FillId(u64::MAX), conn, guards, evidence, version: None, lease, part: false };
         self.fence.judge(self.state, &fill, vouched)
     }
 

@@ -20,12 +20,14 @@ mod settlement;
 mod table;
 #[cfg(test)]
 mod tests;
+mod version;
 
 pub use evidence::{Evidence, Ruling, Stale, Unproven, Verdict};
 pub use explain::{KeyAccount, Outstanding, Question};
 pub use lease::LeaseRule;
 pub use settlement::{Settled, Settlement, Shown, SourceKind};
 pub use table::{Fence, Fill, Limits, Size};
+pub use version::{RowChange, RowChanges, Version, VersionClaim, Vouches};
 
 use crate::position::{Lsn, Xid};
 

@@ -18,9 +18,10 @@ use super::key::{Extra, KeyState};
 use super::lease::{Lease, Use, Vouched, Written};
 use super::named::Named;
 use super::past::Past;
+use super::version::Around;
 use super::{
-    ConnId, Evidence, FillId, GuardId, KeyHash, LeaseRule, Millis, Ruling, Settled, Stale, Unproven, Verdict,
-    Write,
+    ConnId, Evidence, FillId, GuardId, KeyHash, LeaseRule, Millis, RowChanges, Ruling, Settled, Stale,
+    Unproven, Verdict, VersionClaim, Write,
 };
 use crate::position::{Lsn, Snapshot};
 
@@ -52,6 +53,8 @@ pub struct Fill<'a> {
     pub guards: &'a [GuardId],
     /// What the client itself said.
     pub evidence: Option<&'a Evidence>,
+    /// What its payload, or the client, says of the version of the row that it was made from.
+    pub version: Option<VersionClaim>,
     /// Whose miss can vouch for it, where the client said nothing.
     pub lease: LeaseRule,
     /// It adds to the value instead of replacing it (HSET), so that it shares the lease of the part before it.
@@ -102,6 +105,8 @@ pub struct Fence {
     guards: Vec<WholeGuard>,
     /// Below this LSN per-key history is gone; `u64::MAX` while the table is being restarted.
     floor: AtomicU64,
+    /// Where the floor was when this history began.
+    start: AtomicU64,
     /// What a lease granted now is worth.
     settled: AtomicU64,
     /// `Settled::sources`, with [`SOURCE_LOST`] for none.
@@ -110,6 +115,7 @@ pub struct Fence {
     entry_count: AtomicUsize,
     written_keys: AtomicUsize,
     lease_count: AtomicUsize,
+    version_count: AtomicUsize,
     /// The last write of any guard as a whole.
     last_whole: AtomicU64,
     /// Until when no lease counts at all: see [`Fence::distrust_leases`].
@@ -132,11 +138,13 @@ struct Counted {
     entries: usize,
     writes: bool,
     leases: usize,
+    versions: bool,
 }
 
 impl Counted {
     fn of(state: &KeyState) -> Self {
-        Self { entries: usize::from(!state.is_empty()), writes: state.has_write(), leases: state.leases() }
+        let (entries, versions) = (usize::from(!state.is_empty()), state.versions().is_some());
+        Self { entries, writes: state.has_write(), leases: state.leases(), versions }
     }
 }
 
@@ -196,12 +204,14 @@ impl Fence {
             ),
             guards: (0..limits.guards).map(|_| WholeGuard::default()).collect(),
             floor: AtomicU64::new(u64::MAX),
+            start: AtomicU64::new(u64::MAX),
             settled: AtomicU64::new(0),
             sources: AtomicU64::new(SOURCE_LOST),
             past: RwLock::default(),
             entry_count: AtomicUsize::new(0),
             written_keys: AtomicUsize::new(0),
             lease_count: AtomicUsize::new(0),
+            version_count: AtomicUsize::new(0),
             last_whole: AtomicU64::new(0),
             distrusted: AtomicU64::new(0),
             ungranted: (0..UNGRANTED_SLOTS).map(|_| AtomicU64::new(0)).collect(),
@@ -235,6 +245,7 @@ impl Fence {
             state.forget(Lsn(0));
         });
         self.named.restart(floor);
+        self.start.store(floor.0, Ordering::SeqCst);
         self.floor.store(floor.0, Ordering::SeqCst);
     }
 
@@ -263,9 +274,40 @@ impl Fence {
     /// Fences a key: from now on its fills are judged against this write. Adds to `draining` the fills
     /// that were let in before, which must end before the key is deleted.
     pub fn write(&self, key: KeyHash, write: Write, draining: &mut Vec<(KeyHash, FillId)>) {
+        self.write_by(key, write, draining, |state| state.write(write, self.floor()));
+    }
+
+    /// The same, where one row feeds the key, and the write tells what became of that.
+    pub fn write_row(
+        &self,
+        key: KeyHash,
+        write: Write,
+        changes: &RowChanges,
+        draining: &mut Vec<(KeyHash, FillId)>,
+    ) {
+        self.write_by(key, write, draining, |state| {
+            let floor = self.floor();
+            let around = Around {
+                lsn: write.lsn,
+                before: None,
+                whole: self.last_wholly(&[changes.guard()], floor),
+                // The floor moves when something has been settled for the length of a history.
+                complete: floor.0 > self.start.load(Ordering::SeqCst),
+            };
+            state.write_row(write, changes, around, floor);
+        });
+    }
+
+    fn write_by(
+        &self,
+        key: KeyHash,
+        write: Write,
+        draining: &mut Vec<(KeyHash, FillId)>,
+        remember: impl FnOnce(&mut KeyState),
+    ) {
         self.written.fetch_max(write.lsn.0, Ordering::Relaxed);
         self.change(key, |state| {
-            state.write(write, self.floor());
+            remember(state);
             if let Some(extra) = state.existing_extra() {
                 extra.draining = !extra.in_flight.is_empty();
                 draining.extend(extra.in_flight.iter().map(|fill| (key, *fill)));
@@ -406,9 +448,14 @@ impl Fence {
         // After the key was locked: whoever dropped its history had raised the floor before.
         let floor = self.floor();
         let verdict = |judged: Result<(), Stale>| judged.map_or_else(Verdict::Stale, |()| Verdict::Fresh);
+        // Whatever proves this part: the one before it is missing from the value.
+        if vouched == Vouched::Torn {
+            return Verdict::Stale(Stale::Torn);
+        }
+        if let Some(judged) = self.judge_version(state, fill, floor) {
+            return verdict(judged);
+        }
         match (fill.evidence, vouched) {
-            // Whatever proves this part: the one before it is missing from the value.
-            (_, Vouched::Torn) => Verdict::Stale(Stale::Torn),
             (Some(Evidence::Snapshot(snapshot)), _) => {
                 verdict(self.judge_snapshot(state, fill.guards, snapshot, floor))
             }
@@ -418,7 +465,7 @@ impl Fence {
                 Ok(()) => Verdict::Unproven(Unproven::OlderMiss),
                 Err(stale) => Verdict::Stale(stale),
             },
-            (None, Vouched::No | Vouched::SourceLost | Vouched::Predecessor) => {
+            (None, Vouched::No | Vouched::SourceLost | Vouched::Predecessor | Vouched::Torn) => {
                 match self.last(state, fill.guards, floor) {
                     Some(last) => Verdict::Stale(Stale::NoEvidence(last)),
                     // While the table is restarted nothing is known of any key.
@@ -429,6 +476,14 @@ impl Fence {
                 }
             }
         }
+    }
+
+    /// None where its version, or that it has none, proves nothing.
+    fn judge_version(&self, state: &KeyState, fill: &Fill<'_>, floor: Lsn) -> Option<Result<(), Stale>> {
+        let claim = fill.version.as_ref()?;
+        // Of a key without a write in its history nothing is known, whatever is left of it here.
+        state.last(floor)?;
+        state.versions()?.judge(claim, floor, self.last_wholly(fill.guards, floor))
     }
 
     fn judge_lsn(
@@ -466,6 +521,11 @@ impl Fence {
         let wholly =
             self.written_wholly(guards, floor).filter_map(|whole| lock(&whole.state).last(floor)).max();
         state.last(floor).max(wholly)
+    }
+
+    /// The last write of any of the guards as a whole, if it is remembered.
+    fn last_wholly(&self, guards: &[GuardId], floor: Lsn) -> Option<Lsn> {
+        self.written_wholly(guards, floor).map(|whole| Lsn(whole.last.load(Ordering::SeqCst))).max()
     }
 
     /// Those of the guards that have a write of all their keys in their history.
@@ -595,6 +655,9 @@ impl Fence {
         if before.entries != after.entries {
             adjust(&self.entry_count, before.entries, after.entries);
         }
+        if before.versions != after.versions {
+            adjust(&self.version_count, usize::from(before.versions), usize::from(after.versions));
+        }
         if before.writes != after.writes {
             adjust(&self.written_keys, usize::from(before.writes), usize::from(after.writes));
         }
@@ -658,7 +721,8 @@ impl Fence {
         let keys = self.written_keys.load(Ordering::Relaxed);
         let leases = self.lease_count.load(Ordering::Relaxed);
         let cuts = lock(&self.cuts).at.len();
-        let bytes = entries * ENTRY_BYTES + leases * (size_of::<Extra>() + 16) + (UNGRANTED_SLOTS + cuts) * 8;
+        let extras = leases + self.version_count.load(Ordering::Relaxed);
+        let bytes = entries * ENTRY_BYTES + extras * (size_of::<Extra>() + 16) + (UNGRANTED_SLOTS + cuts) * 8;
         Size { keys, leases, bytes }
     }
 }

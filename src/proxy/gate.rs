@@ -15,7 +15,7 @@ use crate::command::{CommandTable, FillForm};
 use crate::config::{self, LostFills, LostReads};
 use crate::feed::{FeedState, Positions, SourceState};
 use crate::fence::{
-    ConnId, Evidence, Fence, Fill, FillId, LeaseRule, Millis, Ruling, Stale, Unproven, Verdict,
+    ConnId, Evidence, Fence, Fill, FillId, LeaseRule, Millis, Ruling, Stale, Unproven, Verdict, VersionClaim,
 };
 use crate::guard::{GuardId, GuardList, GuardedKey, Guards, key_hash};
 use crate::metrics::{self, Metrics};
@@ -51,6 +51,8 @@ pub struct Gate {
     pub observe: bool,
     /// The readers that wait for somebody else's fill.
     pub coalescing: Coalescing,
+    /// A fill can be newer than the feed: commits do not wait for the proxy.
+    pub newer_counts: bool,
     /// The origin of the fence's clock.
     pub started: Instant,
 }
@@ -87,6 +89,8 @@ pub struct Filling<'a> {
     pub conn: ConnId,
     /// What the client said of its data's age.
     pub evidence: Option<&'a Evidence>,
+    /// The version of the row that it was made from, as its payload or the client says.
+    pub version: Option<VersionClaim>,
     /// The command.
     pub form: FillForm,
     /// What it puts in can be given a TTL by a command that follows it.
@@ -171,6 +175,7 @@ impl Gate {
             conn: filling.conn,
             guards: &filling.guarded.guards,
             evidence: filling.evidence,
+            version: filling.version,
             lease: if filling.form.is_derived() { LeaseRule::Off } else { policy.lease },
             part: filling.form.is_part(),
         };

@@ -21,6 +21,7 @@ mod client;
 mod coalesce;
 mod connection;
 mod dispatch;
+mod evidence;
 mod expect;
 mod explain;
 mod fence_command;

@@ -1,13 +1,11 @@
 //! MULTI: fills are judged when they are executed, at EXEC.
 
-use crate::fence::Evidence;
-
+use super::evidence::Proof;
+use super::expect::Meaning;
+use super::session::{Session, Step};
 use crate::command::{FillForm, Read};
 use crate::guard::{GuardList, GuardedKey};
 use crate::resp::Arguments;
-
-use super::expect::Meaning;
-use super::session::{Session, Step};
 
 /// A transaction that has begun.
 #[derive(Debug, Default)]
@@ -30,8 +28,8 @@ pub struct QueuedFill {
     pub keys: Vec<(Box<[u8]>, GuardedKey)>,
     /// The command.
     pub form: FillForm,
-    /// What the client said of its data's age.
-    pub evidence: Option<Evidence>,
+    /// What is known of its data's age.
+    pub(super) proof: Proof,
     /// What it puts in can be given a TTL after it.
     pub can_cap: bool,
 }

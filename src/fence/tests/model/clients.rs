@@ -332,6 +332,7 @@ impl Model {
             conn: ConnId(u64::from(conn)),
             guards: GUARDS[key],
             evidence: request.evidence.as_ref(),
+            version: None,
             lease: self.setting.lease,
             part,
         };
