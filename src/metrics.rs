@@ -122,6 +122,8 @@ pub struct Metrics {
     pub feed_lag_seconds: Gauge,
     /// 1 while the feed streams, else 0.
     pub feed_connected: IntGauge,
+    /// 1 while commits wait until their keys are deleted, as the strict contract has it, else 0.
+    pub strict_in_force: IntGauge,
     /// Keys with remembered writes or leases.
     pub fence_keys: IntGauge,
     /// The memory they take, about.
@@ -175,6 +177,11 @@ impl Metrics {
                 Gauge::new("cachefence_feed_lag_seconds", "How old the feed's position is.")?,
             )?,
             feed_connected: gauge(&r, "feed_connected", "Whether the feed is streaming.")?,
+            strict_in_force: gauge(
+                &r,
+                "strict_in_force",
+                "Whether commits wait until their keys are deleted.",
+            )?,
             fence_keys: gauge(&r, "fence_keys", "Keys that the fence table remembers.")?,
             fence_bytes: gauge(&r, "fence_bytes", "Memory of the fence table, about.")?,
             floor_lsn: gauge(&r, "floor_lsn", "Position below which history per key is gone.")?,

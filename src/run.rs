@@ -20,12 +20,12 @@ use crate::cache::{
 };
 use crate::command::CommandTable;
 use crate::config::{Config, Contract, Mode, socket_mode};
-use crate::feed::{self, Feed, FeedError, FeedState, Positions, Source, SourceState};
+use crate::feed::{self, Feed, FeedError, FeedState, Positions, Source, SourceState, Strict};
 use crate::fence::{Fence, Limits, Millis, SourceKind};
 use crate::guard::{GuardError, Guards};
 use crate::metrics::Metrics;
 use crate::position::Lsn;
-use crate::proxy::{Gate, Greeting, ListenError, Listener, Threads};
+use crate::proxy::{Coalescing, Gate, Greeting, ListenError, Listener, Threads};
 use crate::tls::TlsError;
 
 /// Why the proxy does not run.
@@ -87,7 +87,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let fence = Arc::new(Fence::new(limits(&config, guards.len())));
     let kinds: Vec<SourceKind> = sources.iter().filter(|s| s.index.is_some()).map(|s| s.state.kind).collect();
     let positions = Arc::new(Positions::new(fence.clone(), &kinds, started));
-    let feed_state = Arc::new(FeedState::new(guards.len()));
+    let feed_state = Arc::new(feed_state(&config, guards.len()));
     let cache_state = Arc::new(CacheState::default());
 
     let incarnation = incarnation();
@@ -107,6 +107,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         upstreams: upstreams.clone(),
         address: redis.clone(),
         observe,
+        coalescing: Coalescing::default(),
         started,
     });
 
@@ -158,6 +159,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             incarnation,
             drain_timeout: config.fence.drain_timeout,
             observe,
+            strict: config.postgres.contract == Contract::Strict,
         },
         cache::Shared { fence, guards: matching, upstreams, commands, metrics },
         cache_state,
@@ -225,6 +227,14 @@ fn stopped(signal: &str) -> Result<(), RunError> {
     // What was not confirmed is sent again to the next one, and deleted again.
     info!(signal, "stopping");
     Ok(())
+}
+
+fn feed_state(config: &Config, guards: usize) -> FeedState {
+    let state = FeedState::new(guards);
+    match config.postgres.contract {
+        Contract::Bounded => state,
+        Contract::Strict => state.strictly(),
+    }
 }
 
 /// The configured sources, and the primary in any case: its snapshots are needed even if nobody reads there.
@@ -328,6 +338,7 @@ impl Status {
             metrics.applied_lsn.set(applied as i64);
             metrics.feed_lag_bytes.set(end.saturating_sub(applied) as i64);
             metrics.feed_lag_seconds.set(feed.lag_us.load(Ordering::Relaxed) as f64 / 1e6);
+            metrics.strict_in_force.set(i64::from(feed.strict().is_some_and(Strict::is_in_force)));
             metrics.feed_connected.set(i64::from(feed.streaming.load(Ordering::Relaxed)));
             for (index, source) in &sources {
                 let Some(index) = index else { continue };
@@ -380,6 +391,9 @@ impl AdminSource for Status {
         if self.feed.is_lost() {
             reasons.push(format!("the feed is lost: {}", self.why_lost()));
         }
+        if let Some(why) = self.feed.strict().and_then(Strict::why_not) {
+            reasons.push(format!("the strict contract is not in force: {why}"));
+        }
         if !self.cache.connected.load(Ordering::Relaxed) {
             let why = self.cache_error().unwrap_or_else(|| "not connected yet".into());
             reasons.push(format!("Redis: {why}"));
@@ -418,6 +432,10 @@ impl AdminSource for Status {
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "contract": match self.config.postgres.contract { Contract::Bounded => "bounded", Contract::Strict => "strict" },
+            "strict": self.feed.strict().map(|strict| json!({
+                "in_force": strict.is_in_force(),
+                "why_not": strict.why_not(),
+            })),
             "mode": match self.config.proxy.mode { Mode::Enforce => "enforce", Mode::Observe => "observe" },
             "feed": {
                 "lost": self.feed.is_lost(),

@@ -264,6 +264,7 @@ const NOT_FILLS: &[&str] = &[
 /// All others.
 const OTHERS: &[(&str, Command)] = &[
     ("ASOF", Command::Asof),
+    ("AFTER", Command::After),
     ("MULTI", Command::Multi),
     ("EXEC", Command::Exec),
     ("DISCARD", Command::Discard),

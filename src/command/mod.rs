@@ -37,6 +37,8 @@ pub enum Command {
     Fill(FillForm),
     /// `ASOF evidence command ...`.
     Asof,
+    /// `AFTER lsn [TIMEOUT ms] command ...`.
+    After,
     /// `MULTI`.
     Multi,
     /// `EXEC`.

@@ -9,6 +9,7 @@ mod duration;
 mod environment;
 mod load;
 mod schema;
+mod strict;
 /// The key in Redis that holds the marker of a slot's feed. No template may cover it.
 pub fn marker_key(slot: &str) -> String {
     format!("cachefence:{slot}")
@@ -240,6 +241,9 @@ pub struct Guard {
     /// While the feed is lost.
     #[serde(default)]
     pub when_feed_lost: WhenFeedLost,
+    /// How long a miss waits for the fill that another client's miss of the same key leads to; zero: not at all.
+    #[serde(default, deserialize_with = "duration::deserialize")]
+    pub coalesce: Duration,
 }
 
 /// What happens to a stale fill.

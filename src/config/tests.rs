@@ -146,11 +146,41 @@ fn settings_of_later_versions_are_known_and_refused() {
         assert!(error.starts_with(path) && error.contains("not supported by this version"), "{error}");
     }
     assert!(parse(&MINIMAL.replace("app", "app?sslmode=verify-full"), &[]).is_err());
-    let strict = parse(&format!("{MINIMAL}contract = \"strict\""), &[]).expect_err("an error").to_string();
-    assert_eq!(
-        strict,
-        "c.toml:3: postgres.contract: \"strict\" is not supported by this version; allowed: \"bounded\""
-    );
+}
+
+/// What a guard leaves out is as strict wants it; what it says otherwise is refused, with what to write.
+#[test]
+fn strict_has_defaults_of_its_own_and_refuses_what_cannot_keep_it() {
+    let guard = "[[guard]]\ntable = \"users\"\nkeys = [\"user:<id>\"]\n";
+    let strict = |rest: &str, variables: &[(&str, &str)]| {
+        parse(&format!("{MINIMAL}contract = \"strict\"\n{guard}{rest}"), variables)
+    };
+    let config = strict("", &[]).expect("settings");
+    assert_eq!(config.postgres.contract, Contract::Strict);
+    let lost = WhenFeedLost { reads: LostReads::Miss, fills: LostFills::Refuse, ..WhenFeedLost::default() };
+    assert_eq!((config.guards[0].unproven, config.guards[0].when_feed_lost), (Unproven::Refuse, lost));
+    let config = strict("when_feed_lost = { fills_ttl = \"2s\" }\nlease = \"off\"", &[]).expect("settings");
+    let lost = WhenFeedLost { fills_ttl: Duration::from_secs(2), ..lost };
+    assert_eq!((config.guards[0].lease, config.guards[0].when_feed_lost), (Lease::Off, lost));
+
+    for (rest, path, instead) in [
+        ("unproven = \"cap\"", "unproven", "\"refuse\""),
+        ("unproven = \"allow\"", "unproven", "\"refuse\""),
+        ("lease = \"key\"", "lease", "\"connection\" or \"off\""),
+        ("when_feed_lost = { reads = \"serve\" }", "when_feed_lost.reads", "\"miss\""),
+        ("when_feed_lost = { fills = \"cap\" }", "when_feed_lost.fills", "\"refuse\""),
+    ] {
+        let error = strict(rest, &[]).expect_err(rest).to_string();
+        assert!(error.starts_with(&format!("c.toml:7: guard[0].{path}: found ")), "{error}");
+        assert!(
+            error.contains(&format!("write {instead}, or set postgres.contract = \"bounded\"")),
+            "{error}"
+        );
+        let bounded = parse(&format!("{MINIMAL}{guard}{rest}"), &[]);
+        assert!(bounded.is_ok(), "{bounded:?}");
+    }
+    let by_variable = strict("", &[("CACHEFENCE_GUARD__0__LEASE", "key")]).expect_err("an error").to_string();
+    assert!(by_variable.starts_with("CACHEFENCE_GUARD__0__LEASE: guard[0].lease: found"), "{by_variable}");
 }
 
 /// The fields that a shape has, from serde's own refusal of another.

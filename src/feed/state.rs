@@ -10,6 +10,9 @@ use tokio::sync::{Notify, watch};
 
 use super::catalog::Table;
 use super::job::GapReason;
+use super::reached::Reached;
+use super::standby_names::StandbyNames;
+use super::strict::Strict;
 use crate::fence::Millis;
 use crate::guard::GuardId;
 
@@ -32,6 +35,8 @@ pub struct FeedState {
     pub received_lsn: AtomicU64,
     /// How far all is deleted.
     pub applied_lsn: AtomicU64,
+    /// The same, without waiting for the marker.
+    pub reached: Reached,
     /// How far the slot has been told to forget.
     pub confirmed_lsn: AtomicU64,
     /// How far the server has come, as far as we know.
@@ -46,6 +51,7 @@ pub struct FeedState {
     pub(super) primary_stopping: AtomicBool,
     /// Postgres has commits wait for us: `synchronous_standby_names` names the feed, though the contract is bounded.
     pub synchronous: AtomicBool,
+    strict: Option<Strict>,
     /// Keys of transactions in progress that have been collected so far: the progress of a huge one.
     pub transaction_keys: AtomicU64,
     /// What went wrong last; empty while streaming.
@@ -72,6 +78,7 @@ impl FeedState {
             lost: AtomicBool::new(true),
             received_lsn: AtomicU64::new(0),
             applied_lsn: AtomicU64::new(0),
+            reached: Reached::default(),
             confirmed_lsn: AtomicU64::new(0),
             server_end_lsn: AtomicU64::new(0),
             lag_us: AtomicU64::new(0),
@@ -79,6 +86,7 @@ impl FeedState {
             reports: AtomicU64::new(0),
             primary_stopping: AtomicBool::new(false),
             synchronous: AtomicBool::new(false),
+            strict: None,
             transaction_keys: AtomicU64::new(0),
             error: Mutex::new(None),
             broken: (0..guards).map(|_| AtomicU8::new(0)).collect(),
@@ -89,6 +97,46 @@ impl FeedState {
             oldest_unapplied_us: AtomicI64::new(0),
             mended: Notify::new(),
         }
+    }
+
+    /// The same, with the strict contract.
+    pub fn strictly(self) -> Self {
+        Self { strict: Some(Strict::new()), ..self }
+    }
+
+    /// The strict contract, where it is the one.
+    pub fn strict(&self) -> Option<&Strict> {
+        self.strict.as_ref()
+    }
+
+    /// Whether the contract is the strict one.
+    pub fn is_strict(&self) -> bool {
+        self.strict.is_some()
+    }
+
+    /// Whether commits that are not known here yet may have been acknowledged although they must not.
+    pub fn is_unguarded(&self) -> bool {
+        self.strict.as_ref().is_some_and(|strict| !strict.is_in_force())
+    }
+
+    /// Whether commits are confirmed before they are visible: they wait for us.
+    pub(super) fn confirms_unseen(&self) -> bool {
+        self.is_strict() || self.synchronous.load(Ordering::Relaxed)
+    }
+
+    /// A stream began.
+    pub(super) fn begun(&self) {
+        self.streaming.store(true, Ordering::Relaxed);
+        self.set_error(None);
+        self.strict.iter().for_each(Strict::begin);
+    }
+
+    /// The stream, or the attempt to start one, ended.
+    pub(super) fn ended(&self) {
+        self.connected.store(false, Ordering::Relaxed);
+        self.streaming.store(false, Ordering::Relaxed);
+        self.reconnects.fetch_add(1, Ordering::Relaxed);
+        self.strict.iter().for_each(Strict::end);
     }
 
     /// Whether the feed is lost.
@@ -176,7 +224,10 @@ impl FeedState {
 
     /// Takes the server's `synchronous_standby_names`, and says so if they name the feed.
     pub(super) fn see_synchronous(&self, names: &str, application_name: &str) {
-        let named = names_standby(names, application_name);
+        if let Some(strict) = &self.strict {
+            return strict.see(names, application_name);
+        }
+        let named = StandbyNames::parse(names).is_some_and(|names| names.names(application_name));
         if self.synchronous.swap(named, Ordering::Relaxed) != named && named {
             tracing::warn!(
                 synchronous_standby_names = names,
@@ -217,28 +268,9 @@ impl FeedState {
     }
 }
 
-/// Whether `synchronous_standby_names` may mean a standby of this name: Postgres compares without case, and `*` is any.
-fn names_standby(setting: &str, name: &str) -> bool {
-    let words = setting.split(|c: char| c.is_whitespace() || "(),\"".contains(c));
-    setting.contains(&format!("\"{name}\""))
-        || words.into_iter().any(|word| word == "*" || word.eq_ignore_ascii_case(name))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_synchronous_standby_is_recognised_by_name() {
-        for setting in
-            ["cachefence", "FIRST 1 (a, CacheFence)", "ANY 2 (a,\"cachefence\",b)", "*", "FIRST 1 (*)"]
-        {
-            assert!(names_standby(setting, "cachefence"), "{setting}");
-        }
-        for setting in ["", "a", "cachefence_a", "FIRST 1 (a, b)"] {
-            assert!(!names_standby(setting, "cachefence"), "{setting}");
-        }
-    }
 
     const SECOND: Duration = Duration::from_secs(1);
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::lease::Leases;
-use super::{FillId, Stale, Write};
+use super::{ConnId, FillId, Millis, Stale, Write};
 use crate::position::{Lsn, Snapshot, Xid};
 
 /// How many writes of a key are remembered by xid, the last one included.
@@ -52,6 +52,12 @@ impl KeyState {
 
     pub fn is_in_flight(&self, fill: FillId) -> bool {
         self.extra.as_ref().is_some_and(|extra| extra.in_flight.contains(&fill))
+    }
+
+    /// Whether a fill is in flight, or a miss of another connection that ends after `until` waits for its fill.
+    pub fn is_being_filled(&self, conn: ConnId, until: Millis) -> bool {
+        let Some(extra) = &self.extra else { return false };
+        !extra.in_flight.is_empty() || extra.leases.is_awaited(conn, until)
     }
 
     pub fn existing_extra(&mut self) -> Option<&mut Extra> {

@@ -167,6 +167,11 @@ impl Leases {
         self.0.push(lease);
     }
 
+    /// Whether a miss of another connection that ends after `until` waits for its fill.
+    pub fn is_awaited(&self, conn: ConnId, until: Millis) -> bool {
+        self.0.iter().any(|l| l.is_open() && l.conn != conn && l.until > until)
+    }
+
     pub fn expire(&mut self, now: Millis) {
         self.0.retain(|l| l.until > now);
     }

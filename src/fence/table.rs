@@ -310,6 +310,13 @@ impl Fence {
         });
     }
 
+    /// Whether a fill of this key can be expected from somebody else: one is in flight, or another connection's miss,
+    /// answered within the last `within` milliseconds, waits for its fill.
+    pub fn is_being_filled(&self, key: KeyHash, conn: ConnId, now: Millis, within: Millis) -> bool {
+        let until = now.saturating_sub(within) + self.limits.lease_ttl;
+        self.keys.get(&key).is_some_and(|state| state.is_being_filled(conn, until))
+    }
+
     /// Judges a fill and, if `rule` lets it in, registers it as in flight, in one step. A fill that was let
     /// in must be ended with [`Fence::finish`], once Redis has answered it or can no longer execute it.
     pub fn admit(

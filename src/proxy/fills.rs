@@ -354,7 +354,9 @@ impl Session {
             all.refusal = all.refusal.or(admitted.refusal);
         }
         // The commands that cap would come after the EXEC, in another db perhaps.
-        let refused = all.refusal.is_some() || (!all.caps.is_empty() && !transaction.dbs.is_empty());
+        let refused = all.refusal.is_some()
+            || (!all.caps.is_empty() && !transaction.dbs.is_empty())
+            || self.gate.bypasses(&transaction.reads);
         if transaction.aborted || unknown || refused {
             self.gate.finish(&all.fills);
             let reply: &[u8] = if refused {

@@ -3,11 +3,12 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tracing::debug;
 
+use super::coalesce::Coalescing;
 use crate::cache::{AbandonedFill, CacheState, Endpoint, Upstreams};
 use crate::command::{CommandTable, FillForm};
 use crate::config::{self, LostFills, LostReads};
@@ -15,7 +16,7 @@ use crate::feed::FeedState;
 use crate::fence::{
     ConnId, Evidence, Fence, Fill, FillId, LeaseRule, Millis, Ruling, Stale, Unproven, Verdict,
 };
-use crate::guard::{GuardList, GuardedKey, Guards, key_hash};
+use crate::guard::{GuardId, GuardList, GuardedKey, Guards, key_hash};
 use crate::metrics::{self, Metrics};
 use crate::position::Lsn;
 
@@ -39,6 +40,8 @@ pub struct Gate {
     pub address: Endpoint,
     /// Judge and count; change nothing.
     pub observe: bool,
+    /// The readers that wait for somebody else's fill.
+    pub coalescing: Coalescing,
     /// The origin of the fence's clock.
     pub started: Instant,
 }
@@ -115,19 +118,34 @@ impl Gate {
         }
     }
 
-    /// Whether a read is to be answered as a miss without asking Redis: the feed is lost, and so wants a guard.
-    pub fn bypasses(&self, key: &GuardedKey) -> bool {
-        if !self.is_lost() || self.observe {
+    /// Whether reads of a key of these guards are to be answered as misses without asking Redis: the feed is lost, and
+    /// so wants one of them.
+    pub fn bypasses(&self, guards: &[GuardId]) -> bool {
+        let lost = self.is_lost();
+        // In strict a guard that no longer hears of its table's commits may not serve what it has.
+        let deaf = |guard: &GuardId| self.feed.is_strict() && self.feed.is_broken(*guard);
+        if self.observe || !(lost || guards.iter().any(deaf)) {
             return false;
         }
-        let guards = self.guards.load();
-        let misses =
-            |guard| guards.get(guard).is_some_and(|g| g.policy.when_feed_lost.reads == LostReads::Miss);
-        let bypassed = key.guards.iter().any(|guard| misses(*guard));
+        let all = self.guards.load();
+        let misses = |guard: &GuardId| {
+            all.get(*guard).is_some_and(|guard| guard.policy.when_feed_lost.reads == LostReads::Miss)
+        };
+        let bypassed = guards.iter().any(|guard| (lost || deaf(guard)) && misses(guard));
         if bypassed {
-            key.guards.iter().for_each(|guard| self.metrics.guard(*guard).bypassed.inc());
+            guards.iter().for_each(|guard| self.metrics.guard(*guard).bypassed.inc());
         }
         bypassed
+    }
+
+    /// How long a miss of a key waits for somebody else's fill: the least that its guards say.
+    pub fn patience(&self, key: &GuardedKey) -> Duration {
+        if self.observe {
+            return Duration::ZERO;
+        }
+        let guards = self.guards.load();
+        let patience = |guard| guards.get(guard).map(|guard| guard.policy.coalesce);
+        key.guards.iter().filter_map(|guard| patience(*guard)).min().unwrap_or_default()
     }
 
     /// Decides on a fill. One that goes to Redis is in flight until [`Gate::finish`].
@@ -152,6 +170,10 @@ impl Gate {
             if let Admission::Refuse(_) = admission { Ruling::Refuse } else { Ruling::Forward }
         });
         self.count(filling, verdict, &admission, now);
+        if matches!(admission, Admission::Refuse(_)) {
+            // Whoever waits for it waits in vain.
+            self.coalescing.ended(filling.guarded.hash);
+        }
         if self.observe && admission != Admission::Forward {
             // Counted; let through. Nothing is deleted either, so nobody waits for the fills in flight.
             admission = Admission::Forward;
@@ -161,7 +183,7 @@ impl Gate {
 
     /// Commits are not known at once, or what they changed is not deleted at once.
     fn is_lost(&self) -> bool {
-        self.feed.is_lost() || !self.cache.is_level()
+        self.feed.is_lost() || self.feed.is_unguarded() || !self.cache.is_level()
     }
 
     fn policy(&self, list: &GuardList) -> Policy {
@@ -232,6 +254,7 @@ impl Gate {
         let mut waited_for = false;
         for fill in fills {
             waited_for |= self.fence.finish(fill.hash, fill.id);
+            self.coalescing.ended(fill.hash);
         }
         if waited_for {
             self.upstreams.ended.notify_waiters();

@@ -14,9 +14,11 @@
 //! ...) has a *pin* for as long as that lasts.
 
 mod account;
+mod after;
 mod buffers;
 mod cap;
 mod client;
+mod coalesce;
 mod connection;
 mod dispatch;
 mod expect;
@@ -39,6 +41,7 @@ mod subscription;
 mod threads;
 mod transaction;
 
+pub use coalesce::Coalescing;
 pub use gate::Gate;
 pub use greeting::Greeting;
 pub use listen::{ListenError, Listener};

@@ -2,14 +2,21 @@
 
 use crate::fence::Evidence;
 
-use crate::command::FillForm;
+use crate::command::{FillForm, Read};
+use crate::fence::GuardId;
 use crate::guard::GuardedKey;
+use crate::resp::Arguments;
+
+use super::expect::Meaning;
+use super::session::{Session, Step};
 
 /// A transaction that has begun.
 #[derive(Debug, Default)]
 pub struct Transaction {
     /// The fills of guarded keys that are queued.
     pub fills: Vec<QueuedFill>,
+    /// The guards whose keys queued commands read, each once.
+    pub reads: Vec<GuardId>,
     /// The dbs that queued SELECTs name, which Redis will try when it executes them. What is queued after one
     /// that fails goes to the db before it.
     pub dbs: Vec<u32>,
@@ -28,4 +35,25 @@ pub struct QueuedFill {
     pub evidence: Option<Evidence>,
     /// What it puts in can be given a TTL after it.
     pub can_cap: bool,
+}
+
+impl Session {
+    /// A read in a transaction. Whether its keys have to be missed is decided when it is executed, and for the whole of
+    /// the transaction: what it finds stands in the middle of Redis's answer.
+    pub(super) fn queue_read(&mut self, read: Read, arguments: Arguments<'_>) -> Step {
+        let dbs = self.dbs();
+        let step = self.forward(arguments, true, Meaning::None);
+        if let (Step::Done, Some(transaction)) = (step, &mut self.transaction) {
+            for key in read.keys.places(arguments).filter_map(|place| arguments.get(place)) {
+                let guards =
+                    dbs.iter().filter_map(|db| self.gate.guarded(*db, key)).flat_map(|key| key.guards);
+                for guard in guards {
+                    if !transaction.reads.contains(&guard) {
+                        transaction.reads.push(guard);
+                    }
+                }
+            }
+        }
+        step
+    }
 }
