@@ -58,7 +58,7 @@ pub struct Load {
 }
 
 /// A miss vouches for so long.
-pub const LEASE_TTL: Duration = Duration::from_secs(2);
+pub const LEASE_TTL: Duration = Duration::from_secs(3);
 /// Applications give up on a fill that took so long: what a miss vouches for ends, and the machine is busy.
 pub const TOO_LATE: Duration = Duration::from_millis(500);
 /// A pause between a miss and its fill is below this, in milliseconds.
@@ -70,7 +70,7 @@ impl Load {
         Self {
             keys: 60,
             writers: 3,
-            readers: 8,
+            readers: 6,
             page: 8,
             write_pause: 120,
             read_pause: 10,
@@ -90,7 +90,7 @@ impl Load {
         Ok(Self {
             keys: variable("KEYS", 2_000)?.clamp(1, 1 << 24) as u32,
             writers: variable("WRITERS", 8)?,
-            readers: variable("READERS", 16)?,
+            readers: variable("READERS", 18)?,
             page: variable("PAGE", 32)?,
             write_pause: variable("WRITE_PAUSE_MS", 200)?,
             read_pause: variable("READ_PAUSE_MS", 30)?,

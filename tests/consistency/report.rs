@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::check::{Consistent, Findings};
 use crate::history::Micros;
-use crate::run::Outcome;
+use crate::run::Run;
 use crate::stand::Contract;
 
 const HEAD: &str = "\
@@ -13,9 +13,9 @@ const HEAD: &str = "\
 ";
 
 /// The table, in Markdown.
-pub fn table(outcome: &Outcome, contract: Contract) -> String {
+pub fn table(run: &Run, contract: Contract) -> String {
     let mut text = HEAD.to_owned();
-    for (remedy, found) in &outcome.findings {
+    for (remedy, found) in &run.findings {
         let contract = if remedy.is_baseline() { String::new() } else { format!(", {}", contract.name()) };
         let _ = write!(
             text,
@@ -37,18 +37,18 @@ pub fn table(outcome: &Outcome, contract: Contract) -> String {
 }
 
 /// What is not in the table.
-pub fn remarks(outcome: &Outcome, contract: Contract) -> String {
+pub fn remarks(run: &Run, contract: Contract) -> String {
     let mut text = format!(
         "{}: {:.0} s, {} writes; from an acknowledgement to when it was known to be applied: median {} ms, \
          99 % {} ms, longest {} ms.\n",
         contract.name(),
-        outcome.took.as_secs_f64(),
-        outcome.writes,
-        millis(quantile(&outcome.lag, 50)),
-        millis(quantile(&outcome.lag, 99)),
-        millis(quantile(&outcome.lag, 100)),
+        run.took.as_secs_f64(),
+        run.writes,
+        millis(quantile(&run.lag, 50)),
+        millis(quantile(&run.lag, 99)),
+        millis(quantile(&run.lag, 100)),
     );
-    for (remedy, found) in &outcome.findings {
+    for (remedy, found) in &run.findings {
         let Findings { unjudged, beyond_lag, impossible, .. } = found;
         let _ = writeln!(
             text,

@@ -82,7 +82,7 @@ impl Shared {
 }
 
 /// What a run came to.
-pub struct Outcome {
+pub struct Run {
     pub took: Duration,
     pub writes: u64,
     pub findings: Vec<(Remedy, Findings)>,
@@ -90,7 +90,7 @@ pub struct Outcome {
     pub lag: Vec<Micros>,
 }
 
-impl Outcome {
+impl Run {
     pub fn of(&self, remedy: Remedy) -> &Findings {
         let found = self.findings.iter().find(|(other, _)| *other == remedy);
         &found.expect("every remedy was run").1
@@ -103,7 +103,7 @@ pub async fn run(
     load: &Load,
     patience: Duration,
     enough: impl Fn(&Shared) -> bool,
-) -> Fallible<Outcome> {
+) -> Fallible<Run> {
     let initial = stand.versions(load.keys).await?;
     let shared = Arc::new(Shared::new(load, &initial));
     let mut dice = Dice::new(load.seed);
@@ -139,8 +139,14 @@ pub async fn run(
 /// Waits until there is enough; returns when that was.
 async fn wait(shared: &Shared, patience: Duration, enough: &impl Fn(&Shared) -> bool) -> Fallible<Micros> {
     let began = Instant::now();
+    let mut told = 0;
     while !enough(shared) && began.elapsed() < patience {
         tokio::time::sleep(Duration::from_millis(10)).await;
+        if began.elapsed().as_secs() / 60 > told {
+            told += 1;
+            let (judged, writes) = (shared.judged(Remedy::Cachefence), shared.writes.load(Ordering::Relaxed));
+            println!("after {told} min: {judged} reads through the proxy, {writes} writes");
+        }
     }
     Ok(shared.clock.now())
 }
@@ -195,7 +201,7 @@ fn judge(
     reads: Vec<(Remedy, Vec<Read>)>,
     applied: &Applied,
     end: Micros,
-) -> Fallible<Outcome> {
+) -> Fallible<Run> {
     let mut lag: Vec<Micros> = writes
         .iter()
         .filter_map(|w| Some(applied.by(w.acknowledged)?.saturating_sub(w.acknowledged)))
@@ -217,7 +223,7 @@ fn judge(
     }
     let findings = Remedy::ALL.into_iter().zip(&mut of);
     let findings = findings.map(|(remedy, reads)| (remedy, check(&history, reads, applied, end))).collect();
-    Ok(Outcome { took: Duration::from_micros(end.into()), writes: count, findings, lag })
+    Ok(Run { took: Duration::from_micros(end.into()), writes: count, findings, lag })
 }
 
 /// The pace of the load; nothing is waited for.

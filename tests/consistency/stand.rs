@@ -1,5 +1,6 @@
 //! The servers: a primary, a replica whose replay limps, Redis, and the proxy under one of its contracts.
 
+use std::path::Path;
 use std::time::Duration;
 
 use cachefence::demo::client::{Client, Reply};
@@ -67,29 +68,25 @@ impl Stand {
         let redis = Redis::start(RedisOptions::default()).await?;
         let settings = settings(&config(&primary, &[&replica], &redis), contract);
         init(&settings)?;
-        let proxy = Cachefence::start(BINARY, &settings).await?;
+        let proxy = proxy(&settings, contract, &sql).await?;
         let stand = Self { proxy, redis, replica, primary, sql };
-        stand.keep(contract).await?;
+        stand.level().await?;
         Ok(stand)
     }
 
     /// Goes on under another contract: with nothing in the cache, and no marker of the proxy before.
     pub async fn turn(mut self, contract: Contract) -> Fallible<Self> {
-        self.sql.batch_execute("ALTER SYSTEM RESET synchronous_standby_names").await?;
-        self.sql.batch_execute("SELECT pg_reload_conf()").await?;
+        set_standbys(&self.sql, "").await?;
         self.proxy.stop().await?;
         self.redis.client().await?.cmd(&["FLUSHALL"]).await?;
         let settings = settings(&config(&self.primary, &[&self.replica], &self.redis), contract);
-        self.proxy = Cachefence::start(BINARY, &settings).await?;
-        self.keep(contract).await?;
+        self.proxy = proxy(&settings, contract, &self.sql).await?;
+        self.level().await?;
         Ok(self)
     }
 
-    /// Waits until what was written until now is visible everywhere and applied; in strict, makes commits wait for it.
-    async fn keep(&self, contract: Contract) -> Outcome {
-        if contract == Contract::Strict {
-            self.synchronous().await?;
-        }
+    /// Waits until what was written until now is visible everywhere and applied.
+    async fn level(&self) -> Outcome {
         self.replica.catch_up(&self.primary).await?;
         let now = self.flushed().await?;
         wait_until("the proxy to be level", PATIENCE, async || {
@@ -99,23 +96,6 @@ impl Stand {
         })
         .await?;
         Ok(())
-    }
-
-    /// COMMIT waits for the proxy from now on. A standby that is behind would hold up commits while it catches up, so
-    /// this comes when it streams.
-    async fn synchronous(&self) -> Outcome {
-        let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{STANDBYS}'");
-        self.sql.batch_execute(&set).await?;
-        self.sql.batch_execute("SELECT pg_reload_conf()").await?;
-        let synchronous = "SELECT count(*) FROM pg_stat_replication \
-            WHERE application_name = 'cachefence' AND state = 'streaming' AND sync_state = 'sync'";
-        wait_until("the proxy to be a synchronous standby", PATIENCE, async || {
-            self.sql.query_one(synchronous, &[]).await.is_ok_and(|row| row.get::<_, i64>(0) == 1)
-        })
-        .await?;
-        // Sessions learn of it one by one; those of the load begin after this.
-        let session = self.primary.client().await?;
-        Ok(session.batch_execute(&touch()).await?)
     }
 
     pub fn primary(&self) -> &Postgres {
@@ -209,6 +189,26 @@ impl Stand {
 /// A write of the canary's row.
 fn touch() -> String {
     format!("UPDATE users SET version = version + 1 WHERE id = {CANARY}")
+}
+
+/// Starts the proxy. In strict it is ready when commits wait for it, and they do from when it streams: one that is still
+/// catching up would hold them up.
+async fn proxy(settings: &str, contract: Contract, sql: &tokio_postgres::Client) -> Fallible<Cachefence> {
+    let mut proxy = Cachefence::launch(Path::new(BINARY), settings)?;
+    if contract == Contract::Strict {
+        let streaming = "SELECT count(*) FROM pg_stat_replication \
+            WHERE application_name = 'cachefence' AND state = 'streaming'";
+        let streams = async || sql.query_one(streaming, &[]).await.is_ok_and(|row| row.get::<_, i64>(0) == 1);
+        wait_until("the proxy to stream", PATIENCE, streams).await?;
+        set_standbys(sql, STANDBYS).await?;
+    }
+    proxy.ready().await?;
+    Ok(proxy)
+}
+
+async fn set_standbys(sql: &tokio_postgres::Client, standbys: &str) -> Outcome {
+    sql.batch_execute(&format!("ALTER SYSTEM SET synchronous_standby_names = '{standbys}'")).await?;
+    Ok(sql.batch_execute("SELECT pg_reload_conf()").await?)
 }
 
 /// Nothing gets in without evidence, and while the feed is lost nothing is served: what strict asks for, and in
