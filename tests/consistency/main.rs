@@ -32,7 +32,7 @@ const CONTRACTS: &[Contract] = &[Contract::Bounded, Contract::Strict];
 
 /// How many reads the short run judges at least, of each contract; and how many stale ones of each baseline it waits
 /// for.
-const SHORT_READS: u64 = 10_000;
+const SHORT_READS: u64 = 5_000;
 const PROVOKED: u64 = 20;
 
 /// Nothing comes near it unless it never comes.

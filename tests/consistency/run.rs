@@ -107,18 +107,18 @@ pub async fn run(
     let initial = stand.versions(load.keys).await?;
     let shared = Arc::new(Shared::new(load, &initial));
     let mut dice = Dice::new(load.seed);
-    let mut writers: JoinSet<Task<Vec<Write>>> = JoinSet::new();
-    let mut readers: JoinSet<Task<(Remedy, Vec<Read>)>> = JoinSet::new();
-    let (mut canary, mut claims): (Vec<Mark>, Vec<Mark>) = Default::default();
+    let (mut ready_writers, mut ready_readers) = (Vec::new(), Vec::new());
     for _ in 0..load.writers {
-        let writer = Writer::new(stand, shared.clone(), dice.split()).await?;
-        writers.spawn(writer.run());
+        ready_writers.push(Writer::new(stand, shared.clone(), dice.split()).await?);
     }
     for remedy in Remedy::ALL {
-        for reader in readers_of(remedy, stand, &shared, &mut dice).await? {
-            readers.spawn(reader.run());
-        }
+        ready_readers.append(&mut readers_of(remedy, stand, &shared, &mut dice).await?);
     }
+    // All at once, when all are connected: what is written before the lag is measured would seem to have waited.
+    let mut writers: JoinSet<Task<Vec<Write>>> = ready_writers.into_iter().map(Writer::run).collect();
+    let mut readers: JoinSet<Task<(Remedy, Vec<Read>)>> =
+        ready_readers.into_iter().map(Reader::run).collect();
+    let (mut canary, mut claims): (Vec<Mark>, Vec<Mark>) = Default::default();
     let ended = tokio::select! {
         waited = wait(&shared, patience, &enough) => waited,
         failed = stand.limp(load.replica_delay, dice.split()) => failed.map(|()| shared.clock.now()),
