@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use cachefence::demo::client::Reply;
 use cachefence::demo::servers::{
-    Cachefence, Postgres, PrimaryOptions, Redis, RedisOptions, config, wait_until,
+    Cachefence, Postgres, PrimaryOptions, Redis, RedisOptions, config, wait_for, wait_until,
 };
+use cachefence::position::Lsn;
 use rustix::process::{Pid, Signal, kill_process};
 use support::{BINARY, Fallible, HeldCommit, Outcome, PATIENCE, World, assert_refused};
 
@@ -25,8 +26,9 @@ reply = \"error\"
 
 /// The settings of a strict proxy of this name.
 fn strict(primary: &Postgres, redis: &Redis, name: &str) -> String {
-    let named =
-        format!("[postgres]\ncontract = \"strict\"\nslot = \"{name}\"\napplication_name = \"{name}\"\n");
+    let named = format!(
+        "[postgres]\nfeed_lost_after = \"3s\"\ncontract = \"strict\"\nslot = \"{name}\"\napplication_name = \"{name}\"\n"
+    );
     config(primary, &[], redis).replace("[postgres]\n", &named)
 }
 
@@ -133,6 +135,22 @@ async fn a_commit_returns_only_after_its_key_is_deleted(world: &mut World) -> Ou
     let mut direct = world.redis.client().await?;
     world.redis.freeze()?;
     let commit = HeldCommit::begin(world, "UPDATE users SET name = 'v2' WHERE id = 1").await?;
+    assert!(commit.is_held(world).await?, "the commit returned while its key was there");
+    // It is held although the feed has it: when Postgres hears of us again, that is not confirmed.
+    let committed = world.flushed().await?;
+    wait_until("the commit to arrive", PATIENCE, async || {
+        let status = world.status().await.unwrap_or_default();
+        support::lsn(&status, "/feed/received_lsn").is_some_and(|received| received >= committed)
+    })
+    .await?;
+    let heard = "SELECT reply_time::text, flush_lsn::text FROM pg_stat_replication";
+    let before: String = world.sql.query_one(heard, &[]).await?.try_get(0)?;
+    let confirmed: Lsn = wait_for("another word of the proxy", PATIENCE, || async {
+        let row = world.sql.query_one(heard, &[]).await.ok()?;
+        (row.get::<_, &str>(0) != before).then(|| row.get::<_, &str>(1).parse().ok())?
+    })
+    .await?;
+    assert!(confirmed < committed, "{confirmed} was confirmed, the commit ends at {committed}");
     assert!(commit.is_held(world).await?, "the commit returned while its key was there");
     world.redis.thaw()?;
     commit.end().await?;

@@ -23,6 +23,8 @@ const LOOK: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A look that takes longer counts as a no.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+/// After so long all is looked at anew.
+const CATCH_UP: Duration = Duration::from_secs(1);
 /// How often a position that must be reached is looked at.
 const STEP: Duration = Duration::from_millis(2);
 
@@ -314,10 +316,14 @@ async fn see_a_commit_wait(strict: &Strict, settings: &Settings, client: &Client
 /// the position where the log is flushed now.
 async fn catch_up(state: &FeedState, client: &Client) -> Result<(), NotInForce> {
     let flushed = flushed(client).await?;
-    while state.applied_lsn.load(Ordering::Relaxed) < flushed.0 {
-        tokio::time::sleep(STEP).await;
-    }
-    Ok(())
+    let applied = async {
+        while state.applied_lsn.load(Ordering::Relaxed) < flushed.0 {
+            tokio::time::sleep(STEP).await;
+        }
+    };
+    tokio::time::timeout(CATCH_UP, applied).await.map_err(|_| {
+        NotInForce::Seen("what was committed before commits began to wait is not deleted yet".into())
+    })
 }
 
 async fn flushed(client: &Client) -> Result<Lsn, NotInForce> {
