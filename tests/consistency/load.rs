@@ -94,7 +94,7 @@ impl Load {
             page: variable("PAGE", 32)?,
             write_pause: variable("WRITE_PAUSE_MS", 200)?,
             read_pause: variable("READ_PAUSE_MS", 30)?,
-            ttl: variable("TTL_MS", 30_000)?,
+            ttl: variable("TTL_MS", 120_000)?,
             lost: variable("LOST", 1_000)?,
             second_delete: Duration::from_millis(variable("SECOND_DELETE_MS", 500)?),
             replica_delay: variable("REPLICA_DELAY_MS", 1_000)?,
