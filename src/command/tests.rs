@@ -144,7 +144,7 @@ fn a_new_command_is_what_its_specifications_say() {
             )],
         ),
         new(
-            "after",
+            "behind",
             &["write"],
             vec![spec(
                 &["OW"],
@@ -169,7 +169,7 @@ fn a_new_command_is_what_its_specifications_say() {
     }
     assert!(matches!(of(&table, "LOOK k"), Command::Read(Read { miss: Miss::Unknown, .. })));
     assert_eq!(filled(&table, "COUNTED 2 a 1 b 2"), ["a", "b"]);
-    assert_eq!(filled(&table, "AFTER x into k"), ["k"]);
+    assert_eq!(filled(&table, "BEHIND x into k"), ["k"]);
     assert_eq!(filled(&table, "PARTLY a b"), ["a", "b"]);
     assert_eq!(filled(&table, "MURKY a b"), ["a", "b"], "whatever may be a key");
     assert!(matches!(of(&table, "WAITS k"), Command::Fill(FillForm { route: Route::Blocking, .. })));

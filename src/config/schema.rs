@@ -131,7 +131,6 @@ static GUARD: Node = Node::Table {
         ("unproven_ttl", TIME),
         ("lease", choice(&["connection", "key", "off"], &[])),
         ("max_ttl", Node::Unsupported),
-        ("coalesce", Node::Leaf(Kind::Duration(MILLISECOND, Duration::from_secs(10)))),
         (
             "version",
             Node::Table {
@@ -152,6 +151,7 @@ static GUARD: Node = Node::Table {
                 ("fills_ttl", TIME),
             ]),
         ),
+        ("coalesce", Node::Leaf(Kind::Duration(MILLISECOND, Duration::from_secs(10)))),
     ],
     required: &["table", "keys"],
 };
