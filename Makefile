@@ -5,7 +5,7 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 # Where Postgres's programs may be besides PATH: Debian puts them outside.
 PG_BINS := $(wildcard /usr/lib/postgresql/*/bin/initdb)
 
-.PHONY: all demo test test-clients test-servers redis-suite bench lint deps deps-test deps-clients
+.PHONY: all demo test test-clients test-servers redis-suite consistency bench lint deps deps-test deps-clients
 
 all: test
 
@@ -38,6 +38,13 @@ test-servers: deps-test
 redis-suite: deps
 	@command -v tclsh >/dev/null || { echo "tclsh is missing: install tcl"; exit 1; }
 	CACHEFENCE_SUITE="$(SUITE)" $(CARGO) test --locked --test redis_suite -- --ignored --nocapture
+
+# The model in larger worlds, and the consistency checker at length, in release: READS, SECONDS and the load by variables,
+# CONTRACT=strict or bounded.
+# See docs/consistency.md.
+consistency: deps
+	MODEL_BOUND=large $(CARGO) test --release --locked --test model -- --nocapture
+	$(CARGO) test --release --locked --test consistency the_long_run -- --ignored --nocapture
 
 # What the proxy costs: redis-benchmark straight and through it, side by side.
 bench: deps

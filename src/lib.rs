@@ -21,6 +21,7 @@
 
 pub mod admin;
 pub mod cache;
+pub mod check;
 pub mod command;
 pub mod config;
 pub mod demo;

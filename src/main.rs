@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use cachefence::cache::{Connection, Endpoint, EndpointError, purge_guards};
+use cachefence::check::{self, Standing};
 use cachefence::config::{Config, ConfigError};
 use cachefence::demo::DemoOptions;
 use cachefence::feed::{catalog, sql};
@@ -47,7 +48,6 @@ enum Command {
     /// Run the proxy
     Run,
     /// Test every precondition, and print what to do about those that do not hold
-    #[command(hide = true)]
     Check,
     /// Create the publication, the slot and the SQL functions
     Init {
@@ -83,8 +83,8 @@ enum Failure {
     Guard(#[from] GuardError),
     #[error("--guard: no guard of table {0:?} in the settings; there are guards of: {1}")]
     NoSuchGuard(String, String),
-    #[error("`cachefence {0}` is not supported by this version")]
-    NotYet(&'static str),
+    #[error("{0} of {1} checks failed")]
+    Check(usize, usize),
     #[error("{0}")]
     Redis(#[from] EndpointError),
     #[error("{0}")]
@@ -158,7 +158,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
     let config = Config::load(cli.options.config.as_deref())?;
     match &cli.command {
         Command::Run => run(config),
-        Command::Check => Err(Failure::NotYet("check")),
+        Command::Check => check(&config),
         Command::Init { print } => init(config, *print),
         Command::Purge { guard } => purge(config, guard),
         Command::Healthcheck => Ok(admin::health(&config.admin.listen)?),
@@ -192,6 +192,17 @@ fn init(config: Config, print: bool) -> Result<(), Failure> {
     })?;
     println!("publication {publication}, slot {slot} and the functions of schema cachefence are there");
     Ok(())
+}
+
+fn check(config: &Config) -> Result<(), Failure> {
+    let guards = Guards::new(&config.guards, config.redis.db())?;
+    let redis = Endpoint::new(config)?;
+    let rows = runtime()?.block_on(check::check(config, &guards, &redis));
+    rows.iter().for_each(|row| println!("{row}"));
+    match rows.iter().filter(|row| row.standing == Standing::Failed).count() {
+        0 => Ok(()),
+        failed => Err(Failure::Check(failed, rows.len())),
+    }
 }
 
 fn demo(stay: bool) -> Result<(), Failure> {

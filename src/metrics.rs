@@ -15,6 +15,9 @@ use prometheus::{
 
 use crate::guard::{GuardId, Guards};
 
+/// The `guard` label of keys that no guard covers and that were fenced by name.
+const MESSAGE: &str = "(message)";
+
 /// What is known of a fill's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -111,6 +114,7 @@ pub struct Metrics {
     registry: Registry,
     collectors: RwLock<Vec<Collect>>,
     guards: Vec<GuardMetrics>,
+    messages: GuardMetrics,
     sources: Vec<SourceMetrics>,
     purges: IntCounterVec,
     gaps: IntCounterVec,
@@ -122,10 +126,16 @@ pub struct Metrics {
     pub feed_lag_seconds: Gauge,
     /// 1 while the feed streams, else 0.
     pub feed_connected: IntGauge,
+    /// 1 while commits wait until their keys are deleted, as the strict contract has it, else 0.
+    pub strict_in_force: IntGauge,
     /// Keys with remembered writes or leases.
     pub fence_keys: IntGauge,
     /// The memory they take, about.
     pub fence_bytes: IntGauge,
+    /// Keys without a guard that are judged because they were fenced by name.
+    pub named_keys: IntGauge,
+    /// ... and those that are no longer, for lack of room.
+    pub named_keys_dropped: IntCounter,
     /// Below this LSN nothing is known of single keys.
     pub floor_lsn: IntGauge,
     /// Up to this LSN all commits are visible on all sources.
@@ -153,7 +163,7 @@ impl Metrics {
     /// When two sources have one name, or a name cannot be a label's value.
     pub fn new(guards: &Guards, sources: &[impl AsRef<str>]) -> Result<Self, prometheus::Error> {
         let r = Registry::new();
-        let guard_metrics = guard_metrics(&r, guards)?;
+        let (guard_metrics, messages) = guard_metrics(&r, guards)?;
         let source_metrics = source_metrics(&r, sources)?;
         let invalidation = HistogramOpts::new(
             "cachefence_invalidation_seconds",
@@ -162,6 +172,7 @@ impl Metrics {
         Ok(Self {
             collectors: RwLock::default(),
             guards: guard_metrics,
+            messages,
             sources: source_metrics,
             purges: counters(&r, "purges_total", "Deletions of all keys of guards.", &["reason"])?,
             gaps: counters(&r, "gaps_total", "Holes in the feed's history.", &["reason"])?,
@@ -175,8 +186,15 @@ impl Metrics {
                 Gauge::new("cachefence_feed_lag_seconds", "How old the feed's position is.")?,
             )?,
             feed_connected: gauge(&r, "feed_connected", "Whether the feed is streaming.")?,
+            strict_in_force: gauge(
+                &r,
+                "strict_in_force",
+                "Whether commits wait until their keys are deleted.",
+            )?,
             fence_keys: gauge(&r, "fence_keys", "Keys that the fence table remembers.")?,
             fence_bytes: gauge(&r, "fence_bytes", "Memory of the fence table, about.")?,
+            named_keys: gauge(&r, "named_keys", "Keys without a guard that are judged by name.")?,
+            named_keys_dropped: counter(&r, "named_keys_dropped_total", "Names dropped for lack of room.")?,
             floor_lsn: gauge(&r, "floor_lsn", "Position below which history per key is gone.")?,
             settled_lsn: gauge(
                 &r,
@@ -197,6 +215,12 @@ impl Metrics {
     /// When the guard is not one of those given to [`new`](Self::new).
     pub fn guard(&self, id: GuardId) -> &GuardMetrics {
         &self.guards[usize::from(id.0)]
+    }
+
+    /// The counters of a key's guards; where it has none, those of keys that were fenced by name.
+    pub fn guards<'a>(&'a self, ids: &'a [GuardId]) -> impl Iterator<Item = &'a GuardMetrics> {
+        let named = ids.is_empty().then_some(&self.messages);
+        ids.iter().map(|id| self.guard(*id)).chain(named)
     }
 
     /// A source's gauges, by its place in the list given to [`new`](Self::new).
@@ -240,7 +264,11 @@ impl Metrics {
 const SECONDS: [f64; 15] =
     [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0];
 
-fn guard_metrics(r: &Registry, guards: &Guards) -> Result<Vec<GuardMetrics>, prometheus::Error> {
+/// Those of the guards, and those of keys that were fenced by name.
+fn guard_metrics(
+    r: &Registry,
+    guards: &Guards,
+) -> Result<(Vec<GuardMetrics>, GuardMetrics), prometheus::Error> {
     let fills = counters(r, "fills_total", "Fills, judged and dealt with.", &["guard", "verdict", "action"])?;
     let reads = counters(r, "reads_total", "Reads of guarded keys.", &["guard", "result"])?;
     let writes = counters(r, "writes_total", "Committed changes of guarded keys.", &["guard"])?;
@@ -248,8 +276,7 @@ fn guard_metrics(r: &Registry, guards: &Guards) -> Result<Vec<GuardMetrics>, pro
     let age =
         HistogramOpts::new("cachefence_stale_fill_age_seconds", "How old the data of refused fills was.");
     let age = register(r, HistogramVec::new(age.buckets(SECONDS.to_vec()), &["guard"])?)?;
-    let of = |guard: &crate::guard::Guard| {
-        let label = guard.label.as_str();
+    let of = |label: &str| {
         let fill = |verdict: Verdict| {
             Action::ALL.map(|action| fills.with_label_values(&[label, verdict.label(), action.label()]))
         };
@@ -263,7 +290,7 @@ fn guard_metrics(r: &Registry, guards: &Guards) -> Result<Vec<GuardMetrics>, pro
             fills: Verdict::ALL.map(fill),
         }
     };
-    Ok(guards.iter().map(of).collect())
+    Ok((guards.iter().map(|guard| of(&guard.label)).collect(), of(MESSAGE)))
 }
 
 fn source_metrics(r: &Registry, names: &[impl AsRef<str>]) -> Result<Vec<SourceMetrics>, prometheus::Error> {
@@ -379,6 +406,8 @@ mod tests {
             "source_up",
             "fence_keys",
             "fence_bytes",
+            "named_keys",
+            "named_keys_dropped_total",
             "floor_lsn",
             "settled_lsn",
             "applied_lsn",

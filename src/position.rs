@@ -29,6 +29,20 @@ impl PositionError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Lsn(pub u64);
 
+impl Lsn {
+    /// The end of the last record that ends at or before this position.
+    ///
+    /// `pg_current_wal_insert_lsn()` says where the next record will begin, which is behind a page's header if the last
+    /// one filled its page; that one's own end, which is what Postgres streams, is before the header. No record ends
+    /// inside a header (`XLogBytePosToRecPtr` and `XLogBytePosToEndRecPtr` in Postgres's `xlog.c`).
+    pub fn record_end(self) -> Lsn {
+        const PAGE: u64 = 8192;
+        const SHORT_HEADER: u64 = 24;
+        let into_page = self.0 % PAGE;
+        if into_page <= SHORT_HEADER { Lsn(self.0 - into_page) } else { self }
+    }
+}
+
 impl fmt::Display for Lsn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xffff_ffff)
@@ -187,6 +201,13 @@ mod tests {
         }
         for text in ["", "/", "0/", "0", "+1/0", "0/1/2", "0/123456789", "G/0"] {
             assert!(text.parse::<Lsn>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_position_behind_a_page_header_is_the_end_of_the_page_before() {
+        for (position, end) in [(0x2000, 0x2000), (0x2018, 0x2000), (0x2019, 0x2019), (0x1fff, 0x1fff)] {
+            assert_eq!(Lsn(position).record_end(), Lsn(end));
         }
     }
 

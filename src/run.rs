@@ -19,13 +19,13 @@ use crate::cache::{
     self, CacheState, Endpoint, EndpointError, Reaper, Stranger, Upstreams, Worker, WorkerSettings,
 };
 use crate::command::CommandTable;
-use crate::config::{Config, Contract, Mode, socket_mode};
-use crate::feed::{self, Feed, FeedError, FeedState, Positions, Source, SourceState};
+use crate::config::{self, Config, Contract, Mode, socket_mode};
+use crate::feed::{self, Feed, FeedError, FeedState, Positions, Source, SourceState, Strict};
 use crate::fence::{Fence, Limits, Millis, SourceKind};
 use crate::guard::{GuardError, Guards};
 use crate::metrics::Metrics;
 use crate::position::Lsn;
-use crate::proxy::{Gate, Greeting, ListenError, Listener, Threads};
+use crate::proxy::{Coalescing, Gate, Greeting, ListenError, Listener, Threads};
 use crate::tls::TlsError;
 
 /// Why the proxy does not run.
@@ -79,15 +79,16 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let greeting = Greeting::new(&config.proxy)?;
     let observe = config.proxy.mode == Mode::Observe;
     let sources = sources(&config);
-    let names: Vec<&str> =
-        sources.iter().filter(|s| s.index.is_some()).map(|s| s.state.name.as_str()).collect();
+    let read_sources: Vec<Arc<SourceState>> =
+        sources.iter().filter(|s| s.index.is_some()).map(|s| s.state.clone()).collect();
+    let names: Vec<&str> = read_sources.iter().map(|source| source.name.as_str()).collect();
     let metrics = Arc::new(Metrics::new(&guards, &names)?);
 
     let started = Instant::now();
     let fence = Arc::new(Fence::new(limits(&config, guards.len())));
-    let kinds: Vec<SourceKind> = sources.iter().filter(|s| s.index.is_some()).map(|s| s.state.kind).collect();
+    let kinds: Vec<SourceKind> = read_sources.iter().map(|source| source.kind).collect();
     let positions = Arc::new(Positions::new(fence.clone(), &kinds, started));
-    let feed_state = Arc::new(FeedState::new(guards.len()));
+    let feed_state = Arc::new(feed_state(&config, guards.len()));
     let cache_state = Arc::new(CacheState::default());
 
     let incarnation = incarnation();
@@ -97,16 +98,32 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let upstreams = Arc::new(upstreams);
     let matching = Arc::new(ArcSwap::new(guards.clone()));
     let commands = Arc::new(ArcSwap::from_pointee(CommandTable::known()));
+    let status = Arc::new(Status {
+        fence: fence.clone(),
+        guards: guards.clone(),
+        metrics: metrics.clone(),
+        feed: feed_state.clone(),
+        sources: sources.iter().map(|source| (source.index, source.state.clone())).collect(),
+        cache: cache_state.clone(),
+        config: config.clone(),
+    });
+    status.mirror();
     let gate = Arc::new(Gate {
         fence: fence.clone(),
         guards: matching.clone(),
         commands: commands.clone(),
+        named: config::Guard::of_messages(config.postgres.contract),
+        positions: positions.clone(),
+        sources: read_sources.clone(),
+        account: status.clone(),
         metrics: metrics.clone(),
         feed: feed_state.clone(),
         cache: cache_state.clone(),
         upstreams: upstreams.clone(),
         address: redis.clone(),
         observe,
+        coalescing: Coalescing::default(),
+        newer_counts: config.postgres.contract == Contract::Bounded,
         started,
     });
 
@@ -124,17 +141,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         source: ListenError { address: admin_address, source },
     })?;
 
-    let status = Arc::new(Status {
-        fence: fence.clone(),
-        guards: guards.clone(),
-        metrics: metrics.clone(),
-        feed: feed_state.clone(),
-        sources: sources.iter().map(|source| (source.index, source.state.clone())).collect(),
-        cache: cache_state.clone(),
-        config: config.clone(),
-    });
-    status.mirror();
-    tokio::spawn(admin::serve(admin, status));
+    tokio::spawn(admin::serve(admin, status, gate.clone()));
 
     sweep(fence.clone(), positions.clone(), config.fence.history)?;
     learn_columns(guards.clone(), matching.clone(), &feed_state);
@@ -158,6 +165,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             incarnation,
             drain_timeout: config.fence.drain_timeout,
             observe,
+            strict: config.postgres.contract == Contract::Strict,
         },
         cache::Shared { fence, guards: matching, upstreams, commands, metrics },
         cache_state,
@@ -227,6 +235,14 @@ fn stopped(signal: &str) -> Result<(), RunError> {
     Ok(())
 }
 
+fn feed_state(config: &Config, guards: usize) -> FeedState {
+    let state = FeedState::new(guards);
+    match config.postgres.contract {
+        Contract::Bounded => state,
+        Contract::Strict => state.strictly(),
+    }
+}
+
 /// The configured sources, and the primary in any case: its snapshots are needed even if nobody reads there.
 fn sources(config: &Config) -> Vec<Source> {
     let source = |index, name: &str, url: Option<&String>| {
@@ -283,18 +299,13 @@ fn sweep(fence: Arc<Fence>, positions: Arc<Positions>, history: Duration) -> io:
     Ok(())
 }
 
-/// Once the catalog is known, so is which texts a column can print: `user:<id>` no longer matches `user:1:photo`.
+/// Once the catalog is known, so is which texts a column can print (`user:<id>` no longer matches `user:1:photo`), and
+/// which keys are of one row.
 fn learn_columns(guards: Arc<Guards>, matching: Arc<ArcSwap<Guards>>, feed: &FeedState) {
     let mut tables = feed.tables();
     tokio::spawn(async move {
         while tables.changed().await.is_ok() {
-            let learnt = {
-                let tables = tables.borrow_and_update();
-                guards.with_column_kinds(|guard, column| {
-                    let table = tables.iter().find(|table| table.guard == guard.id);
-                    table.map_or(crate::guard::ColumnKind::Any, |table| table.kind(column))
-                })
-            };
+            let learnt = feed::catalog::learn(&guards, &tables.borrow_and_update());
             matching.store(Arc::new(learnt));
         }
     });
@@ -320,6 +331,9 @@ impl Status {
             let size = fence.size();
             metrics.fence_keys.set(size.keys as i64);
             metrics.fence_bytes.set(size.bytes as i64);
+            let (named, dropped) = fence.named();
+            metrics.named_keys.set(named as i64);
+            metrics.named_keys_dropped.inc_by(dropped.saturating_sub(metrics.named_keys_dropped.get()));
             metrics.floor_lsn.set(i64::try_from(fence.floor().0).unwrap_or(0));
             metrics.settled_lsn.set(fence.settled().0 as i64);
             let applied = feed.applied_lsn.load(Ordering::Relaxed);
@@ -328,6 +342,7 @@ impl Status {
             metrics.applied_lsn.set(applied as i64);
             metrics.feed_lag_bytes.set(end.saturating_sub(applied) as i64);
             metrics.feed_lag_seconds.set(feed.lag_us.load(Ordering::Relaxed) as f64 / 1e6);
+            metrics.strict_in_force.set(i64::from(feed.strict().is_some_and(Strict::is_in_force)));
             metrics.feed_connected.set(i64::from(feed.streaming.load(Ordering::Relaxed)));
             for (index, source) in &sources {
                 let Some(index) = index else { continue };
@@ -352,6 +367,9 @@ impl Status {
         let lag = Duration::from_micros(self.feed.lag_us.load(Ordering::Relaxed));
         if lag > self.config.postgres.max_lag {
             return format!("a commit has waited for {lag:?}, longer than postgres.max_lag");
+        }
+        if self.feed.streaming.load(Ordering::Relaxed) && self.feed.is_catching_up() {
+            return "what was committed meanwhile is being caught up with".into();
         }
         "nothing has been heard from Postgres".into()
     }
@@ -380,6 +398,9 @@ impl AdminSource for Status {
         if self.feed.is_lost() {
             reasons.push(format!("the feed is lost: {}", self.why_lost()));
         }
+        if let Some(why) = self.feed.strict().and_then(Strict::why_not) {
+            reasons.push(format!("the strict contract is not in force: {why}"));
+        }
         if !self.cache.connected.load(Ordering::Relaxed) {
             let why = self.cache_error().unwrap_or_else(|| "not connected yet".into());
             reasons.push(format!("Redis: {why}"));
@@ -401,6 +422,7 @@ impl AdminSource for Status {
             .map(|(index, source)| {
                 json!({
                     "name": source.name,
+                    "kind": source.kind.name(),
                     "read_by_applications": index.is_some(),
                     "up": source.up.load(Ordering::Relaxed),
                     "position": lsn(source.position.load(Ordering::Relaxed)),
@@ -418,6 +440,10 @@ impl AdminSource for Status {
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "contract": match self.config.postgres.contract { Contract::Bounded => "bounded", Contract::Strict => "strict" },
+            "strict": self.feed.strict().map(|strict| json!({
+                "in_force": strict.is_in_force(),
+                "why_not": strict.why_not(),
+            })),
             "mode": match self.config.proxy.mode { Mode::Enforce => "enforce", Mode::Observe => "observe" },
             "feed": {
                 "lost": self.feed.is_lost(),
@@ -433,6 +459,7 @@ impl AdminSource for Status {
                 "keys": size.keys,
                 "leases": size.leases,
                 "bytes": size.bytes,
+                "named_keys": self.fence.named().0,
                 "floor_lsn": self.fence.floor().to_string(),
                 "settled_lsn": self.fence.settled().to_string(),
             },
@@ -444,9 +471,5 @@ impl AdminSource for Status {
             },
             "guards": guards,
         })
-    }
-
-    fn explain(&self, _key: &[u8]) -> Option<serde_json::Value> {
-        None
     }
 }

@@ -318,3 +318,45 @@ async fn a_value_in_parts_is_whole_or_gone() -> Outcome {
     assert_eq!(client.cmd(&["HGETALL", "user:2"]).await?, Reply::Array(vec![]));
     Ok(())
 }
+
+/// A value is made of the rows of two tables. It is judged by the writes of both, and by the stricter of their guards.
+#[tokio::test]
+async fn a_key_of_two_guards_is_judged_by_both() -> Outcome {
+    let badges = "[[guard]]\ntable = \"badges\"\nkeys = [\"user:<id>\"]\nunproven = \"allow\"\n";
+    let world = Setup::new(&format!("{EXACT}{badges}")).start().await?;
+    let mut client = world.client().await?;
+    assert_refused(&set(&mut client, 1, "v1").await?, "UNPROVEN");
+
+    for write in ["INSERT INTO badges VALUES (1, 'x')", "UPDATE users SET name = 'v2' WHERE id = 1"] {
+        let old = miss(&world, &mut client, 1).await?;
+        let seen = world.snapshot().await?;
+        world.sql.batch_execute(write).await?;
+        world.level().await?;
+        assert_refused(&set(&mut client, 1, &old).await?, "STALE");
+        assert_refused(&client.cmd(&["ASOF", &seen, "SET", "user:1", &old]).await?, "STALE");
+        let new = miss(&world, &mut client, 1).await?;
+        assert_passed(&set(&mut client, 1, &new).await?);
+        assert_eq!(world.held("user:1").await?, Some(new));
+        // For the next round.
+        client.cmd(&["DEL", "user:1"]).await?;
+    }
+    Ok(())
+}
+
+/// That there is no such row is cached as well. The row that is inserted deletes that, and the fill of somebody who did
+/// not see it yet is refused.
+#[tokio::test]
+async fn an_insert_invalidates_what_was_not_found() -> Outcome {
+    let world = Setup::new(EXACT).start().await?;
+    let (mut quick, mut slow) = (world.client().await?, world.client().await?);
+    for client in [&mut slow, &mut quick] {
+        assert_eq!(client.cmd(&["GET", "user:99"]).await?, Reply::Nil);
+    }
+    assert_passed(&set(&mut quick, 99, "nobody").await?);
+    assert_eq!(quick.cmd(&["GET", "user:99"]).await?, Reply::bulk("nobody"));
+    world.sql.batch_execute("INSERT INTO users VALUES (99, 'Ada')").await?;
+    world.gone("user:99").await?;
+    assert_refused(&set(&mut slow, 99, "nobody").await?, "STALE");
+    assert_eq!(world.held("user:99").await?, None);
+    Ok(())
+}

@@ -334,7 +334,7 @@ async fn wrong_evidence_injects_no_reply() -> Outcome {
     let mut client = stand.proxy.client().await?;
     let long = format!("1:2:{}", "1,".repeat(40_000));
     for evidence in
-        ["x\r\n+OK", "\r\n$-1\r\n", "0/1\r\n", "", "1:2", "9:1:", "version=3", "\u{0}", long.as_str()]
+        ["x\r\n+OK", "\r\n$-1\r\n", "0/1\r\n", "", "1:2", "9:1:", "version=x", "\u{0}", long.as_str()]
     {
         let replies = client.pipeline(&[&["ASOF", evidence, "SET", "user:1", "v"][..], &["PING"]]).await?;
         assert!(matches!(&replies[0], Reply::Error(e) if e.starts_with("ERR ")), "{evidence:?}: {replies:?}");

@@ -76,6 +76,96 @@ async fn a_fill_in_a_frozen_redis_is_ended() -> Outcome {
     Ok(())
 }
 
+/// The database takes no new connections and the stream is cut, while a session that was there goes on writing.
+async fn lose_the_feed(stand: &Stand, operator: &tokio_postgres::Client) -> Outcome {
+    operator.batch_execute("ALTER DATABASE app ALLOW_CONNECTIONS false").await?;
+    operator.batch_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_replication").await?;
+    Ok(wait_until("the feed to be lost", PATIENCE, async || {
+        let answer = stand.proxy.get("/readyz").await;
+        answer.is_ok_and(|(status, why)| status == 503 && why.contains("the feed is lost"))
+    })
+    .await?)
+}
+
+/// Reads that are served or missed, fills that are capped or refused: each guard does what it says while the feed is
+/// lost. When it is back, all of them are as before, without a restart, and nothing old is there any more.
+#[tokio::test]
+async fn what_guards_do_while_the_feed_is_lost_and_after() -> Outcome {
+    const GUARDS: [(&str, &str, bool, bool); 4] = [
+        ("users", "user", true, true),
+        ("items", "item", true, false),
+        ("orders", "order", false, true),
+        ("notes", "note", false, false),
+    ];
+    let (postgres, redis) = (wire::postgres().await?, Redis::start(RedisOptions::default()).await?);
+    let (sql, operator) = (postgres.client().await?, postgres.client_for("postgres").await?);
+    sql.batch_execute("CREATE TABLE notes AS TABLE users; ALTER TABLE notes ADD PRIMARY KEY (id)").await?;
+    let others = settings(&postgres, &redis, "wire", &[]);
+    let (servers, _) = others.split_once("[[guard]]").ok_or("no guards")?;
+    let guards: String = GUARDS
+        .iter()
+        .map(|(table, key, serve, cap)| {
+            let (reads, fills) = (if *serve { "serve" } else { "miss" }, if *cap { "cap" } else { "refuse" });
+            format!(
+                "[[guard]]\ntable = \"{table}\"\nkeys = [\"{key}:<id>\"]\nreply = \"error\"\n\
+                 when_feed_lost = {{ reads = \"{reads}\", fills = \"{fills}\", fills_ttl = \"2s\" }}\n"
+            )
+        })
+        .collect();
+    let proxy = Cachefence::start(BINARY, &(servers.to_owned() + &guards)).await?;
+    let stand = Stand { proxy, redis, postgres };
+    settled(&stand.postgres, &stand.proxy).await?;
+    let mut direct = stand.redis.client().await?;
+    let mut wire = Wire::connect(stand.proxy.address()).await?;
+    for (_, key, ..) in GUARDS {
+        assert_eq!(wire.cmd(&format!("GET {key}:1")).await?, "$-1\r\n");
+        assert_eq!(wire.cmd(&format!("SET {key}:1 old")).await?, "+OK\r\n");
+        assert_eq!(direct.cmd(&["PTTL", &format!("{key}:1")]).await?, Reply::Int(-1), "proven, not capped");
+    }
+
+    lose_the_feed(&stand, &operator).await?;
+    for (table, key, serve, cap) in GUARDS {
+        sql.batch_execute(&format!("UPDATE {table} SET name = 'new' WHERE id IN (1, 2)")).await?;
+        let found = wire.cmd(&format!("GET {key}:1")).await?;
+        assert_eq!(found, if serve { "$3\r\nold\r\n" } else { "$-1\r\n" }, "{key}");
+        // What a transaction finds cannot be told apart: it is aborted.
+        let mut last = String::new();
+        for command in ["MULTI", &format!("GET {key}:1"), "EXEC"] {
+            last = wire.cmd(command).await?;
+        }
+        assert_eq!(last, if serve { "*1\r\n$3\r\nold\r\n" } else { "*-1\r\n" }, "{key}");
+        let filled = wire.cmd(&format!("SET {key}:2 old EX 900")).await?;
+        let left = direct.cmd(&["PTTL", &format!("{key}:2")]).await?;
+        if cap {
+            assert_eq!(filled, "+OK\r\n", "{key}");
+            assert!(matches!(left, Reply::Int(-2..=2000)) && left != Reply::Int(-1), "{key}: {left:?}");
+        } else {
+            assert!(filled.starts_with("-FENCE the feed is lost"), "{key}: {filled}");
+            assert_eq!(left, Reply::Int(-2), "{key}");
+        }
+    }
+
+    operator.batch_execute("ALTER DATABASE app ALLOW_CONNECTIONS true").await?;
+    wait_until("the feed to be back", PATIENCE, async || {
+        stand.proxy.get("/readyz").await.is_ok_and(|(status, _)| status == 200)
+    })
+    .await?;
+    // Ready is after all that was committed meanwhile: its keys are deleted, and those that were capped too.
+    for (_, key, ..) in GUARDS {
+        for id in [1, 2] {
+            assert_eq!(wire.cmd(&format!("GET {key}:{id}")).await?, "$-1\r\n", "{key}:{id}");
+        }
+    }
+    settled(&stand.postgres, &stand.proxy).await?;
+    for (_, key, ..) in GUARDS {
+        assert_eq!(wire.cmd(&format!("GET {key}:3")).await?, "$-1\r\n");
+        assert_eq!(wire.cmd(&format!("SET {key}:3 new")).await?, "+OK\r\n", "{key}");
+        assert_eq!(wire.cmd(&format!("GET {key}:3")).await?, "$3\r\nnew\r\n", "{key}");
+        assert_eq!(direct.cmd(&["PTTL", &format!("{key}:3")]).await?, Reply::Int(-1), "{key}");
+    }
+    Ok(())
+}
+
 /// What one client does not read fills its own buffer, and nobody else's time.
 #[tokio::test]
 async fn a_client_that_does_not_read_stalls_nobody() -> Outcome {

@@ -182,6 +182,64 @@ async fn a_writers_own_snapshot_does_not_vouch_for_its_own_write() -> Outcome {
     Ok(())
 }
 
+/// On the primary `cachefence.asof()` speaks for the snapshot of its statement, which under REPEATABLE READ is that of
+/// the whole transaction. Own writes do not count as seen in either, and somebody's transaction that has written and stays open
+/// spoils nothing.
+#[tokio::test]
+async fn evidence_of_the_primary_is_that_of_the_snapshot() -> Outcome {
+    let world = Setup::new(EXACT).init().start().await?;
+    let (long, session) = (world.primary.client().await?, world.primary.client().await?);
+    long.batch_execute("BEGIN; UPDATE users SET name = 'long' WHERE id = 9").await?;
+    let mut client = world.client().await?;
+    for (level, sees_later) in [("READ COMMITTED", true), ("REPEATABLE READ", false)] {
+        session.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}")).await?;
+        let before = text(&session, "SELECT cachefence.asof()").await?;
+        let (old, new) = (name_on(&session, 1).await?, format!("after {before}"));
+        assert_passed(&asof(&mut client, &before, "user:1", &old).await?);
+        world.rename(1, &new).await?;
+        world.applied().await?;
+        assert_refused(&asof(&mut client, &before, "user:1", &old).await?, "STALE");
+        // In one statement: the function is STABLE, and sees the snapshot of its caller.
+        let row = session.query_one("SELECT cachefence.asof(), name FROM users WHERE id = 1", &[]).await?;
+        let (evidence, name): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        let reply = asof(&mut client, &evidence, "user:1", &name).await?;
+        if sees_later {
+            assert_eq!(name, new);
+            assert_passed(&reply);
+        } else {
+            assert_eq!((name, evidence), (old, before), "{level}");
+            assert_refused(&reply, "STALE");
+        }
+        session.batch_execute("ROLLBACK").await?;
+
+        // Its own writes, in a savepoint too.
+        let writes = "SAVEPOINT s; UPDATE users SET name = 'draft' WHERE id = 2; RELEASE s";
+        session.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}; {writes}")).await?;
+        world.rename(3, level).await?;
+        let evidence = text(&session, "SELECT cachefence.asof()").await?;
+        session.batch_execute("COMMIT").await?;
+        world.applied().await?;
+        assert_refused(&asof(&mut client, &evidence, "user:2", "draft").await?, "STALE");
+        assert_eq!(world.held("user:2").await?, None);
+    }
+
+    // A key that is named in a transaction changes when that commits, and not before.
+    let evidence = text(&session, "SELECT cachefence.asof()").await?;
+    assert_passed(&asof(&mut client, &evidence, "user:4", "v1").await?);
+    for (end, gone) in [("ROLLBACK", false), ("COMMIT", true)] {
+        session.batch_execute("BEGIN; SELECT cachefence.fence('user:4')").await?;
+        world.applied().await?;
+        assert_eq!(world.held("user:4").await?, Some("v1".into()), "not ended");
+        session.batch_execute(end).await?;
+        world.applied().await?;
+        assert_eq!(world.held("user:4").await?.is_none(), gone, "{end}");
+    }
+    assert_refused(&asof(&mut client, &evidence, "user:4", "v1").await?, "STALE");
+    let evidence = text(&session, "SELECT cachefence.asof()").await?;
+    assert_passed(&asof(&mut client, &evidence, "user:4", "v1").await?);
+    Ok(())
+}
+
 /// F12. On a standby `cachefence.asof()` is its replay position, to be taken before the read; under REPEATABLE READ,
 /// where a later read may use an older snapshot, it raises an error.
 #[tokio::test]
@@ -189,6 +247,9 @@ async fn evidence_of_a_standby_is_taken_before_the_read() -> Outcome {
     let world = Setup::new(EXACT).init().replica().start().await?;
     let replica = world.replica()?;
     let (node, mut client) = (replica.client().await?, world.client().await?);
+    // Open all the time: it spoils nothing.
+    let long = world.primary.client().await?;
+    long.batch_execute("BEGIN; UPDATE users SET name = 'long' WHERE id = 9").await?;
     replica.pause_replay().await?;
     world.rename(1, "v2").await?;
     world.applied().await?;

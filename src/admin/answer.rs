@@ -6,7 +6,7 @@ use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE,
 use hyper::header::{REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Method, Request, Response, StatusCode};
 
-use super::AdminSource;
+use super::{AdminSource, Explain};
 use crate::config::percent_decoded;
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -15,7 +15,11 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 static PAGE: &str = include_str!("page.html");
 
-pub(super) fn answer<B>(request: &Request<B>, source: &dyn AdminSource) -> Response<Full<Bytes>> {
+pub(super) fn answer<B>(
+    request: &Request<B>,
+    source: &dyn AdminSource,
+    keys: &dyn Explain,
+) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -36,7 +40,7 @@ pub(super) fn answer<B>(request: &Request<B>, source: &dyn AdminSource) -> Respo
         },
         "/metrics" => respond(StatusCode::OK, PROMETHEUS, source.metrics()),
         "/status" => respond(StatusCode::OK, JSON, format!("{:#}\n", source.status())),
-        "/explain" => explain(request.uri().query(), source),
+        "/explain" => explain(request.uri().query(), keys),
         _ => {
             let text = "not found; there are / /metrics /livez /readyz /status /explain?key=\n";
             respond(StatusCode::NOT_FOUND, TEXT, text)
@@ -44,21 +48,26 @@ pub(super) fn answer<B>(request: &Request<B>, source: &dyn AdminSource) -> Respo
     }
 }
 
-fn explain(query: Option<&str>, source: &dyn AdminSource) -> Response<Full<Bytes>> {
-    let fields = query.unwrap_or_default().split('&');
-    let key = fields.filter_map(|field| field.strip_prefix("key=")).next();
-    // As forms encode it: a plus is a space. Keys need not be UTF-8.
-    let Some(key) = key.and_then(|key| percent_decoded(&key.replace('+', " "))) else {
-        return respond(
-            StatusCode::BAD_REQUEST,
-            TEXT,
-            "name a key, percent-encoded: /explain?key=user%3A1\n",
-        );
+/// Keys that are told of, in bytes: far more than a template makes. The request's own length is bounded already.
+const MAX_KEY: usize = 8 * 1024;
+
+fn explain(query: Option<&str>, keys: &dyn Explain) -> Response<Full<Bytes>> {
+    let field = |name: &str| {
+        let fields = query.unwrap_or_default().split('&');
+        fields.filter_map(|field| field.strip_prefix(name)?.strip_prefix('=')).next()
     };
-    match source.explain(&key) {
-        Some(explanation) => respond(StatusCode::OK, JSON, format!("{explanation:#}\n")),
-        None => respond(StatusCode::NOT_FOUND, TEXT, "nothing can be told of this key\n"),
-    }
+    let wrong = |text: &'static str| respond(StatusCode::BAD_REQUEST, TEXT, text);
+    // As forms encode it: a plus is a space. Keys need not be UTF-8.
+    let key = field("key").and_then(|key| percent_decoded(&key.replace('+', " ")));
+    let Some(key) = key.filter(|key| !key.is_empty() && key.len() <= MAX_KEY) else {
+        return wrong("name a key, percent-encoded, of at most 8192 bytes: /explain?key=user%3A1\n");
+    };
+    let db = match field("db").map(str::parse) {
+        None => None,
+        Some(Ok(db)) => Some(db),
+        Some(Err(_)) => return wrong("db is the number of a Redis db: /explain?key=user%3A1&db=0\n"),
+    };
+    respond(StatusCode::OK, JSON, format!("{:#}\n", keys.explain(db, &key)))
 }
 
 fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

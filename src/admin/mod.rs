@@ -2,6 +2,7 @@
 
 mod answer;
 mod health;
+mod info;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -16,6 +17,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 pub use health::{HealthError, health};
+pub use info::info;
 
 /// What the HTTP port shows.
 pub trait AdminSource: Send + Sync + 'static {
@@ -30,9 +32,13 @@ pub trait AdminSource: Send + Sync + 'static {
 
     /// Feed, sources, table, cache.
     fn status(&self) -> serde_json::Value;
+}
 
-    /// What is known of a key, and what a fill of it would get; nothing where that cannot be told.
-    fn explain(&self, key: &[u8]) -> Option<serde_json::Value>;
+/// Who knows of single keys.
+pub trait Explain: Send + Sync + 'static {
+    /// What is known of a key of a db (that of the proxy's own connection, if none is named), and what fills of it would
+    /// get now.
+    fn explain(&self, db: Option<u32>, key: &[u8]) -> serde_json::Value;
 }
 
 /// Connections at a time. Whoever looks is done in milliseconds.
@@ -45,7 +51,11 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// Serves until the task is dropped.
 ///
 /// When [`MAX_CONNECTIONS`] are open, the oldest makes room: many slow peers cannot keep a health probe out.
-pub async fn serve(listener: TcpListener, source: Arc<dyn AdminSource>) -> Infallible {
+pub async fn serve(
+    listener: TcpListener,
+    source: Arc<dyn AdminSource>,
+    keys: Arc<dyn Explain>,
+) -> Infallible {
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         let stream = match listener.accept().await {
@@ -63,13 +73,13 @@ pub async fn serve(listener: TcpListener, source: Arc<dyn AdminSource>) -> Infal
         {
             oldest.abort();
         }
-        open.push_back(tokio::spawn(connection(stream, source.clone())).abort_handle());
+        open.push_back(tokio::spawn(connection(stream, source.clone(), keys.clone())).abort_handle());
     }
 }
 
-async fn connection(stream: TcpStream, source: Arc<dyn AdminSource>) {
+async fn connection(stream: TcpStream, source: Arc<dyn AdminSource>, keys: Arc<dyn Explain>) {
     let service = service_fn(|request| {
-        let response = answer::answer(&request, source.as_ref());
+        let response = answer::answer(&request, source.as_ref(), keys.as_ref());
         async { Ok::<_, Infallible>(response) }
     });
     let serving = http1::Builder::new()

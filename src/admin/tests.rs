@@ -18,15 +18,20 @@ impl AdminSource for Source {
     fn status(&self) -> serde_json::Value {
         serde_json::json!({ "feed": { "streaming": true } })
     }
-    fn explain(&self, key: &[u8]) -> Option<serde_json::Value> {
-        (key != b"unknown").then(|| serde_json::json!({ "bytes": key }))
+}
+
+struct Keys;
+
+impl Explain for Keys {
+    fn explain(&self, db: Option<u32>, key: &[u8]) -> serde_json::Value {
+        serde_json::json!({ "bytes": key, "db": db })
     }
 }
 
 async fn start(ready: Result<Vec<String>, Vec<String>>) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("its address");
-    tokio::spawn(serve(listener, Arc::new(Source { ready })));
+    tokio::spawn(serve(listener, Arc::new(Source { ready }), Arc::new(Keys)));
     address
 }
 
@@ -50,7 +55,11 @@ async fn every_path_answers() {
         ("GET /status", "200", "\"streaming\": true"),
         ("GET /", "200", "<title>cachefence</title>"),
         ("GET /explain?key=a%3Ab+%ff", "200", "97,\n    58,\n    98,\n    32,\n    255\n"),
-        ("GET /explain?key=unknown", "404", "nothing can be told"),
+        ("GET /explain?db=3&key=a", "200", "\"db\": 3"),
+        ("GET /explain?key=a", "200", "\"db\": null"),
+        ("GET /explain?key=a&db=x", "400", "&db=0"),
+        ("GET /explain?key=", "400", "/explain?key="),
+        ("GET /explain?keys=a", "400", "/explain?key="),
         ("GET /explain", "400", "/explain?key="),
         ("GET /explain?key=%zz", "400", "/explain?key="),
         ("GET /nothing", "404", "/metrics"),
@@ -63,6 +72,8 @@ async fn every_path_answers() {
         );
         assert!(answer.contains("cache-control: no-store"), "{answer}");
     }
+    let long = format!("GET /explain?key={}", "x".repeat(9_000));
+    assert!(ask(address, &long).await.starts_with("HTTP/1.1 400"));
     let head = ask(address, "HEAD /livez").await;
     assert!(head.contains("content-length: 6\r\n") && head.ends_with("\r\n\r\n"), "{head}");
 }

@@ -39,6 +39,8 @@ pub struct WorkerSettings {
     pub drain_timeout: Duration,
     /// Delete nothing, write nothing; acknowledge.
     pub observe: bool,
+    /// Commits wait for us, those that change no guarded key too.
+    pub strict: bool,
 }
 
 /// What others may know of the worker.
@@ -169,7 +171,8 @@ impl Worker {
                     }
                 }
             }
-            let due = self.settings.observe || self.marker_written.elapsed() >= MARKER_PACE;
+            let at_once = self.settings.observe || self.settings.strict;
+            let due = at_once || self.marker_written.elapsed() >= MARKER_PACE;
             if due || !changes.is_empty() {
                 self.apply(std::mem::take(&mut changes), reached).await;
             }
@@ -414,11 +417,12 @@ impl Worker {
         let guards = self.guards.load();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         for change in changes {
-            for guard in change.keys.iter().flat_map(|key| guards.matching(key.db, &key.name)) {
-                let counters = self.metrics.guard(guard);
-                counters.writes.inc();
-                if !self.settings.observe {
-                    counters.invalidated.inc();
+            for key in &change.keys {
+                for counters in self.metrics.guards(&guards.matching(key.db, &key.name)) {
+                    counters.writes.inc();
+                    if !self.settings.observe {
+                        counters.invalidated.inc();
+                    }
                 }
             }
             if self.settings.observe {

@@ -39,6 +39,7 @@ fn fill(name: &str, effect: Effect, keys: Keys, refused: Refused) -> FillForm {
         "MSET" => Syntax::MSet,
         "MSETNX" => Syntax::MSetNx,
         "HSET" | "HMSET" => Syntax::Fields,
+        "HSETNX" => Syntax::HSetNx,
         "COPY" => Syntax::Copy,
         "MOVE" => Syntax::Move,
         _ => Syntax::Other,
@@ -264,6 +265,8 @@ const NOT_FILLS: &[&str] = &[
 /// All others.
 const OTHERS: &[(&str, Command)] = &[
     ("ASOF", Command::Asof),
+    ("AFTER", Command::After),
+    ("FENCE", Command::Fence),
     ("MULTI", Command::Multi),
     ("EXEC", Command::Exec),
     ("DISCARD", Command::Discard),

@@ -37,6 +37,10 @@ pub enum Command {
     Fill(FillForm),
     /// `ASOF evidence command ...`.
     Asof,
+    /// `AFTER lsn [TIMEOUT ms] command ...`.
+    After,
+    /// `FENCE EXPLAIN | SOURCES | STATUS | HELP`.
+    Fence,
     /// `MULTI`.
     Multi,
     /// `EXEC`.

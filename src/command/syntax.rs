@@ -22,6 +22,8 @@ pub enum Syntax {
     MSetNx,
     /// `HSET key field value ...`
     Fields,
+    /// `HSETNX key field value`
+    HSetNx,
     /// `COPY source destination [DB db] [REPLACE]`
     Copy,
     /// `MOVE key db`
@@ -42,7 +44,7 @@ impl Syntax {
             Self::MSet | Self::MSetNx => arguments.len().is_multiple_of(2),
             Self::Fields => !arguments.len().is_multiple_of(2),
             Self::Copy | Self::Move => self.db(arguments, 0).is_none(),
-            Self::SetNx | Self::GetSet | Self::Other => false,
+            Self::SetNx | Self::GetSet | Self::HSetNx | Self::Other => false,
         }
     }
 

@@ -11,7 +11,7 @@ use toml::{Spanned, Table, Value};
 
 use super::environment::{self, variable};
 use super::schema::{ROOT, Wrong};
-use super::{Config, check};
+use super::{Config, check, strict};
 
 const DEFAULT_FILE: &str = "cachefence.toml";
 
@@ -132,8 +132,11 @@ impl Config {
             })
             .collect();
         let mut wrong = Vec::new();
-        let settings = Value::Table(settings);
+        let mut settings = Value::Table(settings);
         ROOT.check("", &settings, &mut wrong);
+        if wrong.is_empty() {
+            wrong = strict::apply(&mut settings);
+        }
         problems.extend(wrong.into_iter().map(|wrong| origin.problem(wrong)));
         if !problems.is_empty() {
             return Err(wrong_settings(problems));

@@ -9,6 +9,7 @@ mod duration;
 mod environment;
 mod load;
 mod schema;
+mod strict;
 /// The key in Redis that holds the marker of a slot's feed. No template may cover it.
 pub fn marker_key(slot: &str) -> String {
     format!("cachefence:{slot}")
@@ -237,9 +238,58 @@ pub struct Guard {
     /// Whose miss can vouch for a fill.
     #[serde(default)]
     pub lease: Lease,
+    /// Where a fill says which version of its row it was made from.
+    #[serde(default)]
+    pub version: Option<Version>,
     /// While the feed is lost.
     #[serde(default)]
     pub when_feed_lost: WhenFeedLost,
+    /// How long a miss waits for the fill that another client's miss of the same key leads to; zero: not at all.
+    #[serde(default, deserialize_with = "duration::deserialize")]
+    pub coalesce: Duration,
+}
+
+impl Guard {
+    /// What holds for a key that no guard covers and that was fenced by name: the defaults, and with the contract
+    /// `strict` what that allows.
+    pub fn of_messages(contract: Contract) -> Self {
+        let strict = contract == Contract::Strict;
+        let lost = WhenFeedLost::default();
+        Self {
+            table: String::new(),
+            keys: Vec::new(),
+            db: None,
+            on_stale: OnStale::default(),
+            reply: Reply::default(),
+            unproven: if strict { Unproven::Refuse } else { Unproven::default() },
+            unproven_ttl: one_minute(),
+            lease: Lease::default(),
+            when_feed_lost: if strict {
+                WhenFeedLost { reads: LostReads::Miss, fills: LostFills::Refuse, ..lost }
+            } else {
+                lost
+            },
+            version: None,
+            coalesce: Duration::ZERO,
+        }
+    }
+}
+
+/// `guard[].version`: a column, and one of the others.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Version {
+    /// The column that every write of a row raises.
+    pub column: String,
+    /// A JSON pointer into the value.
+    #[serde(default)]
+    pub json: Option<String>,
+    /// `true`: it is the value.
+    #[serde(default)]
+    pub raw: Option<bool>,
+    /// The field of a hash that holds it.
+    #[serde(default)]
+    pub field: Option<String>,
 }
 
 /// What happens to a stale fill.

@@ -96,7 +96,7 @@ static SETTINGS: [(&str, Node); 7] = [
                 ("url", URL),
                 ("slot", TEXT),
                 ("publication", TEXT),
-                ("contract", choice(&["bounded"], &["strict"])),
+                ("contract", choice(&["bounded", "strict"], &[])),
                 ("application_name", TEXT),
                 ("feed_lost_after", TIME),
                 ("max_lag", TIME),
@@ -131,7 +131,19 @@ static GUARD: Node = Node::Table {
         ("unproven_ttl", TIME),
         ("lease", choice(&["connection", "key", "off"], &[])),
         ("max_ttl", Node::Unsupported),
-        ("version", Node::Unsupported),
+        ("coalesce", Node::Leaf(Kind::Duration(MILLISECOND, Duration::from_secs(10)))),
+        (
+            "version",
+            Node::Table {
+                settings: &[
+                    ("column", TEXT),
+                    ("json", TEXT),
+                    ("raw", Node::Leaf(Kind::Switch)),
+                    ("field", TEXT),
+                ],
+                required: &["column"],
+            },
+        ),
         (
             "when_feed_lost",
             table(&[

@@ -133,24 +133,83 @@ fn guards_are_checked() {
 }
 
 #[test]
+fn a_version_is_in_one_place() {
+    let text =
+        |version: &str| format!("[[guard]]\ntable = \"users\"\nkeys = [\"user:<id>\"]\nversion = {version}");
+    for good in ["json = \"/a/0\"", "json = \"\"", "raw = true", "field = \"v\""] {
+        let config = parse(&format!("{MINIMAL}{}", text(&format!("{{ column = \"v\", {good} }}"))), &[]);
+        assert!(config.is_ok(), "{config:?}");
+    }
+    let allowed = "allowed: a column, and one of json = \"/pointer\", raw = true, field = \"name\"";
+    for bad in ["", ", raw = false", ", raw = true, field = \"v\"", ", json = \"/v\", raw = false"] {
+        let error = errors(&text(&format!("{{ column = \"v\"{bad} }}")));
+        assert_eq!(error, format!("c.toml:6: guard[0].version: {allowed}"), "{bad}");
+    }
+    let pointer = errors(&text("{ column = \"v\", json = \"v\" }"));
+    assert!(pointer.starts_with("c.toml:6: guard[0].version.json: found \"v\"; allowed: a JSON pointer"));
+    assert!(errors(&text("{ raw = true }")).contains("guard[0].version.column: it is missing"));
+    assert!(
+        errors(&text("{ column = \"v\", path = \"/v\" }"))
+            .contains("no such setting; allowed here: column, json")
+    );
+    assert!(errors(&text("\"v\"")).contains("found \"v\"; allowed: a table"));
+    let config = parse(
+        &format!("{MINIMAL}{}", text("{ column = \"v\" }")),
+        &[("CACHEFENCE_GUARD__0__VERSION__RAW", "true")],
+    );
+    assert_eq!(
+        config.expect("settings").guards[0].version.as_ref().and_then(|version| version.raw),
+        Some(true)
+    );
+}
+
+#[test]
 fn settings_of_later_versions_are_known_and_refused() {
     let guard = "[[guard]]\ntable = \"users\"\nkeys = [\"user:<id>\"]\n";
     for (text, path) in [
         (format!("{guard}on_stale = \"delete\""), "c.toml:6: guard[0].on_stale: "),
         (format!("{guard}stale_ttl = \"1s\""), "c.toml:6: guard[0].stale_ttl: "),
         (format!("{guard}max_ttl = \"1h\""), "c.toml:6: guard[0].max_ttl: "),
-        (format!("{guard}version = {{ raw = true }}"), "c.toml:6: guard[0].version: "),
-        (format!("{guard}[guard.version]\ncolumn = \"v\""), "c.toml:6: guard[0].version: "),
     ] {
         let error = errors(&text);
         assert!(error.starts_with(path) && error.contains("not supported by this version"), "{error}");
     }
     assert!(parse(&MINIMAL.replace("app", "app?sslmode=verify-full"), &[]).is_err());
-    let strict = parse(&format!("{MINIMAL}contract = \"strict\""), &[]).expect_err("an error").to_string();
-    assert_eq!(
-        strict,
-        "c.toml:3: postgres.contract: \"strict\" is not supported by this version; allowed: \"bounded\""
-    );
+}
+
+/// What a guard leaves out is as strict wants it; what it says otherwise is refused, with what to write.
+#[test]
+fn strict_has_defaults_of_its_own_and_refuses_what_cannot_keep_it() {
+    let guard = "[[guard]]\ntable = \"users\"\nkeys = [\"user:<id>\"]\n";
+    let strict = |rest: &str, variables: &[(&str, &str)]| {
+        parse(&format!("{MINIMAL}contract = \"strict\"\n{guard}{rest}"), variables)
+    };
+    let config = strict("", &[]).expect("settings");
+    assert_eq!(config.postgres.contract, Contract::Strict);
+    let lost = WhenFeedLost { reads: LostReads::Miss, fills: LostFills::Refuse, ..WhenFeedLost::default() };
+    assert_eq!((config.guards[0].unproven, config.guards[0].when_feed_lost), (Unproven::Refuse, lost));
+    let config = strict("when_feed_lost = { fills_ttl = \"2s\" }\nlease = \"off\"", &[]).expect("settings");
+    let lost = WhenFeedLost { fills_ttl: Duration::from_secs(2), ..lost };
+    assert_eq!((config.guards[0].lease, config.guards[0].when_feed_lost), (Lease::Off, lost));
+
+    for (rest, path, instead) in [
+        ("unproven = \"cap\"", "unproven", "\"refuse\""),
+        ("unproven = \"allow\"", "unproven", "\"refuse\""),
+        ("lease = \"key\"", "lease", "\"connection\" or \"off\""),
+        ("when_feed_lost = { reads = \"serve\" }", "when_feed_lost.reads", "\"miss\""),
+        ("when_feed_lost = { fills = \"cap\" }", "when_feed_lost.fills", "\"refuse\""),
+    ] {
+        let error = strict(rest, &[]).expect_err(rest).to_string();
+        assert!(error.starts_with(&format!("c.toml:7: guard[0].{path}: found ")), "{error}");
+        assert!(
+            error.contains(&format!("write {instead}, or set postgres.contract = \"bounded\"")),
+            "{error}"
+        );
+        let bounded = parse(&format!("{MINIMAL}{guard}{rest}"), &[]);
+        assert!(bounded.is_ok(), "{bounded:?}");
+    }
+    let by_variable = strict("", &[("CACHEFENCE_GUARD__0__LEASE", "key")]).expect_err("an error").to_string();
+    assert!(by_variable.starts_with("CACHEFENCE_GUARD__0__LEASE: guard[0].lease: found"), "{by_variable}");
 }
 
 /// The fields that a shape has, from serde's own refusal of another.

@@ -3,15 +3,15 @@
 //! While a transaction arrives its keys are collected, each once. At its commit every key is fenced, the
 //! settlement hears of it, and what has to be deleted is handed out. Nothing here waits for anything.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::catalog::{Table, column_kind};
+use super::catalog::{Table, column_kind, learn};
 use super::job::Invalidation;
 use super::positions::Positions;
 use super::state::{BROKEN_BY_STREAM, FeedState};
-use crate::fence::{self, Write};
-use crate::guard::{CacheKey, ColumnKind, Guard, GuardId, Guards, key_hash};
+use crate::fence::{self, FillId, KeyHash, RowChange, RowChanges, Version, Write};
+use crate::guard::{CacheKey, ColumnKind, Guard, GuardId, Guards, VersionKind, key_hash};
 use crate::pg::pgoutput::{Message, OldTuple, Relation, Tuple, Value};
 use crate::pg::replication::unix_micros;
 use crate::position::Lsn;
@@ -22,8 +22,9 @@ pub const MESSAGE_PREFIX: &str = "cachefence";
 /// Keys that one transaction may name before its guards are fenced as a whole: memory stays bounded.
 const MAX_TRANSACTION_KEYS: usize = 1_000_000;
 
-/// A key that a message named, not a guard's template.
-const NO_GUARD: GuardId = GuardId(u16::MAX);
+/// Keys that messages of one transaction may name before they are fenced and handed on for deletion without waiting
+/// for the rest of it.
+const MAX_NAMED_KEYS: usize = 10_000;
 
 /// A guard on a table as the stream describes it.
 #[derive(Debug)]
@@ -31,17 +32,63 @@ struct Rules {
     guard: GuardId,
     /// Per template, per placeholder, the column's index.
     templates: Vec<Vec<usize>>,
+    /// Where the version is, if the guard has one.
+    version: Option<VersionColumn>,
     /// Rows cannot be turned into keys: the columns are not what the templates need.
     broken: bool,
+}
+
+/// The column that holds the version.
+#[derive(Debug, Clone, Copy)]
+struct VersionColumn {
+    place: usize,
+    kind: VersionKind,
+    /// An old row that is sent has it, even if it is not sent whole.
+    in_identity: bool,
+}
+
+impl VersionColumn {
+    fn of_row(self, value: Option<Value<'_>>) -> Option<Version> {
+        match value {
+            Some(Value::Text(text)) => self.kind.of_row(text),
+            _ => None,
+        }
+    }
+}
+
+/// The versions of a row before and after a change, as far as they are sent.
+#[derive(Clone, Copy)]
+struct Versions {
+    old: Option<Version>,
+    new: Option<Version>,
+}
+
+impl Versions {
+    fn updated(self) -> RowChange {
+        RowChange::Updated { old: self.old, new: self.new }
+    }
+}
+
+/// A key of a transaction.
+#[derive(Debug)]
+struct Named {
+    /// The guard that named it first.
+    guard: GuardId,
+    /// What became of its row: none if other rows may feed it as well.
+    row: Option<Box<RowChanges>>,
 }
 
 /// The transaction that is arriving.
 #[derive(Debug, Default)]
 struct Transaction {
     xid: u32,
-    /// Each key once, with the guard that named it.
-    /// Each with its db behind it (see [`put_db`]), so that it can be looked up where it was rendered.
-    keys: HashMap<Vec<u8>, GuardId>,
+    /// Each key once, with its db behind it (see [`put_db`]), so that it can be looked up where it was rendered.
+    keys: HashMap<Vec<u8>, Named>,
+    /// Those that messages have named, in the same form.
+    named: HashSet<Vec<u8>>,
+    /// Where its commit record begins.
+    commit_lsn: Lsn,
+    commit_time_us: i64,
     truncated: Vec<GuardId>,
     /// Broken guards whose layout fits again, once this is committed.
     mended: Vec<GuardId>,
@@ -51,7 +98,21 @@ impl Transaction {
     fn truncate(&mut self, guard: GuardId) {
         if !self.truncated.contains(&guard) {
             self.truncated.push(guard);
-            self.keys.retain(|_, of| *of != guard);
+            self.keys.retain(|_, named| named.guard != guard);
+        }
+    }
+
+    /// A change of a key. `row` tells what became of the one row that feeds it, if it is one.
+    fn name(&mut self, key: &[u8], guard: GuardId, row: Option<RowChange>) {
+        match (self.keys.get_mut(key), row) {
+            (None, row) => {
+                let row = row.map(|change| Box::new(RowChanges::new(guard, change)));
+                self.keys.insert(key.to_vec(), Named { guard, row });
+            }
+            (Some(Named { guard: of, row: Some(changes) }), Some(change)) if *of == guard => {
+                changes.add(change)
+            }
+            (Some(named), _) => named.row = None,
         }
     }
 }
@@ -76,18 +137,24 @@ pub struct Applier {
     state: Arc<FeedState>,
     /// The types that the templates were made for.
     tables: Vec<Table>,
+    /// The guards with these.
+    learnt: Guards,
     /// By the table's oid; tables without a guard are not in it.
     relations: HashMap<u32, Rules>,
     transaction: Option<Transaction>,
     max_keys: usize,
-    /// Reused for every key.
-    key: Vec<u8>,
+    max_named: usize,
+    /// Names were dropped for lack of room, and that was said.
+    said_dropped: bool,
+    /// Reused for every key: that of the old row, and that of the new one.
+    key: [Vec<u8>; 2],
 }
 
 impl Applier {
     /// Keys that no guard derives are in the Redis db `db`.
     pub fn new(guards: Arc<Guards>, db: u32, positions: Arc<Positions>, state: Arc<FeedState>) -> Self {
         Self {
+            learnt: (*guards).clone(),
             guards,
             db,
             positions,
@@ -96,12 +163,15 @@ impl Applier {
             relations: HashMap::new(),
             transaction: None,
             max_keys: MAX_TRANSACTION_KEYS,
-            key: Vec::new(),
+            max_named: MAX_NAMED_KEYS,
+            said_dropped: false,
+            key: Default::default(),
         }
     }
 
     /// A new stream begins: it describes every table again and starts with whole transactions.
     pub fn restart(&mut self, tables: Vec<Table>) {
+        self.learnt = learn(&self.guards, &tables);
         self.tables = tables;
         self.relations.clear();
         self.transaction = None;
@@ -115,16 +185,18 @@ impl Applier {
     /// Takes one message.
     pub fn apply(&mut self, message: Message<'_>) -> Applied {
         match message {
-            Message::Begin { xid, .. } => {
-                self.transaction = Some(Transaction { xid, ..Transaction::default() });
+            Message::Begin { xid, commit_lsn, commit_time } => {
+                let commit_time_us = unix_micros(commit_time);
+                self.transaction =
+                    Some(Transaction { xid, commit_lsn, commit_time_us, ..Transaction::default() });
             }
             Message::Commit { end_lsn, commit_time, .. } => {
                 return self.commit(end_lsn, unix_micros(commit_time));
             }
             Message::Relation(relation) => self.relation(&relation),
-            Message::Insert { relation, new } => self.change(relation, None, Some(new)),
-            Message::Update { relation, old, new } => self.change(relation, old, Some(new)),
-            Message::Delete { relation, old } => self.change(relation, Some(old), None),
+            Message::Insert { relation, new } => self.change(relation, None, Some(new), true),
+            Message::Update { relation, old, new } => self.change(relation, old, Some(new), false),
+            Message::Delete { relation, old } => self.change(relation, Some(old), None, false),
             Message::Truncate(tables) => {
                 for oid in tables.relations() {
                     if let (Some(rules), Some(transaction)) =
@@ -135,23 +207,73 @@ impl Applier {
                 }
             }
             Message::Logical { transactional: true, prefix: MESSAGE_PREFIX, content, .. } => {
-                if let Some(transaction) = &mut self.transaction {
-                    // In the db of those guards that name none, and wherever it is guarded.
-                    let guarded =
-                        self.guards.dbs().filter(|db| !self.guards.matching(*db, content).is_empty());
-                    for db in guarded.chain([self.db]) {
-                        self.key.clear();
-                        self.key.extend_from_slice(content);
-                        put_db(&mut self.key, db);
-                        if !transaction.keys.contains_key(&self.key[..]) {
-                            transaction.keys.insert(self.key.clone(), NO_GUARD);
-                        }
-                    }
-                }
+                return self.name(content);
             }
             Message::Logical { .. } | Message::Origin { .. } | Message::Type { .. } => {}
         }
         Applied::Nothing
+    }
+
+    /// A message names a key: in the db of those guards that name none, and wherever it is guarded.
+    fn name(&mut self, key: &[u8]) -> Applied {
+        let Some(transaction) = &mut self.transaction else { return Applied::Nothing };
+        let guarded = self.guards.dbs().filter(|db| !self.guards.matching(*db, key).is_empty());
+        let [rendered, _] = &mut self.key;
+        for db in guarded.chain([self.db]) {
+            rendered.clear();
+            rendered.extend_from_slice(key);
+            put_db(rendered, db);
+            if !transaction.named.contains(&rendered[..]) {
+                transaction.named.insert(rendered.clone());
+            }
+        }
+        if transaction.named.len() < self.max_named {
+            return Applied::Nothing;
+        }
+        self.hand_on_names()
+    }
+
+    /// A transaction names more keys than shall be held at a time. What arrives is committed already, so those that are
+    /// here can be fenced and deleted now. Where the commit record ends is not known yet. But nobody ever stands in the
+    /// middle of a record, so to have passed its beginning is to have passed its end; and up to its beginning all is
+    /// received, and no more of it may be confirmed: the transaction has to be sent again if we stop here.
+    fn hand_on_names(&mut self) -> Applied {
+        let Some(transaction) = &mut self.transaction else { return Applied::Nothing };
+        let (end_lsn, commit_time_us) = (transaction.commit_lsn, transaction.commit_time_us);
+        let lsn = Lsn(end_lsn.0.saturating_add(1));
+        let write = Write { xid: self.positions.extend(transaction.xid), lsn };
+        let named = std::mem::take(&mut transaction.named);
+        let mut draining = Vec::new();
+        let keys = self.fence_names(named, write, &mut draining);
+        // A miss is worth less than this write until the transaction is visible, although its end is far off.
+        self.positions.received(write);
+        Applied::Commit(Invalidation { end_lsn, commit_time_us, keys, truncated: Vec::new(), draining })
+    }
+
+    /// Fences keys that messages have named, and has fills of theirs judged.
+    fn fence_names(
+        &mut self,
+        named: HashSet<Vec<u8>>,
+        write: Write,
+        draining: &mut Vec<(KeyHash, FillId)>,
+    ) -> Vec<CacheKey> {
+        let fence = self.positions.fence();
+        let mut room = true;
+        let fence_name = |key: Vec<u8>| {
+            let key = without_db(key);
+            let hash = key_hash(key.db, &key.name);
+            // Named first: a fill that comes in between is known to be in flight, and waited for.
+            room &= fence.name(hash, write.lsn);
+            fence.write(hash, write, draining);
+            key
+        };
+        let keys = named.into_iter().map(fence_name).collect();
+        if !room && !std::mem::replace(&mut self.said_dropped, true) {
+            tracing::warn!(
+                "more keys were fenced by name than can be remembered: fills of the oldest are not judged any more"
+            );
+        }
+        keys
     }
 
     /// A table's layout, new or changed.
@@ -171,8 +293,9 @@ impl Applier {
         };
         let known = self.tables.iter().find(|table| table.guard == guard.id);
         let id = guard.id;
-        let rules = match fit(guard, known, relation) {
-            Ok(templates) => {
+        let version = self.learnt.get(id).map_or(Ok(None), |guard| fit_version(guard, relation));
+        let rules = match fit(guard, known, relation).and_then(|templates| Ok((templates, version?))) {
+            Ok((templates, version)) => {
                 if self.state.is_broken_by(id, BROKEN_BY_STREAM)
                     && let Some(transaction) = &mut self.transaction
                 {
@@ -180,11 +303,11 @@ impl Applier {
                     transaction.truncate(id);
                     transaction.mended.push(id);
                 }
-                Rules { guard: id, templates, broken: false }
+                Rules { guard: id, templates, version, broken: false }
             }
             Err(why) => {
                 self.break_guard(id, &why);
-                Rules { guard: id, templates: Vec::new(), broken: true }
+                Rules { guard: id, templates: Vec::new(), version: None, broken: true }
             }
         };
         self.relations.insert(relation.oid, rules);
@@ -202,11 +325,11 @@ impl Applier {
     }
 
     /// The keys of a row before and after.
-    fn change(&mut self, oid: u32, old: Option<OldTuple<'_>>, new: Option<Tuple<'_>>) {
+    fn change(&mut self, oid: u32, old: Option<OldTuple<'_>>, new: Option<Tuple<'_>>, is_insert: bool) {
         let (Some(rules), Some(transaction)) = (self.relations.get(&oid), &mut self.transaction) else {
             return;
         };
-        let Some(guard) = self.guards.get(rules.guard) else { return };
+        let Some(guard) = self.learnt.get(rules.guard) else { return };
         if transaction.truncated.contains(&rules.guard) {
             return;
         }
@@ -219,7 +342,17 @@ impl Applier {
         let new = new.map(|new| new.values().collect::<smallvec::SmallVec<[Value<'_>; 32]>>());
         let old_value = |column: usize| old.as_ref().and_then(|row| row.get(column)).copied();
         let new_value = |column: usize| new.as_ref().and_then(|row| row.get(column)).copied();
+        let version = rules.version;
+        let new_version = version.and_then(|v| v.of_row(new_value(v.place)));
+        // Of an old row the columns of the replica identity are sent, and where none is sent, they have not changed.
+        let old_version = match version.filter(|v| v.in_identity) {
+            Some(_) if old.is_none() => new_version,
+            Some(version) => version.of_row(old_value(version.place)),
+            None => None,
+        };
+        let versions = Versions { old: old_version, new: new_version };
         for (template, columns) in guard.templates.iter().zip(&rules.templates) {
+            let mut made = [false; 2];
             for is_new in [false, true] {
                 if (is_new && new.is_none()) || (!is_new && old.is_none()) {
                     continue;
@@ -241,18 +374,25 @@ impl Applier {
                     transaction.truncate(rules.guard);
                     return;
                 }
-                self.key.clear();
+                let key = &mut self.key[usize::from(is_new)];
+                key.clear();
                 let text = |n: usize| match value(n) {
                     Some(Value::Text(text)) => Some(text),
                     _ => None,
                 };
-                if !template.render(text, &mut self.key) {
-                    continue;
-                }
-                put_db(&mut self.key, guard.db);
-                if !transaction.keys.contains_key(&self.key[..]) {
-                    transaction.keys.insert(self.key.clone(), rules.guard);
-                }
+                made[usize::from(is_new)] = template.render(text, key);
+                put_db(key, guard.db);
+            }
+            let [old_key, new_key] = &self.key;
+            // Without an old row the columns of the replica identity have not changed, and so has no key.
+            let stays = if old.is_none() { !is_insert } else { made == [true, true] && old_key == new_key };
+            let tells = template.is_one_row() && version.is_some();
+            if made[0] && !stays {
+                transaction.name(old_key, rules.guard, tells.then(|| RowChange::Deleted(versions.old)));
+            }
+            if made[1] {
+                let change = if stays { versions.updated() } else { RowChange::Inserted(versions.new) };
+                transaction.name(new_key, rules.guard, tells.then_some(change));
             }
         }
         if transaction.keys.len() > self.max_keys {
@@ -269,16 +409,28 @@ impl Applier {
     fn commit(&mut self, end_lsn: Lsn, commit_time_us: i64) -> Applied {
         let Some(transaction) = self.transaction.take() else { return Applied::Position(end_lsn) };
         self.state.transaction_keys.store(0, std::sync::atomic::Ordering::Relaxed);
-        if transaction.keys.is_empty() && transaction.truncated.is_empty() {
+        if transaction.keys.is_empty() && transaction.named.is_empty() && transaction.truncated.is_empty() {
             return Applied::Position(end_lsn);
         }
         let write = Write { xid: self.positions.extend(transaction.xid), lsn: end_lsn };
-        let fence = self.positions.fence();
         let mut draining = Vec::new();
-        let keys: Vec<CacheKey> = transaction.keys.into_keys().map(without_db).collect();
-        for key in &keys {
-            fence.write(key_hash(key.db, &key.name), write, &mut draining);
+        // First, and without those that are a row's as well: each key once. What a message names has changed by more than
+        // its row, of which the row's version says nothing.
+        let (mut named, mut rows) = (transaction.named, transaction.keys);
+        named.retain(|key| rows.get_mut(key).map(|of_row| of_row.row = None).is_none());
+        let named = self.fence_names(named, write, &mut draining);
+        let fence = self.positions.fence();
+        let mut keys = Vec::with_capacity(rows.len() + named.len());
+        for (key, named) in rows {
+            let key = without_db(key);
+            let hash = key_hash(key.db, &key.name);
+            match named.row {
+                Some(changes) => fence.write_row(hash, write, &changes, &mut draining),
+                None => fence.write(hash, write, &mut draining),
+            }
+            keys.push(key);
         }
+        keys.extend(named);
         for guard in &transaction.truncated {
             fence.write_guard(fence::GuardId(guard.0), write, &mut draining);
         }
@@ -323,8 +475,8 @@ fn sent<'a>(value: Option<Value<'a>>, other: Option<Value<'a>>) -> Option<Value<
 fn bound(transaction: &mut Transaction, guards: &Guards, max_keys: usize) {
     while transaction.keys.len() > max_keys {
         let mut counts: HashMap<GuardId, usize> = HashMap::new();
-        for guard in transaction.keys.values().filter(|guard| **guard != NO_GUARD) {
-            *counts.entry(*guard).or_default() += 1;
+        for guard in transaction.keys.values().map(|named| named.guard) {
+            *counts.entry(guard).or_default() += 1;
         }
         let Some((guard, keys)) = counts.into_iter().max_by_key(|(_, count)| *count) else { return };
         let table = guards.get(guard).map_or("", |guard| guard.label.as_str());
@@ -353,6 +505,20 @@ fn fit(guard: &Guard, known: Option<&Table>, relation: &Relation<'_>) -> Result<
         Ok(index)
     };
     guard.templates.iter().map(|template| template.columns().iter().map(place).collect()).collect()
+}
+
+/// The column that holds a guard's versions, or why it cannot be had.
+fn fit_version(guard: &Guard, relation: &Relation<'_>) -> Result<Option<VersionColumn>, String> {
+    let Some((rule, kind)) = guard.version.as_ref().and_then(|rule| Some((rule, rule.kind?))) else {
+        return Ok(None);
+    };
+    let name = &rule.column;
+    let found = relation.columns().enumerate().find(|(_, column)| column.name == name);
+    let (place, column) = found.ok_or_else(|| format!("column {name:?}, its version, is gone"))?;
+    if VersionKind::of_type(column.type_oid) != Some(kind) {
+        return Err(format!("column {name:?}, its version, has another type; restart to take it in"));
+    }
+    Ok(Some(VersionColumn { place, kind, in_identity: column.in_identity }))
 }
 
 #[cfg(test)]

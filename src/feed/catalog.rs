@@ -6,7 +6,7 @@ use tokio_postgres::{Client, NoTls};
 
 pub use super::problem::{CatalogError, Problem, describe};
 use super::quoting::{quoted_name, quoted_table};
-use crate::guard::{ColumnKind, Guard, GuardId, Guards};
+use crate::guard::{ColumnKind, Guard, GuardId, Guards, VersionKind};
 use crate::pg::error::error_chain;
 use crate::pg::replication::Walsender;
 use crate::pg::target::{SESSION, Target, parse_url};
@@ -90,6 +90,8 @@ pub struct Table {
     pub oid: u32,
     /// Its columns.
     pub columns: Vec<Column>,
+    /// Those of its primary key; none if it has none, or one that can be put off to the end of a transaction.
+    pub primary_key: Vec<String>,
 }
 
 impl Table {
@@ -97,6 +99,37 @@ impl Table {
     pub fn kind(&self, column: &str) -> ColumnKind {
         self.columns.iter().find(|c| c.name == column).map_or(ColumnKind::Any, Column::kind)
     }
+
+    /// What a column holds as a version.
+    fn version_kind(&self, column: &str) -> Option<VersionKind> {
+        self.columns.iter().find(|c| c.name == column).and_then(|c| VersionKind::of_type(c.type_oid))
+    }
+}
+
+/// The guards with what the catalog tells: the types of their columns, and which keys are of one row.
+pub fn learn(guards: &Guards, tables: &[Table]) -> Guards {
+    let table = |guard: &Guard| tables.iter().find(|table| table.guard == guard.id);
+    let typed = guards
+        .with_column_kinds(|guard, column| table(guard).map_or(ColumnKind::Any, |table| table.kind(column)));
+    typed.with_rows(|guard| {
+        let Some(table) = table(guard) else { return (&[], None) };
+        let kind = guard.version.as_ref().and_then(|version| table.version_kind(&version.column));
+        (&table.primary_key, kind)
+    })
+}
+
+/// What of a guard's version evidence will be of less use than was hoped for.
+pub fn weak_versions<'a>(guards: &'a Guards, tables: &[Table]) -> Vec<(&'a Guard, &'static str)> {
+    let learnt = learn(guards, tables);
+    let weak = |guard: &&Guard| {
+        let learnt = learnt.get(guard.id);
+        learnt.is_some_and(|guard| {
+            guard.version.is_some() && !guard.templates.iter().any(crate::guard::Template::is_one_row)
+        })
+    };
+    let why = "no template contains the table's whole primary key (one that is not deferrable) in a way that tells rows \
+               apart, so the version of a fill proves nothing";
+    guards.iter().filter(weak).map(|guard| (guard, why)).collect()
 }
 
 /// The server itself.
@@ -163,6 +196,9 @@ const COLUMNS: &str = "\
                    WHERE i.indrelid = a.attrelid AND i.indisvalid AND i.indimmediate \
                      AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident \
                          ELSE false END \
+                     AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])), \
+           EXISTS (SELECT FROM pg_catalog.pg_index i \
+                   WHERE i.indrelid = a.attrelid AND i.indisvalid AND i.indimmediate AND i.indisprimary \
                      AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])) \
     FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid \
     WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
@@ -213,12 +249,15 @@ async fn table(
         return Ok(None);
     }
 
-    let mut columns = Vec::new();
+    let (mut columns, mut primary_key) = (Vec::new(), Vec::new());
     // Name -> (generated, in the identity).
     let mut flags: HashMap<String, (bool, bool)> = HashMap::new();
     for row in client.query(COLUMNS, &[&oid]).await? {
         let column = Column { name: row.get(0), type_oid: row.get(1), type_name: row.get(2) };
         flags.insert(column.name.clone(), (row.get(3), identity == "f" || row.get::<_, bool>(4)));
+        if row.get(5) {
+            primary_key.push(column.name.clone());
+        }
         columns.push(column);
     }
     if !flags.values().any(|(_, in_identity)| *in_identity) {
@@ -250,7 +289,28 @@ async fn table(
             }
         }
     }
-    Ok((problems.len() == before).then_some(Table { guard: guard.id, oid, columns }))
+    let version = guard.version.as_ref().and_then(|version| {
+        let column = columns.iter().find(|column| column.name == version.column);
+        let is_generated = flags.get(&version.column).is_some_and(|(generated, _)| *generated);
+        Some((version.column.clone(), wrong_version(column, is_generated)?))
+    });
+    if let Some((column, what)) = version {
+        problems.push(Problem::VersionColumn { guard: guard.id, table: label(), column, what });
+    }
+    Ok((problems.len() == before).then_some(Table { guard: guard.id, oid, columns, primary_key }))
+}
+
+/// Why a column cannot hold versions.
+fn wrong_version(column: Option<&Column>, is_generated: bool) -> Option<String> {
+    match column {
+        None => Some("which the table does not have".into()),
+        Some(_) if is_generated => Some("which is generated: Postgres does not replicate it".into()),
+        Some(column) if VersionKind::of_type(column.type_oid).is_none() => Some(format!(
+            "which is of type {}; allowed: smallint, integer, bigint, timestamp, timestamp with time zone",
+            column.type_name
+        )),
+        Some(_) => None,
+    }
 }
 
 /// Whether a publication is there, and what is wrong with it.

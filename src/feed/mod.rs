@@ -6,6 +6,8 @@
 //!  stream    the socket: read, apply, confirm
 //!  apply     rows -> keys; a commit -> fences, settlement, deletions
 //!  sources   polls what the sources show -> settlement
+//!  reached   how far every key is deleted, and who waits for that
+//!  strict    do commits wait for us?  what Postgres says of it
 //!  state     how all this is doing, for everyone else
 //! ```
 //!
@@ -19,10 +21,13 @@ mod job;
 mod positions;
 mod problem;
 mod quoting;
+mod reached;
 pub mod sources;
 pub mod sql;
+pub mod standby_names;
 mod state;
 mod stream;
+mod strict;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -35,9 +40,11 @@ pub use apply::MESSAGE_PREFIX;
 pub use catalog::{CatalogError, Problem};
 pub use job::{CacheJob, Found, GapReason, Identity, Invalidation};
 pub use positions::Positions;
+pub use reached::{Awaited, Reached};
 pub use sources::{Source, SourceState};
 pub use state::FeedState;
 pub use stream::StreamError;
+pub use strict::Strict;
 
 use crate::fence::Millis;
 use crate::guard::{GuardId, Guards};
@@ -47,6 +54,7 @@ use crate::position::Lsn;
 use apply::Applier;
 use backoff::Backoff;
 use catalog::{Publication, Table};
+use standby_names::StandbyNames;
 use state::BROKEN_BY_CATALOG;
 use stream::Stream;
 
@@ -131,6 +139,8 @@ pub struct Feed {
 struct Ready {
     sender: Walsender,
     position: Lsn,
+    /// How far the server's log was flushed.
+    flushed: Lsn,
     floor: Lsn,
     identity: Identity,
     gap: Option<GapReason>,
@@ -191,6 +201,7 @@ impl Feed {
         }
         tasks.spawn(judge_health(self.state.clone(), self.positions.clone(), self.settings.clone()));
         tasks.spawn(watch_catalog(self.state.clone(), self.guards.clone(), self.settings.clone()));
+        tasks.spawn(strict::watch(self.state.clone(), self.settings.clone()));
 
         let mut backoff = Backoff::default();
         loop {
@@ -199,9 +210,7 @@ impl Feed {
                 Ok(()) => continue,
                 Err(error) => error,
             };
-            self.state.connected.store(false, Ordering::Relaxed);
-            self.state.streaming.store(false, Ordering::Relaxed);
-            self.state.reconnects.fetch_add(1, Ordering::Relaxed);
+            self.state.ended();
             let cache_gone = matches!(error, FeedError::Stream(StreamError::CacheGone));
             if cache_gone || (error.is_permanent() && !self.ever_streamed) {
                 return Err(error);
@@ -241,8 +250,15 @@ impl Feed {
             self.positions.restart(ready.identity, position, ready.floor, true);
             self.stream.confirmed = position;
             self.state.server_end_lsn.store(position.0, Ordering::Relaxed);
+            // Of another history, perhaps: nobody may take it for one of this.
+            self.state.applied_lsn.store(position.0, Ordering::Relaxed);
         }
         self.identity = Some(ready.identity);
+        if first {
+            for (guard, why) in catalog::weak_versions(&self.guards, &ready.tables) {
+                tracing::warn!(guard = guard.label, why, "version evidence is of no use for a guard");
+            }
+        }
         self.state.set_tables(&ready.tables);
         self.stream.applier.restart(std::mem::take(&mut ready.tables));
 
@@ -267,8 +283,7 @@ impl Feed {
         self.outdated = false;
         ready.sender.start(&settings.slot, position, &settings.publication).await?;
         self.state.heard(self.positions.now());
-        self.state.streaming.store(true, Ordering::Relaxed);
-        self.state.set_error(None);
+        self.state.begun(ready.flushed);
         self.ever_streamed = true;
         tracing::info!(slot = settings.slot, %position, "streaming");
         Ok(self.stream.run(&mut ready.sender, position).await?)
@@ -278,7 +293,7 @@ impl Feed {
     fn succeed(&self, found: Found, ready: &Ready) {
         let Found::Predecessor { same_history } = found else { return };
         // Where commits waited for us, more was confirmed than was visible.
-        let synchronous = self.state.synchronous.load(Ordering::Relaxed);
+        let synchronous = self.state.confirms_unseen();
         if same_history && ready.gap.is_none() && !synchronous {
             self.positions.restart(ready.identity, ready.position, ready.floor, false);
         }
@@ -350,13 +365,13 @@ impl Feed {
                     sender.drop_slot(&settings.slot).await?;
                 }
                 gap = gap.or(Some(reason));
-                create_slot(&mut sender, &client, settings, &system).await?
+                create_slot(&mut sender, &client, settings, &self.state, &system).await?
             }
         };
         // A new process does not know since when the publication has contained each table: what was committed
         // before now may have gone by unseen. So it starts to vouch from here; a running one knows.
         let floor = position.max(flushed);
-        Ok(Ready { sender, position, floor, identity, gap, tables })
+        Ok(Ready { sender, position, flushed, floor, identity, gap, tables })
     }
 }
 
@@ -373,10 +388,14 @@ fn elsewhere(before: Option<Identity>, now: Identity) -> Option<GapReason> {
 }
 
 /// Creates the slot. Postgres waits for every transaction that is running: say so while it does.
+///
+/// Those that have committed and wait for us do not end before we confirm them, and we confirm nothing without a slot
+/// (fact F14): only a person can let them go. Once they have, all goes on by itself.
 async fn create_slot(
     sender: &mut Walsender,
     client: &Client,
     settings: &Settings,
+    state: &FeedState,
     system: &System,
 ) -> Result<Lsn, CatalogError> {
     let creating = sender.create_slot(&settings.slot);
@@ -388,21 +407,40 @@ async fn create_slot(
                 tracing::info!(slot = settings.slot, %position, system = system.system_id, "created the slot");
                 return Ok(position);
             }
-            () = tokio::time::sleep(Duration::from_secs(5)) => {
-                let oldest = client
-                    .query_opt(
-                        "SELECT pid, now() - xact_start || '' FROM pg_stat_activity \
-                         WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 1",
-                        &[],
-                    )
-                    .await?;
-                let oldest = oldest.map(|row| {
-                    format!("pid {}, open for {}", row.get::<_, i32>(0), row.get::<_, Option<&str>>(1).unwrap_or("?"))
-                });
-                tracing::warn!(oldest, "creating the slot waits for open transactions");
+            () = tokio::time::sleep(Duration::from_secs(1)) => {
+                let why = why_no_slot(client, &settings.application_name).await?;
+                if state.set_error(Some(why.clone())) {
+                    tracing::warn!("{why}");
+                }
             }
         }
     }
+}
+
+/// Whom the creation of a slot waits for, and what to run where that would be for ever.
+async fn why_no_slot(client: &Client, application_name: &str) -> Result<String, CatalogError> {
+    let row = client
+        .query_one(
+            "SELECT current_setting('synchronous_standby_names'), \
+                    count(*) FILTER (WHERE wait_event = 'SyncRep'), \
+                    (array_agg(pid ORDER BY xact_start))[1] \
+             FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()",
+            &[],
+        )
+        .await?;
+    let (setting, waiting): (&str, i64) = (row.get(0), row.get(1));
+    let names = StandbyNames::parse(setting).filter(|names| names.names(application_name));
+    Ok(match (names, waiting, row.get::<_, Option<i32>>(2)) {
+        (Some(names), 1.., _) => format!(
+            "the slot is gone, and its creation waits for {waiting} commits that wait for this proxy; run: {} Then put \
+             {setting:?} back",
+            names.remedy_without(application_name)
+        ),
+        (_, _, Some(pid)) => {
+            format!("creating the slot waits for open transactions, the oldest of pid {pid}")
+        }
+        _ => "creating the slot waits for open transactions".to_owned(),
+    })
 }
 
 async fn judge_health(state: Arc<FeedState>, positions: Arc<Positions>, settings: Settings) {

@@ -10,7 +10,7 @@ use std::time::Instant;
 use tokio::sync::{Notify, watch};
 
 use super::job::Identity;
-use crate::fence::{Fence, Millis, Settlement, SourceKind, Write};
+use crate::fence::{Fence, Millis, Settlement, Shown, SourceKind, Write};
 use crate::position::{Lsn, Snapshot, Xid};
 
 /// The settlement, and who is told about it.
@@ -114,6 +114,12 @@ impl Positions {
     /// A next xid was seen.
     pub(super) fn seen_next_xid(&self, next: Xid) {
         self.near.store(next.0, Ordering::Relaxed);
+    }
+
+    /// What each source was last seen to show, in the order of the settings, and the last polled snapshot of the primary.
+    pub fn shown(&self) -> (Vec<Shown>, Option<Arc<Snapshot>>) {
+        let inner = self.lock();
+        (inner.settlement.shown(), inner.settlement.settled().primary)
     }
 
     /// How far the primary shows every commit.

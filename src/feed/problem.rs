@@ -85,6 +85,18 @@ pub enum Problem {
         /// The column.
         column: String,
     },
+    /// No version can be had of it.
+    #[error("guard {table}: guard[{}].version.column is {column:?}, {what}", guard.0)]
+    VersionColumn {
+        /// The guard.
+        guard: GuardId,
+        /// `schema.table`.
+        table: String,
+        /// The column.
+        column: String,
+        /// What is wrong with it.
+        what: String,
+    },
     /// An UPDATE would not tell the old key.
     #[error(
         "guard {table}: template {template:?} uses column {column:?}, which is outside the table's replica identity: an UPDATE or DELETE would not tell the old value"
@@ -186,6 +198,7 @@ impl Problem {
             | Problem::NoTable { .. }
             | Problem::Unsupported { .. }
             | Problem::NoColumn { .. }
+            | Problem::VersionColumn { .. }
             | Problem::Generated { .. } => None,
         }
     }
@@ -197,6 +210,7 @@ impl Problem {
             | Problem::Unsupported { guard, .. }
             | Problem::Unlogged { guard, .. }
             | Problem::NoColumn { guard, .. }
+            | Problem::VersionColumn { guard, .. }
             | Problem::Generated { guard, .. }
             | Problem::OutsideIdentity { guard, .. }
             | Problem::NoIdentity { guard, .. }

@@ -73,7 +73,9 @@ fn parts(guards: &Guards, publication: &str, slot: &str) -> [(&'static str, Stri
 
 /// The same as one script for psql.
 pub fn script(guards: &Guards, publication: &str, slot: &str) -> String {
-    let mut text = statements(guards, publication, slot).join("\n\n");
+    // As in our own sessions: where commits wait for the proxy, these must not wait for one that is not there yet.
+    let local = "SET synchronous_commit = local;".to_owned();
+    let mut text = [vec![local], statements(guards, publication, slot)].concat().join("\n\n");
     text.push('\n');
     text
 }

@@ -10,8 +10,12 @@ use tokio::sync::{Notify, watch};
 
 use super::catalog::Table;
 use super::job::GapReason;
+use super::reached::Reached;
+use super::standby_names::StandbyNames;
+use super::strict::Strict;
 use crate::fence::Millis;
 use crate::guard::GuardId;
+use crate::position::Lsn;
 
 /// The stream itself said that a guard's layout no longer fits.
 pub(super) const BROKEN_BY_STREAM: u8 = 1;
@@ -32,6 +36,8 @@ pub struct FeedState {
     pub received_lsn: AtomicU64,
     /// How far all is deleted.
     pub applied_lsn: AtomicU64,
+    /// The same, without waiting for the marker.
+    pub reached: Reached,
     /// How far the slot has been told to forget.
     pub confirmed_lsn: AtomicU64,
     /// How far the server has come, as far as we know.
@@ -46,6 +52,7 @@ pub struct FeedState {
     pub(super) primary_stopping: AtomicBool,
     /// Postgres has commits wait for us: `synchronous_standby_names` names the feed, though the contract is bounded.
     pub synchronous: AtomicBool,
+    strict: Option<Strict>,
     /// Keys of transactions in progress that have been collected so far: the progress of a huge one.
     pub transaction_keys: AtomicU64,
     /// What went wrong last; empty while streaming.
@@ -57,6 +64,8 @@ pub struct FeedState {
     /// The guarded tables as the catalog has them, once it has been read.
     tables: watch::Sender<Vec<Table>>,
     last_message: AtomicU64,
+    /// What was committed before this stream began ends here. Until it is applied the feed is not back.
+    level_from: AtomicU64,
     /// Commit time of the oldest commit that is not applied; 0: none.
     oldest_unapplied_us: AtomicI64,
     /// A broken guard was mended: the stream has to start over as after a gap.
@@ -72,6 +81,7 @@ impl FeedState {
             lost: AtomicBool::new(true),
             received_lsn: AtomicU64::new(0),
             applied_lsn: AtomicU64::new(0),
+            reached: Reached::default(),
             confirmed_lsn: AtomicU64::new(0),
             server_end_lsn: AtomicU64::new(0),
             lag_us: AtomicU64::new(0),
@@ -79,6 +89,7 @@ impl FeedState {
             reports: AtomicU64::new(0),
             primary_stopping: AtomicBool::new(false),
             synchronous: AtomicBool::new(false),
+            strict: None,
             transaction_keys: AtomicU64::new(0),
             error: Mutex::new(None),
             broken: (0..guards).map(|_| AtomicU8::new(0)).collect(),
@@ -86,9 +97,56 @@ impl FeedState {
             tables: watch::Sender::new(Vec::new()),
             // No message ever.
             last_message: AtomicU64::new(u64::MAX),
+            level_from: AtomicU64::new(0),
             oldest_unapplied_us: AtomicI64::new(0),
             mended: Notify::new(),
         }
+    }
+
+    /// The same, with the strict contract.
+    pub fn strictly(self) -> Self {
+        Self { strict: Some(Strict::new()), ..self }
+    }
+
+    /// The strict contract, where it is the one.
+    pub fn strict(&self) -> Option<&Strict> {
+        self.strict.as_ref()
+    }
+
+    /// Whether the contract is the strict one.
+    pub fn is_strict(&self) -> bool {
+        self.strict.is_some()
+    }
+
+    /// Whether commits that are not known here yet may have been acknowledged although they must not.
+    pub fn is_unguarded(&self) -> bool {
+        self.strict.as_ref().is_some_and(|strict| !strict.is_in_force())
+    }
+
+    /// Whether commits are confirmed before they are visible: they wait for us.
+    pub(super) fn confirms_unseen(&self) -> bool {
+        self.is_strict() || self.synchronous.load(Ordering::Relaxed)
+    }
+
+    /// A stream began, when the server's log was flushed up to here.
+    pub(super) fn begun(&self, flushed: Lsn) {
+        self.level_from.store(flushed.0, Ordering::Relaxed);
+        self.streaming.store(true, Ordering::Relaxed);
+        self.set_error(None);
+        self.strict.iter().for_each(Strict::begin);
+    }
+
+    /// The stream, or the attempt to start one, ended.
+    pub(super) fn ended(&self) {
+        self.connected.store(false, Ordering::Relaxed);
+        self.streaming.store(false, Ordering::Relaxed);
+        self.reconnects.fetch_add(1, Ordering::Relaxed);
+        self.strict.iter().for_each(Strict::end);
+    }
+
+    /// Whether commits of before the stream began are still to come: how old they are is not known yet.
+    pub fn is_catching_up(&self) -> bool {
+        self.applied_lsn.load(Ordering::Relaxed) < self.level_from.load(Ordering::Relaxed)
     }
 
     /// Whether the feed is lost.
@@ -176,7 +234,10 @@ impl FeedState {
 
     /// Takes the server's `synchronous_standby_names`, and says so if they name the feed.
     pub(super) fn see_synchronous(&self, names: &str, application_name: &str) {
-        let named = names_standby(names, application_name);
+        if let Some(strict) = &self.strict {
+            return strict.see(names, application_name);
+        }
+        let named = StandbyNames::parse(names).is_some_and(|names| names.names(application_name));
         if self.synchronous.swap(named, Ordering::Relaxed) != named && named {
             tracing::warn!(
                 synchronous_standby_names = names,
@@ -201,13 +262,15 @@ impl FeedState {
         // At once when the stream ends: a successor may have taken the slot, and may have deleted already what
         // we would still let in.
         let interrupted = !self.streaming.load(Ordering::Relaxed);
-        let lost = interrupted || silent || Duration::from_micros(lag) > max_lag;
+        let behind = self.is_catching_up();
+        let lost = interrupted || silent || behind || Duration::from_micros(lag) > max_lag;
         if self.lost.swap(lost, Ordering::Relaxed) != lost {
             if lost {
                 tracing::error!(
                     lag_us = lag,
                     silent,
                     interrupted,
+                    behind,
                     "the feed is lost: guards do what when_feed_lost says"
                 );
             } else {
@@ -217,28 +280,9 @@ impl FeedState {
     }
 }
 
-/// Whether `synchronous_standby_names` may mean a standby of this name: Postgres compares without case, and `*` is any.
-fn names_standby(setting: &str, name: &str) -> bool {
-    let words = setting.split(|c: char| c.is_whitespace() || "(),\"".contains(c));
-    setting.contains(&format!("\"{name}\""))
-        || words.into_iter().any(|word| word == "*" || word.eq_ignore_ascii_case(name))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_synchronous_standby_is_recognised_by_name() {
-        for setting in
-            ["cachefence", "FIRST 1 (a, CacheFence)", "ANY 2 (a,\"cachefence\",b)", "*", "FIRST 1 (*)"]
-        {
-            assert!(names_standby(setting, "cachefence"), "{setting}");
-        }
-        for setting in ["", "a", "cachefence_a", "FIRST 1 (a, b)"] {
-            assert!(!names_standby(setting, "cachefence"), "{setting}");
-        }
-    }
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -265,9 +309,40 @@ mod tests {
         state.set_oldest_unapplied(None);
         state.judge(1_101, 6_000_001, SECOND, SECOND);
         assert!(!state.is_lost());
-        state.streaming.store(false, Ordering::Relaxed);
+        state.ended();
         state.judge(1_101, 6_000_001, SECOND, SECOND);
         assert!(state.is_lost(), "the stream has just ended");
+        state.begun(Lsn(100));
+        state.judge(1_101, 6_000_001, SECOND, SECOND);
+        assert!(state.is_lost(), "what was committed meanwhile is not applied yet");
+        state.applied_lsn.store(100, Ordering::Relaxed);
+        state.judge(1_101, 6_000_001, SECOND, SECOND);
+        assert!(!state.is_lost());
+    }
+
+    #[test]
+    fn strict_is_in_force_only_while_the_stream_that_it_was_seen_of_runs() {
+        let state = FeedState::new(1);
+        assert!(!state.is_unguarded(), "bounded promises nothing of the kind");
+        let state = state.strictly();
+        let strict = state.strict().expect("strict");
+        assert!(state.is_unguarded() && strict.why_not().is_some());
+        state.begun(Lsn(1));
+        let first = strict.stream().expect("a stream");
+        strict.rise(first);
+        assert!(!state.is_unguarded() && strict.why_not().is_none());
+        state.see_synchronous("cachefence", "cachefence");
+        assert!(!state.is_unguarded());
+        state.see_synchronous("", "cachefence");
+        assert!(state.is_unguarded(), "a poll has seen the setting");
+        strict.rise(first);
+        state.ended();
+        assert!(state.is_unguarded(), "the stream has ended");
+        strict.rise(first);
+        assert!(state.is_unguarded(), "what was seen of a stream that has ended");
+        state.begun(Lsn(1));
+        strict.rise(first);
+        assert!(state.is_unguarded(), "what was seen of the stream before");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::apply::{Applied, Applier};
 use super::job::CacheJob;
 use super::positions::Positions;
 use super::state::FeedState;
+use super::strict::Strict;
 use crate::pg::error::PgError;
 use crate::pg::pgoutput;
 use crate::pg::replication::{Event, Status, Walsender};
@@ -80,6 +81,14 @@ struct Progress {
     reply: bool,
 }
 
+/// What the strict contract held back may be confirmed.
+async fn released(state: &FeedState) {
+    match state.strict() {
+        Some(strict) => strict.released().await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Stream {
     /// Runs one stream until it ends. It goes on from `start`.
     pub async fn run(&mut self, sender: &mut Walsender, start: Lsn) -> Result<(), StreamError> {
@@ -92,6 +101,7 @@ impl Stream {
             reported_at: Instant::now(),
             reply: false,
         };
+        self.state.reached.set(start);
         let mut settled = self.positions.primary_settled();
         let asks_after = self.feed_lost_after / 3;
         let mut tick = tokio::time::interval(asks_after.min(BLOCKED_REPORT).max(Duration::from_millis(10)));
@@ -124,6 +134,7 @@ impl Stream {
                 // The sender lives in `positions`, which we hold.
                 _ = settled.changed() => {}
                 () = self.state.mended.notified() => return Err(StreamError::Mended),
+                () = released(&self.state) => {}
                 _ = tick.tick() => {
                     let now = self.positions.now();
                     if !cache_has_room {
@@ -227,8 +238,9 @@ impl Stream {
     fn status(&self, progress: &Progress, settled: Lsn) -> Status {
         let apply = self.applied(progress).max(progress.reported.apply);
         let stopping = self.state.primary_stopping.load(Ordering::Relaxed);
-        let synchronous = self.state.synchronous.load(Ordering::Relaxed);
-        let flush = if stopping || synchronous { apply } else { apply.min(settled) }.max(self.confirmed);
+        let visible = if stopping || self.state.confirms_unseen() { apply } else { apply.min(settled) };
+        let held = self.state.strict().map_or(Lsn(u64::MAX), Strict::hold);
+        let flush = visible.min(held).max(self.confirmed);
         Status { write: progress.received, flush, apply, request_reply: false }
     }
 
@@ -243,6 +255,9 @@ impl Stream {
             progress.unapplied.pop_front();
         }
         self.state.set_oldest_unapplied(progress.unapplied.front().map(|(_, time)| *time));
+        // All that was received, but for what has yet to be deleted.
+        let before_unapplied = |(end, _): &(Lsn, i64)| Lsn(end.0.saturating_sub(1));
+        self.state.reached.set(progress.unapplied.front().map_or(progress.received, before_unapplied));
         let moved = status.flush > progress.reported.flush || status.apply > progress.reported.apply;
         if moved || progress.reply { self.report(sender, progress, status).await } else { Ok(()) }
     }
@@ -255,7 +270,13 @@ impl Stream {
     ) -> Result<(), StreamError> {
         // Before it is sent: should the connection break now, the server may have got it all the same.
         self.confirmed = status.flush;
-        let sent = tokio::time::timeout(REPORT_TIMEOUT, sender.report(status));
+        // Commits with synchronous_commit = remote_write wait for what is written, those with remote_apply for what is
+        // applied. In strict all of it means deleted.
+        let told = match self.state.is_strict() {
+            true => Status { write: status.flush, apply: status.flush, ..status },
+            false => status,
+        };
+        let sent = tokio::time::timeout(REPORT_TIMEOUT, sender.report(told));
         sent.await.map_err(|_| StreamError::Stuck)??;
         self.state.reports.fetch_add(1, Ordering::Relaxed);
         self.state.applied_lsn.store(status.apply.0, Ordering::Relaxed);

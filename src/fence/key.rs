@@ -5,7 +5,8 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::lease::Leases;
-use super::{FillId, Stale, Write};
+use super::version::{Around, Versions};
+use super::{ConnId, FillId, Millis, RowChanges, Stale, Write};
 use crate::position::{Lsn, Snapshot, Xid};
 
 /// How many writes of a key are remembered by xid, the last one included.
@@ -30,6 +31,8 @@ pub(super) struct Extra {
     older: SmallVec<[Write; 1]>,
     /// Writes up to here are remembered by LSN only: a snapshot must contain the first polled one that saw them all.
     covered: Lsn,
+    /// Of keys whose writes tell the version of their row.
+    pub versions: Option<Versions>,
     pub leases: Leases,
     pub in_flight: SmallVec<[FillId; 2]>,
     /// Somebody waits for a fill of this key to end.
@@ -40,6 +43,18 @@ impl KeyState {
     /// The end of the last write of this key, unless the floor has passed it.
     pub fn last(&self, floor: Lsn) -> Option<Lsn> {
         (self.last > floor).then_some(self.last)
+    }
+
+    /// The last write, and how many are remembered one by one.
+    pub fn writes(&self, floor: Lsn) -> Option<(Write, usize)> {
+        let last = Write { xid: self.xid, lsn: self.last(floor)? };
+        let older = self.extra.as_ref().map_or(0, |e| e.older.iter().filter(|w| w.lsn > floor).count());
+        Some((last, older + 1))
+    }
+
+    /// What only some keys have, where this one has it.
+    pub fn known_extra(&self) -> Option<&Extra> {
+        self.extra.as_deref()
     }
 
     pub fn extra(&mut self) -> &mut Extra {
@@ -54,6 +69,12 @@ impl KeyState {
         self.extra.as_ref().is_some_and(|extra| extra.in_flight.contains(&fill))
     }
 
+    /// Whether a fill is in flight, or a miss of another connection that ends after `until` waits for its fill.
+    pub fn is_being_filled(&self, conn: ConnId, until: Millis) -> bool {
+        let Some(extra) = &self.extra else { return false };
+        !extra.in_flight.is_empty() || extra.leases.is_awaited(conn, until)
+    }
+
     pub fn existing_extra(&mut self) -> Option<&mut Extra> {
         self.extra.as_deref_mut()
     }
@@ -63,6 +84,9 @@ impl KeyState {
     pub fn write(&mut self, write: Write, floor: Lsn) {
         if write.lsn <= self.last.max(floor) {
             return;
+        }
+        if let Some(versions) = self.extra.as_deref_mut().and_then(|extra| extra.versions.as_mut()) {
+            versions.written_otherwise(write.lsn);
         }
         let before = Write { xid: self.xid, lsn: self.last };
         (self.last, self.xid) = (write.lsn, write.xid);
@@ -77,6 +101,25 @@ impl KeyState {
             extra.covered = dropped.lsn;
         }
         extra.older.push(before);
+    }
+
+    /// The same, of a write that tells of the row that feeds the key. `around` tells of what the key itself does not
+    /// know; what it does is put in here.
+    pub fn write_row(&mut self, write: Write, changes: &RowChanges, around: Around, floor: Lsn) {
+        if write.lsn <= self.last.max(floor) {
+            return;
+        }
+        let before = self.last(floor);
+        // Below the floor writes may have been passed over.
+        let known = before.and_then(|_| self.versions()).copied();
+        let versions = Versions::after(known, changes, Around { before, ..around });
+        self.write(write, floor);
+        self.extra().versions = Some(versions);
+    }
+
+    /// What is remembered of the versions of its row.
+    pub fn versions(&self) -> Option<&Versions> {
+        self.extra.as_ref().and_then(|extra| extra.versions.as_ref())
     }
 
     /// Judges an LSN (a replica's, or a lease's).
@@ -121,9 +164,13 @@ impl KeyState {
         if self.last <= floor {
             (self.last, self.xid) = (Lsn(0), Xid(0));
         }
+        let is_forgotten = !self.has_write();
         let Some(extra) = self.extra.as_deref_mut() else { return };
+        if is_forgotten {
+            extra.versions = None;
+        }
         extra.older.retain(|w| w.lsn > floor);
-        let covered = extra.older.is_empty() && extra.covered <= floor;
+        let covered = extra.older.is_empty() && extra.covered <= floor && extra.versions.is_none();
         if covered && extra.leases.is_empty() && extra.in_flight.is_empty() {
             self.extra = None;
         }
@@ -136,6 +183,7 @@ impl KeyState {
         if let Some(extra) = self.extra.as_deref_mut() {
             extra.older.clear();
             extra.covered = Lsn(0);
+            extra.versions = None;
             extra.leases.void();
         }
     }

@@ -64,7 +64,7 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    fn is_open(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         self.used == Use::Open
     }
 
@@ -74,11 +74,11 @@ impl Lease {
     }
 
     /// Its own fill may still come, by any connection.
-    fn objects(&self) -> bool {
+    pub fn objects(&self) -> bool {
         matches!(self.used, Use::Open | Use::Spent)
     }
 
-    fn is_valid(&self, sources: Option<u32>) -> bool {
+    pub fn is_valid(&self, sources: Option<u32>) -> bool {
         sources.is_some() && self.sources == sources
     }
 
@@ -113,8 +113,19 @@ pub(super) enum Vouched {
     By { own: Lsn, oldest: Lsn },
 }
 
+impl Vouched {
+    /// What it is worth while misses may be outstanding that nobody remembers.
+    pub fn unless(self, doubt: Option<Vouched>) -> Self {
+        match self {
+            // A part of a value that was refused stays refused, whoever may vouch.
+            Vouched::No | Vouched::Torn => self,
+            _ => doubt.unwrap_or(self),
+        }
+    }
+}
+
 /// The outstanding misses of one key, those that vouch in the order in which they were answered.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Leases(SmallVec<[Lease; 1]>);
 
 impl Leases {
@@ -165,6 +176,16 @@ impl Leases {
             lease.count = lease.count.saturating_add(like.count);
         }
         self.0.push(lease);
+    }
+
+    /// Whether a miss of another connection that ends after `until` waits for its fill.
+    pub fn is_awaited(&self, conn: ConnId, until: Millis) -> bool {
+        self.0.iter().any(|l| l.is_open() && l.conn != conn && l.until > until)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Lease> {
+        self.0.iter()
     }
 
     pub fn expire(&mut self, now: Millis) {

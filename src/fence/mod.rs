@@ -8,20 +8,26 @@
 //! * [`Settlement`] works out which commits every source can already see. Its result, [`Settled`], is what
 //!   a lease is worth and how far history may be dropped.
 //! * [`Evidence`] goes in, a [`Verdict`] comes out.
+//! * [`Fence::explain`] tells all of it of one key, and changes nothing.
 
 mod evidence;
+mod explain;
 mod key;
 mod lease;
+mod named;
 mod past;
 mod settlement;
 mod table;
 #[cfg(test)]
 mod tests;
+mod version;
 
 pub use evidence::{Evidence, Ruling, Stale, Unproven, Verdict};
+pub use explain::{KeyAccount, Outstanding, Question};
 pub use lease::LeaseRule;
-pub use settlement::{Settled, Settlement, SourceKind};
+pub use settlement::{Settled, Settlement, Shown, SourceKind};
 pub use table::{Fence, Fill, Limits, Size};
+pub use version::{RowChange, RowChanges, Version, VersionClaim, Vouches};
 
 use crate::position::{Lsn, Xid};
 

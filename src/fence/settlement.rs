@@ -24,6 +24,16 @@ pub enum SourceKind {
     Replica,
 }
 
+impl SourceKind {
+    /// Its name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Replica => "replica",
+        }
+    }
+}
+
 /// What is settled.
 #[derive(Clone, Debug, Default)]
 pub struct Settled {
@@ -36,6 +46,19 @@ pub struct Settled {
     /// The generation of the sources: leases of different generations cannot be compared. None while some
     /// source is out of sight.
     pub sources: Option<u32>,
+}
+
+/// What a source was last seen to show.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// What it is.
+    pub kind: SourceKind,
+    /// It was polled and found right; nothing else here counts while it is not.
+    pub in_sight: bool,
+    /// Every commit up to here is visible on it. (On the primary more may be: there the snapshot tells.)
+    pub position: Lsn,
+    /// The last polled snapshot, on the primary.
+    pub snapshot: Option<Arc<Snapshot>>,
 }
 
 /// The queue of commits that the primary has not shown yet is folded beyond this many.
@@ -254,6 +277,18 @@ impl Settlement {
         let source = self.sources.get(source)?;
         let lsn = if source.kind == SourceKind::Primary { self.primary_lsn } else { source.replay };
         Some((lsn, source.seen))
+    }
+
+    /// What each source was last seen to show, in the order in which they were given.
+    pub fn shown(&self) -> Vec<Shown> {
+        let shown = |source: &Source| {
+            let (position, snapshot) = match source.kind {
+                SourceKind::Primary => (self.primary_lsn, self.snapshot.clone()),
+                SourceKind::Replica => (source.replay, None),
+            };
+            Shown { kind: source.kind, in_sight: source.seen, position, snapshot }
+        };
+        self.sources.iter().map(shown).collect()
     }
 
     /// What is settled now.

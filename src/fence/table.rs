@@ -9,17 +9,19 @@
 
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
 use super::key::{Extra, KeyState};
 use super::lease::{Lease, Use, Vouched, Written};
+use super::named::Named;
 use super::past::Past;
+use super::version::Around;
 use super::{
-    ConnId, Evidence, FillId, GuardId, KeyHash, LeaseRule, Millis, Ruling, Settled, Stale, Unproven, Verdict,
-    Write,
+    ConnId, Evidence, FillId, GuardId, KeyHash, LeaseRule, Millis, RowChanges, Ruling, Settled, Stale,
+    Unproven, Verdict, VersionClaim, Write,
 };
 use crate::position::{Lsn, Snapshot};
 
@@ -51,6 +53,8 @@ pub struct Fill<'a> {
     pub guards: &'a [GuardId],
     /// What the client itself said.
     pub evidence: Option<&'a Evidence>,
+    /// What its payload, or the client, says of the version of the row that it was made from.
+    pub version: Option<VersionClaim>,
     /// Whose miss can vouch for it, where the client said nothing.
     pub lease: LeaseRule,
     /// It adds to the value instead of replacing it (HSET), so that it shares the lease of the part before it.
@@ -70,7 +74,7 @@ pub struct Size {
 
 /// The keys come hashed already.
 #[derive(Default)]
-struct AsItIs(u64);
+pub(super) struct AsItIs(u64);
 
 impl Hasher for AsItIs {
     fn finish(&self) -> u64 {
@@ -101,6 +105,8 @@ pub struct Fence {
     guards: Vec<WholeGuard>,
     /// Below this LSN per-key history is gone; `u64::MAX` while the table is being restarted.
     floor: AtomicU64,
+    /// Where the floor was when this history began.
+    start: AtomicU64,
     /// What a lease granted now is worth.
     settled: AtomicU64,
     /// `Settled::sources`, with [`SOURCE_LOST`] for none.
@@ -109,6 +115,7 @@ pub struct Fence {
     entry_count: AtomicUsize,
     written_keys: AtomicUsize,
     lease_count: AtomicUsize,
+    version_count: AtomicUsize,
     /// The last write of any guard as a whole.
     last_whole: AtomicU64,
     /// Until when no lease counts at all: see [`Fence::distrust_leases`].
@@ -118,6 +125,8 @@ pub struct Fence {
     /// The last write's position, and positions at which a share of `max_keys` had been added: where to cut for room.
     written: AtomicU64,
     cuts: Mutex<Cuts>,
+    /// Keys without a guard that are judged all the same.
+    named: Named,
     /// Held while room is made: two threads at it would drop twice as much as needed, and a cut of the old history
     /// must not reach the floor of a new one.
     room: Mutex<()>,
@@ -129,11 +138,13 @@ struct Counted {
     entries: usize,
     writes: bool,
     leases: usize,
+    versions: bool,
 }
 
 impl Counted {
     fn of(state: &KeyState) -> Self {
-        Self { entries: usize::from(!state.is_empty()), writes: state.has_write(), leases: state.leases() }
+        let (entries, versions) = (usize::from(!state.is_empty()), state.versions().is_some());
+        Self { entries, writes: state.has_write(), leases: state.leases(), versions }
     }
 }
 
@@ -172,6 +183,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The same of a lock that many may read under.
+pub(super) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Fence {
     /// An empty table whose floor is above everything: nothing is fresh until [`Fence::restart`].
     pub fn new(limits: Limits) -> Self {
@@ -184,17 +204,20 @@ impl Fence {
             ),
             guards: (0..limits.guards).map(|_| WholeGuard::default()).collect(),
             floor: AtomicU64::new(u64::MAX),
+            start: AtomicU64::new(u64::MAX),
             settled: AtomicU64::new(0),
             sources: AtomicU64::new(SOURCE_LOST),
             past: RwLock::default(),
             entry_count: AtomicUsize::new(0),
             written_keys: AtomicUsize::new(0),
             lease_count: AtomicUsize::new(0),
+            version_count: AtomicUsize::new(0),
             last_whole: AtomicU64::new(0),
             distrusted: AtomicU64::new(0),
             ungranted: (0..UNGRANTED_SLOTS).map(|_| AtomicU64::new(0)).collect(),
             written: AtomicU64::new(0),
             cuts: Mutex::default(),
+            named: Named::default(),
             room: Mutex::default(),
             limits,
         }
@@ -221,15 +244,70 @@ impl Fence {
             state.forget_history();
             state.forget(Lsn(0));
         });
+        self.named.restart(floor);
+        self.start.store(floor.0, Ordering::SeqCst);
         self.floor.store(floor.0, Ordering::SeqCst);
+    }
+
+    /// Has a key judged that no guard covers, for as long as this write of it is remembered. To be called before
+    /// [`Fence::write`], so that a fill that is let in between is known to be in flight. False if an older key had
+    /// to go for lack of room.
+    pub fn name(&self, key: KeyHash, lsn: Lsn) -> bool {
+        self.named.add(key, lsn)
+    }
+
+    /// Whether any key is judged because it was named. One relaxed load: asked for every command.
+    pub fn has_names(&self) -> bool {
+        self.named.len() > 0
+    }
+
+    /// Whether a key is judged because it was named.
+    pub fn is_named(&self, key: KeyHash) -> bool {
+        self.named.has(key)
+    }
+
+    /// How many keys are judged because they were named, and how many are no longer for lack of room.
+    pub fn named(&self) -> (usize, u64) {
+        (self.named.len(), self.named.dropped())
     }
 
     /// Fences a key: from now on its fills are judged against this write. Adds to `draining` the fills
     /// that were let in before, which must end before the key is deleted.
     pub fn write(&self, key: KeyHash, write: Write, draining: &mut Vec<(KeyHash, FillId)>) {
+        self.write_by(key, write, draining, |state| state.write(write, self.floor()));
+    }
+
+    /// The same, where one row feeds the key, and the write tells what became of that.
+    pub fn write_row(
+        &self,
+        key: KeyHash,
+        write: Write,
+        changes: &RowChanges,
+        draining: &mut Vec<(KeyHash, FillId)>,
+    ) {
+        self.write_by(key, write, draining, |state| {
+            let floor = self.floor();
+            let around = Around {
+                lsn: write.lsn,
+                before: None,
+                whole: self.last_wholly(&[changes.guard()], floor),
+                // The floor moves when something has been settled for the length of a history.
+                complete: floor.0 > self.start.load(Ordering::SeqCst),
+            };
+            state.write_row(write, changes, around, floor);
+        });
+    }
+
+    fn write_by(
+        &self,
+        key: KeyHash,
+        write: Write,
+        draining: &mut Vec<(KeyHash, FillId)>,
+        remember: impl FnOnce(&mut KeyState),
+    ) {
         self.written.fetch_max(write.lsn.0, Ordering::Relaxed);
         self.change(key, |state| {
-            state.write(write, self.floor());
+            remember(state);
             if let Some(extra) = state.existing_extra() {
                 extra.draining = !extra.in_flight.is_empty();
                 draining.extend(extra.in_flight.iter().map(|fill| (key, *fill)));
@@ -298,16 +376,29 @@ impl Fence {
             return;
         }
         self.change(key, |state| {
-            // The generation before the position: if a source is lost in between, the lease is void.
-            let sources = self.sources();
-            let lease = Lease { conn, lsn: self.settled(), sources, until, used: Use::Open, count: 1 };
-            // And the writes after it: each of those that are settled is known.
-            let key = self.floor().max(state.last(Lsn(0)).unwrap_or_default());
-            let whole = Lsn(self.last_whole.load(Ordering::SeqCst));
+            let (lease, written) = self.lease(state, conn, until);
             let leases = &mut state.extra().leases;
             leases.expire(now);
-            leases.grant(lease, Written { key, any: key.max(whole) });
+            leases.grant(lease, written);
         });
+    }
+
+    /// Whether a fill of this key can be expected from somebody else: one is in flight, or another connection's miss,
+    /// answered within the last `within` milliseconds, waits for its fill.
+    pub fn is_being_filled(&self, key: KeyHash, conn: ConnId, now: Millis, within: Millis) -> bool {
+        let until = now.saturating_sub(within) + self.limits.lease_ttl;
+        self.keys.get(&key).is_some_and(|state| state.is_being_filled(conn, until))
+    }
+
+    /// A lease of now, and what is known of the key's writes.
+    pub(super) fn lease(&self, state: &KeyState, conn: ConnId, until: Millis) -> (Lease, Written) {
+        // The generation before the position: if a source is lost in between, the lease is void.
+        let sources = self.sources();
+        let lease = Lease { conn, lsn: self.settled(), sources, until, used: Use::Open, count: 1 };
+        // And the writes after it: each of those that are settled is known.
+        let key = self.floor().max(state.last(Lsn(0)).unwrap_or_default());
+        let whole = Lsn(self.last_whole.load(Ordering::SeqCst));
+        (lease, Written { key, any: key.max(whole) })
     }
 
     /// Judges a fill and, if `rule` lets it in, registers it as in flight, in one step. A fill that was let
@@ -322,12 +413,7 @@ impl Fence {
         self.change(key, |state| {
             let doubt = self.doubt(key, now);
             let (vouched, place) = self.vouch(state, fill, now);
-            let vouched = match vouched {
-                // A part of a value that was refused stays refused, whoever may vouch.
-                Vouched::No | Vouched::Torn => vouched,
-                _ => doubt.unwrap_or(vouched),
-            };
-            let verdict = self.judge(state, fill, vouched);
+            let verdict = self.judge(state, fill, vouched.unless(doubt));
             let ruling = rule(verdict);
             if let Some(place) = place {
                 // Also where the client named its evidence: the fill answers this miss, which must not be
@@ -348,7 +434,7 @@ impl Fence {
     }
 
     /// What becomes of a lease of this key while misses may be outstanding that nobody remembers.
-    fn doubt(&self, key: KeyHash, now: Millis) -> Option<Vouched> {
+    pub(super) fn doubt(&self, key: KeyHash, now: Millis) -> Option<Vouched> {
         if self.ungranted_slot(key).load(Ordering::SeqCst) > now {
             Some(Vouched::No)
         } else if self.distrusted.load(Ordering::SeqCst) > now {
@@ -358,13 +444,18 @@ impl Fence {
         }
     }
 
-    fn judge(&self, state: &KeyState, fill: &Fill<'_>, vouched: Vouched) -> Verdict {
+    pub(super) fn judge(&self, state: &KeyState, fill: &Fill<'_>, vouched: Vouched) -> Verdict {
         // After the key was locked: whoever dropped its history had raised the floor before.
         let floor = self.floor();
         let verdict = |judged: Result<(), Stale>| judged.map_or_else(Verdict::Stale, |()| Verdict::Fresh);
+        // Whatever proves this part: the one before it is missing from the value.
+        if vouched == Vouched::Torn {
+            return Verdict::Stale(Stale::Torn);
+        }
+        if let Some(judged) = self.judge_version(state, fill, floor) {
+            return verdict(judged);
+        }
         match (fill.evidence, vouched) {
-            // Whatever proves this part: the one before it is missing from the value.
-            (_, Vouched::Torn) => Verdict::Stale(Stale::Torn),
             (Some(Evidence::Snapshot(snapshot)), _) => {
                 verdict(self.judge_snapshot(state, fill.guards, snapshot, floor))
             }
@@ -374,7 +465,7 @@ impl Fence {
                 Ok(()) => Verdict::Unproven(Unproven::OlderMiss),
                 Err(stale) => Verdict::Stale(stale),
             },
-            (None, Vouched::No | Vouched::SourceLost | Vouched::Predecessor) => {
+            (None, Vouched::No | Vouched::SourceLost | Vouched::Predecessor | Vouched::Torn) => {
                 match self.last(state, fill.guards, floor) {
                     Some(last) => Verdict::Stale(Stale::NoEvidence(last)),
                     // While the table is restarted nothing is known of any key.
@@ -385,6 +476,14 @@ impl Fence {
                 }
             }
         }
+    }
+
+    /// None where its version, or that it has none, proves nothing.
+    fn judge_version(&self, state: &KeyState, fill: &Fill<'_>, floor: Lsn) -> Option<Result<(), Stale>> {
+        let claim = fill.version.as_ref()?;
+        // Of a key without a write in its history nothing is known, whatever is left of it here.
+        state.last(floor)?;
+        state.versions()?.judge(claim, floor, self.last_wholly(fill.guards, floor))
     }
 
     fn judge_lsn(
@@ -418,10 +517,15 @@ impl Fence {
             .try_for_each(|whole| lock(&whole.state).judge_snapshot(evidence, floor, cover))
     }
 
-    fn last(&self, state: &KeyState, guards: &[GuardId], floor: Lsn) -> Option<Lsn> {
+    pub(super) fn last(&self, state: &KeyState, guards: &[GuardId], floor: Lsn) -> Option<Lsn> {
         let wholly =
             self.written_wholly(guards, floor).filter_map(|whole| lock(&whole.state).last(floor)).max();
         state.last(floor).max(wholly)
+    }
+
+    /// The last write of any of the guards as a whole, if it is remembered.
+    fn last_wholly(&self, guards: &[GuardId], floor: Lsn) -> Option<Lsn> {
+        self.written_wholly(guards, floor).map(|whole| Lsn(whole.last.load(Ordering::SeqCst))).max()
     }
 
     /// Those of the guards that have a write of all their keys in their history.
@@ -451,6 +555,9 @@ impl Fence {
     pub fn sweep(&self, now: Millis) {
         self.make_room();
         self.sweep_below_floor(now);
+        // Nothing is known while another history begins; what was named stays named.
+        let floor = Some(self.floor()).filter(|floor| *floor != Lsn(u64::MAX));
+        floor.into_iter().for_each(|floor| self.named.forget(floor));
     }
 
     fn sweep_below_floor(&self, now: Millis) {
@@ -548,16 +655,41 @@ impl Fence {
         if before.entries != after.entries {
             adjust(&self.entry_count, before.entries, after.entries);
         }
+        if before.versions != after.versions {
+            adjust(&self.version_count, usize::from(before.versions), usize::from(after.versions));
+        }
         if before.writes != after.writes {
             adjust(&self.written_keys, usize::from(before.writes), usize::from(after.writes));
         }
+    }
+
+    /// A look at what is remembered of a key, which changes nothing.
+    pub(super) fn look<R>(&self, key: KeyHash, look: impl FnOnce(&KeyState) -> R) -> R {
+        match self.keys.get(&key) {
+            Some(state) => look(&state),
+            None => look(&KeyState::default()),
+        }
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Whether a miss that is answered now would be remembered.
+    pub(super) fn has_room_for_leases(&self) -> bool {
+        self.lease_count.load(Ordering::Relaxed) < self.limits.max_leases
+    }
+
+    /// Since when a write has been visible on every source.
+    pub(super) fn settled_at(&self, lsn: Lsn) -> Option<Millis> {
+        read(&self.past).settled_at(lsn)
     }
 
     fn ungranted_slot(&self, key: KeyHash) -> &AtomicU64 {
         &self.ungranted[key.0 as usize % UNGRANTED_SLOTS]
     }
 
-    fn sources(&self) -> Option<u32> {
+    pub(super) fn sources(&self) -> Option<u32> {
         u32::try_from(self.sources.load(Ordering::SeqCst)).ok()
     }
 
@@ -589,7 +721,8 @@ impl Fence {
         let keys = self.written_keys.load(Ordering::Relaxed);
         let leases = self.lease_count.load(Ordering::Relaxed);
         let cuts = lock(&self.cuts).at.len();
-        let bytes = entries * ENTRY_BYTES + leases * (size_of::<Extra>() + 16) + (UNGRANTED_SLOTS + cuts) * 8;
+        let extras = leases + self.version_count.load(Ordering::Relaxed);
+        let bytes = entries * ENTRY_BYTES + extras * (size_of::<Extra>() + 16) + (UNGRANTED_SLOTS + cuts) * 8;
         Size { keys, leases, bytes }
     }
 }

@@ -39,6 +39,26 @@ impl Matcher {
 
     /// Appends the guards of `key` to `out`, each once.
     pub fn guards(&self, key: &[u8], out: &mut GuardList) {
+        self.each(key, |guard, template| {
+            if !out.contains(&guard) && template.matches_after_prefix(key) {
+                out.push(guard);
+            }
+        });
+    }
+
+    /// Whether one row feeds `key`, and nothing else does: one template matches, whose keys are of one row each.
+    pub fn is_one_row(&self, key: &[u8]) -> bool {
+        let (mut matching, mut all_of_one_row) = (0, true);
+        self.each(key, |_, template| {
+            if template.matches_after_prefix(key) {
+                (matching, all_of_one_row) = (matching + 1, all_of_one_row && template.is_one_row());
+            }
+        });
+        matching == 1 && all_of_one_row
+    }
+
+    /// The templates whose prefix `key` begins with.
+    fn each(&self, key: &[u8], mut see: impl FnMut(GuardId, &Template)) {
         let mut at = 0;
         let mut node = self.nodes.first();
         while let Some(Node { text, ending, next }) = node {
@@ -47,9 +67,7 @@ impl Matcher {
             }
             at += text.len();
             for (guard, template) in ending {
-                if !out.contains(guard) && template.matches_after_prefix(key) {
-                    out.push(*guard);
-                }
+                see(*guard, template);
             }
             node = key.get(at).and_then(|byte| {
                 let (_, child) = next.get(next.binary_search_by_key(byte, |(b, _)| *b).ok()?)?;
@@ -102,6 +120,21 @@ mod tests {
         assert_eq!(guards(&all, "order:1"), [0u16; 0]);
         assert_eq!(guards(&all, ""), [0u16; 0]);
         assert_eq!(guards(&[], "user:7"), [0u16; 0]);
+    }
+
+    #[test]
+    fn a_key_of_one_row_is_of_one_template() {
+        let template = |text, is_one_row| {
+            let mut template = Template::parse(text).expect("a template");
+            template.set_one_row(is_one_row);
+            template
+        };
+        let all = [template("user:<id>", true), template("user:<x>:y", true), template("user:all", false)];
+        let matcher = Matcher::new(all.iter().enumerate().map(|(n, t)| (GuardId(n as u16), t)));
+        assert!(matcher.is_one_row(b"user:1"));
+        assert!(!matcher.is_one_row(b"user:1:y"), "two templates");
+        assert!(!matcher.is_one_row(b"user:all"));
+        assert!(!matcher.is_one_row(b"user"));
     }
 
     #[test]

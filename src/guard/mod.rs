@@ -1,8 +1,11 @@
 //! Guards: which rows feed which keys, both ways. From a row to its keys ([`Template::render`]) for what the
 //! feed sees, and from a key to its guards ([`Guards::matching`]) for what clients do.
 
+mod instant;
 mod matcher;
+mod pointer;
 mod template;
+mod version;
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher};
@@ -14,8 +17,11 @@ use thiserror::Error;
 
 use crate::config;
 
+pub use instant::Instant;
 pub use matcher::{GuardList, Matcher};
+pub use pointer::{Pointer, Scalar};
 pub use template::{ColumnKind, Template, TemplateError};
+pub use version::{KeyVersion, Told, VersionKind, VersionPlace, VersionRule};
 
 pub use crate::fence::GuardId;
 use crate::fence::KeyHash;
@@ -67,6 +73,15 @@ pub enum GuardProblem {
         /// What was written.
         found: String,
     },
+    /// A version that no one place tells.
+    #[error("allowed: a column, and one of json = \"/pointer\", raw = true, field = \"name\"")]
+    VersionPlace,
+    /// A pointer that is none.
+    #[error("found {found:?}; allowed: a JSON pointer (RFC 6901), such as \"/version\"")]
+    Pointer {
+        /// What was written.
+        found: String,
+    },
     /// More than there are numbers for.
     #[error("found {found} guards; allowed: at most {}", u16::MAX)]
     TooMany {
@@ -88,6 +103,8 @@ pub struct Guard {
     pub label: String,
     /// The shapes of its keys.
     pub templates: Vec<Template>,
+    /// Where the version of its rows is.
+    pub version: Option<VersionRule>,
     /// The Redis db that they are in.
     pub db: u32,
     /// What happens to fills and reads of its keys.
@@ -165,6 +182,35 @@ impl Guards {
             }
         }
         Self::of(guards, self.home)
+    }
+
+    /// A copy that knows which keys are of one row, and what the version columns hold. To be made after
+    /// [`Guards::with_column_kinds`], which tells where one value in a key ends. `known(guard)` is the table's primary
+    /// key, and the type of the guard's version column.
+    pub fn with_rows<'a>(&self, known: impl Fn(&Guard) -> (&'a [String], Option<VersionKind>)) -> Self {
+        let mut guards = self.guards.clone();
+        for guard in &mut guards {
+            let (primary_key, kind) = known(guard);
+            for template in &mut guard.templates {
+                template.set_one_row(version::is_one_row(template, primary_key));
+            }
+            if let Some(version) = &mut guard.version {
+                version.kind = kind;
+            }
+        }
+        Self::of(guards, self.home)
+    }
+
+    /// The version rule that applies to fills of a key.
+    pub fn version_of(&self, key: &[u8], guarded: &GuardedKey) -> Option<KeyVersion<'_>> {
+        let rule = |id: &GuardId| {
+            let rule = self.get(*id)?.version.as_ref()?;
+            Some((*id, rule, rule.kind?))
+        };
+        let (guard, rule, kind) = guarded.guards.iter().find_map(rule)?;
+        let matcher = self.matchers.iter().find(|(of, _)| *of == guarded.db);
+        let is_one_row = matcher.is_some_and(|(_, matcher)| matcher.is_one_row(key));
+        Some(KeyVersion { guard, rule, kind, is_one_row })
     }
 
     /// The dbs that have guards, which for most is one.
@@ -264,12 +310,18 @@ fn guard(index: usize, policy: &config::Guard, home: u32) -> Result<Guard, Guard
         templates
             .push(template.map_err(|source| wrong(GuardProblem::Template { found: text.clone(), source }))?);
     }
+    let version = policy.version.as_ref().map(VersionRule::new).transpose();
+    let version = version.map_err(|problem| {
+        let part = if matches!(problem, GuardProblem::Pointer { .. }) { ".json" } else { "" };
+        error(format!("guard[{index}].version{part}"), problem)
+    })?;
     Ok(Guard {
         id: GuardId(index as u16),
         label: format!("{schema}.{table}"),
         schema: schema.to_owned(),
         table: table.to_owned(),
         templates,
+        version,
         db: policy.db.unwrap_or(home),
         policy: policy.clone(),
     })

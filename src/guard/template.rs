@@ -58,6 +58,8 @@ pub struct Template {
     text: String,
     segments: Vec<Segment>,
     columns: Vec<String>,
+    /// Each key of it is of one row of its table, as far as the catalog has told.
+    is_one_row: bool,
 }
 
 impl Template {
@@ -88,7 +90,9 @@ impl Template {
             rest = &inside[end + 1..];
         }
         match segments.first() {
-            Some(Segment::Literal(_)) => Ok(Self { text: text.to_owned(), segments, columns }),
+            Some(Segment::Literal(_)) => {
+                Ok(Self { text: text.to_owned(), segments, columns, is_one_row: false })
+            }
             _ => Err(TemplateError::NoPrefix),
         }
     }
@@ -159,6 +163,34 @@ impl Template {
         if let Some(column) = columns.into_iter().nth(n) {
             *column = kind;
         }
+    }
+
+    /// Whether each key of this shape is of one row of its table, as far as the catalog has told.
+    pub fn is_one_row(&self) -> bool {
+        self.is_one_row
+    }
+
+    pub(super) fn set_one_row(&mut self, is_one_row: bool) {
+        self.is_one_row = is_one_row;
+    }
+
+    /// Whether two rows with other values always make other keys. Not so of `<a>:<b>`, if both may have a colon in
+    /// them. Sure, if not always necessary: at most one placeholder may be any text, and what stands between two of
+    /// them ends a number.
+    pub(super) fn is_unambiguous(&self) -> bool {
+        let is_any = |segment: &&Segment| **segment == Segment::Column(ColumnKind::Any);
+        let in_number = |byte: Option<&u8>| byte.is_none_or(|byte| byte.is_ascii_digit() || *byte == b'-');
+        let Some(first) = self.segments.iter().position(|s| matches!(s, Segment::Column(_))) else {
+            return true;
+        };
+        let last = self.segments.iter().rposition(|s| matches!(s, Segment::Column(_))).unwrap_or(first);
+        let between = self.segments.get(first..=last).unwrap_or_default();
+        let ends = between.windows(2).all(|two| match two {
+            [Segment::Column(_), Segment::Literal(text)] => !in_number(text.first()),
+            [Segment::Literal(text), Segment::Column(_)] => !in_number(text.last()),
+            _ => false,
+        });
+        ends && self.segments.iter().filter(is_any).count() <= 1
     }
 
     /// Whether some row could have made this key.
@@ -313,6 +345,18 @@ mod tests {
         assert_eq!(Template::parse("user:<>"), Err(TemplateError::EmptyPlaceholder { at: 5 }));
         assert_eq!(Template::parse("<id>:user"), Err(TemplateError::NoPrefix));
         assert!(Template::parse("a>b").is_ok());
+    }
+
+    #[test]
+    fn keys_that_two_rows_can_make_are_told() {
+        let is = |text, kinds: &[ColumnKind]| template(text, kinds).is_unambiguous();
+        let (any, number) = (ColumnKind::Any, ColumnKind::Integer);
+        assert!(is("all", &[]) && is("user:<id>", &[any]) && is("user:<id>:v<version>", &[any, number]));
+        assert!(is("t<a>:<b>:<c>", &[number, any, number]) && is("t<a>:<b>", &[any, ColumnKind::Uuid]));
+        assert!(!is("t<a>:<b>", &[any, any]), "a:b and c, or a and b:c");
+        assert!(!is("t<a><b>", &[number, number]), "1 and 23, or 12 and 3");
+        assert!(!is("t<a>-<b>", &[any, number]), "a- and 1, or a and -1");
+        assert!(!is("t<a>0<b>", &[number, number]));
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub struct Client {
     answered: Cell<u64>,
     /// The proxy's own replies that wait for the upstream's before them.
     own: RefCell<VecDeque<(u64, Bytes)>>,
+    /// The reply that is due is kept back: nothing more is taken from it.
+    parked: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     /// What was delivered last is a part of a message, and the next bytes have to be the rest of it.
     partway: Cell<bool>,
@@ -68,6 +70,7 @@ impl Client {
             sent: Cell::new(0),
             answered: Cell::new(0),
             own: RefCell::default(),
+            parked: Cell::new(false),
             waker: RefCell::default(),
             partway: Cell::new(false),
             gone: Cell::new(false),
@@ -177,8 +180,19 @@ impl Client {
         }
     }
 
+    /// The reply that is due is kept back, until it is answered all the same.
+    pub fn park(&self) {
+        self.parked.set(true);
+    }
+
+    /// Whether the reply that is due is kept back.
+    pub fn is_parked(&self) -> bool {
+        self.parked.get()
+    }
+
     /// The reply that is due is complete (or nobody wants it).
     pub fn answered(&self) {
+        self.parked.set(false);
         self.answered.set(self.answered.get() + 1);
         self.deliver_own();
     }
@@ -218,6 +232,11 @@ impl Client {
         if !current.as_ref().is_some_and(|current| current.will_wake(waker)) {
             *current = Some(waker.clone());
         }
+    }
+
+    /// Wakes the session, from anywhere.
+    pub fn waker(&self) -> Option<Waker> {
+        self.waker.borrow().clone()
     }
 
     /// The replies that wait to be written to the socket.

@@ -181,6 +181,11 @@ impl Session {
                 Step::Done
             }
             Command::Subscribe => self.subscribe(arguments),
+            // In Redis's words, which knows no such command.
+            Command::Fence => self.own(
+                "-ERR Can't execute 'fence': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed \
+                 in this context\r\n",
+            ),
             _ => self.forward(arguments, true, Meaning::None),
         }
     }

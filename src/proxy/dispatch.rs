@@ -43,6 +43,8 @@ impl Session {
             Command::Read(read) => self.read(read, arguments),
             Command::Fill(form) => self.fill(form, arguments, None),
             Command::Asof => self.asof(arguments),
+            Command::After => self.after(arguments),
+            Command::Fence => self.fence_command(arguments),
             Command::Multi => {
                 let Some(link) = self.link(true) else { return Step::Wait };
                 link.begin();
@@ -215,6 +217,7 @@ impl Session {
         }
         match command {
             Command::Fill(form) => self.queue_fill(form, arguments, None),
+            Command::Read(read) => self.queue_read(read, arguments),
             Command::Asof => self.asof(arguments),
             Command::Exec => self.execute(arguments),
             // Where it is wrong, the transaction goes on.
@@ -248,9 +251,14 @@ impl Session {
                 }
                 step
             }
-            Command::Subscribe | Command::Monitor | Command::Hello | Command::Auth | Command::Forbidden => {
-                self.refuse_in_transaction()
-            }
+            // What comes after a position is what is read at EXEC: the whole transaction has to wait, with AFTER MULTI.
+            Command::After
+            | Command::Fence
+            | Command::Subscribe
+            | Command::Monitor
+            | Command::Hello
+            | Command::Auth
+            | Command::Forbidden => self.refuse_in_transaction(),
             _ => self.forward(arguments, true, Meaning::None),
         }
     }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::account::Change;
 use super::client::Client;
+use super::coalesce::Coalesced;
 use super::held::Held;
 use super::shape::{elements, is_nil};
 use super::subscription::Confirmations;
@@ -49,6 +50,8 @@ pub enum Meaning {
     None,
     /// A read of one guarded key, which may be a miss.
     Read(Miss, GuardedKey),
+    /// The same, where a miss may wait for somebody else's fill.
+    Coalesced(Box<Coalesced>),
     /// A read of several keys, some of them guarded: the place of each among the keys.
     Reads(Miss, Box<[(usize, GuardedKey)]>),
     /// The end of fills.
@@ -96,11 +99,17 @@ impl Expected {
         if !matches!(self.delivery, Delivery::Forward | Delivery::Drop | Delivery::Hidden) {
             return false;
         }
-        match &self.meaning {
-            Meaning::None | Meaning::Fills(_) => true,
-            // What is large is there. Of several keys each has to be looked at.
-            Meaning::Read(Miss::Nil | Miss::EmptyString, _) => head.first() == Some(&b'$'),
-            Meaning::Read(Miss::EmptyArray | Miss::EmptySet | Miss::EmptyMap, _) => {
+        let miss = match &self.meaning {
+            Meaning::None | Meaning::Fills(_) => return true,
+            // Of several keys each has to be looked at.
+            Meaning::Read(miss, _) => *miss,
+            Meaning::Coalesced(read) => read.miss,
+            _ => return false,
+        };
+        // What is large is there.
+        match miss {
+            Miss::Nil | Miss::EmptyString => head.first() == Some(&b'$'),
+            Miss::EmptyArray | Miss::EmptySet | Miss::EmptyMap => {
                 matches!(head.first(), Some(b'*' | b'~' | b'%'))
             }
             _ => false,

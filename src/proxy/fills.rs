@@ -2,12 +2,12 @@
 
 use std::collections::HashSet;
 use std::rc::Rc;
-use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 
 use super::cap::{Capped, cap, put_shorten};
+use super::evidence::{Proof, Stated};
 use super::expect::{Delivery, Expected, Meaning};
 use super::gate::{Admission, Filling, Refusal};
 use super::held::Held;
@@ -17,13 +17,10 @@ use super::session::{Session, Step};
 use super::transaction::QueuedFill;
 use crate::cache::{AbandonedFill, Fate};
 use crate::command::{Command, FillForm, Route, Syntax, WrongNumber, refusal};
-use crate::fence::{Evidence, KeyHash};
+use crate::fence::KeyHash;
 use crate::guard::GuardedKey;
-use crate::position::{Lsn, Snapshot};
 use crate::resp::{Arguments, RequestScanner, Scanned, put_header, put_request};
 
-/// The longest evidence, in bytes: a snapshot with some thousand transactions in progress.
-const MAX_EVIDENCE: usize = 64 * 1024;
 const BLOCKING: &str = "-FENCE cachefence: a command that waits cannot fill a guarded key; use the one that does \
                         not (LMOVE, RPOPLPUSH)\r\n";
 
@@ -41,12 +38,7 @@ struct Admitted {
 
 impl Session {
     /// A fill outside of a transaction.
-    pub(super) fn fill(
-        &mut self,
-        form: FillForm,
-        arguments: Arguments<'_>,
-        evidence: Option<&Evidence>,
-    ) -> Step {
+    pub(super) fn fill(&mut self, form: FillForm, arguments: Arguments<'_>, stated: Option<&Stated>) -> Step {
         let keys = self.guarded_keys(form, arguments);
         if keys.is_empty() || (form.route == Route::Blocking && self.gate.observe) {
             return self.take_plainly(form.route.into(), arguments);
@@ -60,8 +52,12 @@ impl Session {
         if let Err(step) = self.introduced(&link) {
             return step;
         }
+        let proof = match self.proof(form, arguments, &keys, stated) {
+            Ok(proof) => proof,
+            Err(error) => return self.refuse_asof(wrong_evidence(&error)),
+        };
         let can_cap = self.can_cap(form, arguments);
-        let admitted = self.admit(&link, form, &keys, evidence, can_cap);
+        let admitted = self.admit(&link, form, &keys, &proof, can_cap);
         match admitted {
             Admitted { refusal: Some(refusal), .. } if form.syntax != Syntax::MSet => {
                 self.gate.finish(&admitted.fills);
@@ -122,13 +118,15 @@ impl Session {
         link: &Link,
         form: FillForm,
         keys: &[(Box<[u8]>, GuardedKey)],
-        evidence: Option<&Evidence>,
+        proof: &Proof,
         can_cap: bool,
     ) -> Admitted {
         let mut admitted = Admitted::default();
-        for (key, guarded) in keys {
+        for (n, (key, guarded)) in keys.iter().enumerate() {
             let id = link.fill_id();
-            let filling = Filling { key, guarded, id, conn: self.client.id, evidence, form, can_cap };
+            let (evidence, version) = (proof.position.as_ref(), proof.versions.get(n).copied().flatten());
+            let filling =
+                Filling { key, guarded, id, conn: self.client.id, evidence, version, form, can_cap };
             match self.gate.admit(&filling) {
                 Admission::Refuse(refusal) => {
                     admitted.refused.insert(guarded.hash);
@@ -282,9 +280,9 @@ impl Session {
                 return self.refuse_asof(format!("-ERR wrong number of arguments for '{name}' command\r\n"));
             }
         };
-        let evidence = match evidence(arguments.get(1).unwrap_or_default()) {
-            Ok(evidence) => evidence,
-            Err(error) => return self.refuse_asof(format!("-ERR cachefence: ASOF: {error}\r\n")),
+        let stated = match Stated::read(arguments.get(1).unwrap_or_default()) {
+            Ok(stated) => stated,
+            Err(error) => return self.refuse_asof(wrong_evidence(&error)),
         };
         let mut request = BytesMut::new();
         put_header(&mut request, b'*', arguments.len() - 2);
@@ -293,9 +291,9 @@ impl Session {
         let Ok(Scanned::Request(_)) = scanner.scan(&request) else { return Step::Done };
         let arguments = scanner.arguments(&request);
         if self.transaction.is_some() {
-            self.queue_fill(form, arguments, Some(evidence))
+            self.queue_fill(form, arguments, Some(&stated))
         } else {
-            self.fill(form, arguments, Some(&evidence))
+            self.fill(form, arguments, Some(&stated))
         }
     }
 
@@ -311,19 +309,23 @@ impl Session {
         &mut self,
         form: FillForm,
         arguments: Arguments<'_>,
-        evidence: Option<Evidence>,
+        stated: Option<&Stated>,
     ) -> Step {
         let keys = self.guarded_keys(form, arguments);
         if !keys.is_empty() && self.awaits_begin() {
             return Step::Wait;
         }
+        let proof = match self.proof(form, arguments, &keys, stated) {
+            Ok(proof) => proof,
+            Err(error) => return self.refuse_asof(wrong_evidence(&error)),
+        };
         let can_cap = self.can_cap(form, arguments);
         let Some(link) = self.link(true) else { return Step::Wait };
         let queued = keys.iter().map(|(key, guarded)| AbandonedFill::new(link.fill_id(), key, guarded));
         let meaning = if keys.is_empty() { Meaning::None } else { Meaning::Queued(queued.collect()) };
         link.send(|out| out.extend_from_slice(arguments.unsent()), self.expect(meaning));
         if let (false, Some(transaction)) = (keys.is_empty(), &mut self.transaction) {
-            transaction.fills.push(QueuedFill { keys, form, evidence, can_cap });
+            transaction.fills.push(QueuedFill { keys, form, proof, can_cap });
         }
         Step::Done
     }
@@ -344,8 +346,7 @@ impl Session {
         let mut all = Admitted::default();
         let mut torn = Vec::new();
         for queued in &transaction.fills {
-            let (evidence, can_cap) = (queued.evidence.as_ref(), queued.can_cap);
-            let admitted = self.admit(&link, queued.form, &queued.keys, evidence, can_cap);
+            let admitted = self.admit(&link, queued.form, &queued.keys, &queued.proof, queued.can_cap);
             if admitted.refusal.is_some() && queued.form.is_part() {
                 torn.push(&queued.keys);
             }
@@ -354,7 +355,9 @@ impl Session {
             all.refusal = all.refusal.or(admitted.refusal);
         }
         // The commands that cap would come after the EXEC, in another db perhaps.
-        let refused = all.refusal.is_some() || (!all.caps.is_empty() && !transaction.dbs.is_empty());
+        let refused = all.refusal.is_some()
+            || (!all.caps.is_empty() && !transaction.dbs.is_empty())
+            || transaction.reads.iter().any(|guards| self.gate.bypasses(guards));
         if transaction.aborted || unknown || refused {
             self.gate.finish(&all.fills);
             let reply: &[u8] = if refused {
@@ -387,21 +390,8 @@ fn is_denied(error: &str) -> bool {
     error.starts_with("NOPERM") || error.starts_with("NOAUTH")
 }
 
-/// Reads evidence: an LSN has a slash, a snapshot has colons.
-fn evidence(text: &[u8]) -> Result<Evidence, String> {
-    if text.len() > MAX_EVIDENCE {
-        return Err(format!("the evidence is longer than {MAX_EVIDENCE} bytes"));
-    }
-    let text = std::str::from_utf8(text).map_err(|_| "the evidence is not text".to_owned())?;
-    if text.starts_with("version=") {
-        return Err("version evidence is not supported by this version".to_owned());
-    }
-    // An error quotes what the client sent: escaped, so that it cannot end the reply's line.
-    if text.contains('/') {
-        Lsn::from_str(text).map(Evidence::Lsn).map_err(|error| error.to_string())
-    } else {
-        Snapshot::from_str(text).map(Evidence::Snapshot).map_err(|error| error.to_string())
-    }
+fn wrong_evidence(error: &str) -> String {
+    format!("-ERR cachefence: ASOF: {error}\r\n")
 }
 
 fn unix_ms() -> u64 {

@@ -3,19 +3,21 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tracing::debug;
 
+use super::coalesce::Coalescing;
+use crate::admin::AdminSource;
 use crate::cache::{AbandonedFill, CacheState, Endpoint, Upstreams};
 use crate::command::{CommandTable, FillForm};
 use crate::config::{self, LostFills, LostReads};
-use crate::feed::FeedState;
+use crate::feed::{FeedState, Positions, SourceState};
 use crate::fence::{
-    ConnId, Evidence, Fence, Fill, FillId, LeaseRule, Millis, Ruling, Stale, Unproven, Verdict,
+    ConnId, Evidence, Fence, Fill, FillId, LeaseRule, Millis, Ruling, Stale, Unproven, Verdict, VersionClaim,
 };
-use crate::guard::{GuardList, GuardedKey, Guards, key_hash};
+use crate::guard::{GuardId, GuardList, GuardedKey, Guards, key_hash};
 use crate::metrics::{self, Metrics};
 use crate::position::Lsn;
 
@@ -27,6 +29,14 @@ pub struct Gate {
     pub guards: Arc<ArcSwap<Guards>>,
     /// What the upstream's commands are.
     pub commands: Arc<ArcSwap<CommandTable>>,
+    /// What holds for keys that no guard covers and that were fenced by name.
+    pub named: config::Guard,
+    /// What the sources show.
+    pub positions: Arc<Positions>,
+    /// Those that applications read from, in the order of the settings.
+    pub sources: Vec<Arc<SourceState>>,
+    /// The proxy's account of itself.
+    pub account: Arc<dyn AdminSource>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Whether the feed is lost.
@@ -39,6 +49,10 @@ pub struct Gate {
     pub address: Endpoint,
     /// Judge and count; change nothing.
     pub observe: bool,
+    /// The readers that wait for somebody else's fill.
+    pub coalescing: Coalescing,
+    /// A fill can be newer than the feed: commits do not wait for the proxy.
+    pub newer_counts: bool,
     /// The origin of the fence's clock.
     pub started: Instant,
 }
@@ -75,6 +89,8 @@ pub struct Filling<'a> {
     pub conn: ConnId,
     /// What the client said of its data's age.
     pub evidence: Option<&'a Evidence>,
+    /// The version of the row that it was made from, as its payload or the client says.
+    pub version: Option<VersionClaim>,
     /// The command.
     pub form: FillForm,
     /// What it puts in can be given a TTL by a command that follows it.
@@ -82,14 +98,14 @@ pub struct Filling<'a> {
 }
 
 /// What the guards of a key ask for, taken together: of each setting the strictest.
-struct Policy {
+pub(super) struct Policy {
     reply: config::Reply,
     unproven: config::Unproven,
     unproven_ttl: u64,
-    lease: LeaseRule,
+    pub(super) lease: LeaseRule,
     lost: Option<LostFills>,
     lost_ttl: u64,
-    broken: bool,
+    pub(super) broken: bool,
 }
 
 impl Gate {
@@ -98,16 +114,20 @@ impl Gate {
         self.started.elapsed().as_millis() as Millis
     }
 
-    /// The guards of a key in a db, if it has any. For most keys a walk over their first bytes.
+    /// The guards of a key in a db, if it has any. For most keys a walk over their first bytes. One that was fenced by
+    /// name is judged as well, without a guard.
     pub fn guarded(&self, db: u32, key: &[u8]) -> Option<GuardedKey> {
         let guards = self.guards.load().matching(db, key);
-        (!guards.is_empty()).then(|| GuardedKey { hash: key_hash(db, key), db, guards })
+        if guards.is_empty() && !self.fence.has_names() {
+            return None;
+        }
+        let hash = key_hash(db, key);
+        (!guards.is_empty() || self.fence.is_named(hash)).then_some(GuardedKey { hash, db, guards })
     }
 
     /// A read was answered. A miss grants a lease.
     pub fn read(&self, key: &GuardedKey, conn: ConnId, missed: bool) {
-        for guard in &key.guards {
-            let counters = self.metrics.guard(*guard);
+        for counters in self.metrics.guards(&key.guards) {
             if missed { counters.miss.inc() } else { counters.hit.inc() }
         }
         if missed {
@@ -115,19 +135,34 @@ impl Gate {
         }
     }
 
-    /// Whether a read is to be answered as a miss without asking Redis: the feed is lost, and so wants a guard.
-    pub fn bypasses(&self, key: &GuardedKey) -> bool {
-        if !self.is_lost() || self.observe {
+    /// Whether reads of a key of these guards, or of one that was fenced by name, are to be answered as misses without
+    /// asking Redis: the feed is lost, and so wants one of them.
+    pub fn bypasses(&self, guards: &GuardList) -> bool {
+        let lost = self.is_lost();
+        // In strict a guard that no longer hears of its table's commits may not serve what it has.
+        let deaf = |guard: &GuardId| self.feed.is_strict() && self.feed.is_broken(*guard);
+        if self.observe || !(lost || guards.iter().any(deaf)) {
             return false;
         }
-        let guards = self.guards.load();
-        let misses =
-            |guard| guards.get(guard).is_some_and(|g| g.policy.when_feed_lost.reads == LostReads::Miss);
-        let bypassed = key.guards.iter().any(|guard| misses(*guard));
+        let all = self.guards.load();
+        let bypassed = self.policies(&all, guards).any(|(guard, policy)| {
+            (lost || guard.is_some_and(|guard| deaf(&guard)))
+                && policy.when_feed_lost.reads == LostReads::Miss
+        });
         if bypassed {
-            key.guards.iter().for_each(|guard| self.metrics.guard(*guard).bypassed.inc());
+            self.metrics.guards(guards).for_each(|counters| counters.bypassed.inc());
         }
         bypassed
+    }
+
+    /// How long a miss of a key waits for somebody else's fill: the least that its guards say.
+    pub fn patience(&self, key: &GuardedKey) -> Duration {
+        if self.observe {
+            return Duration::ZERO;
+        }
+        let guards = self.guards.load();
+        let patience = |guard| guards.get(guard).map(|guard| guard.policy.coalesce);
+        key.guards.iter().filter_map(|guard| patience(*guard)).min().unwrap_or_default()
     }
 
     /// Decides on a fill. One that goes to Redis is in flight until [`Gate::finish`].
@@ -140,6 +175,7 @@ impl Gate {
             conn: filling.conn,
             guards: &filling.guarded.guards,
             evidence: filling.evidence,
+            version: filling.version,
             lease: if filling.form.is_derived() { LeaseRule::Off } else { policy.lease },
             part: filling.form.is_part(),
         };
@@ -152,6 +188,10 @@ impl Gate {
             if let Admission::Refuse(_) = admission { Ruling::Refuse } else { Ruling::Forward }
         });
         self.count(filling, verdict, &admission, now);
+        if matches!(admission, Admission::Refuse(_)) {
+            // Whoever waits for it waits in vain.
+            self.coalescing.ended(filling.guarded.hash);
+        }
         if self.observe && admission != Admission::Forward {
             // Counted; let through. Nothing is deleted either, so nobody waits for the fills in flight.
             admission = Admission::Forward;
@@ -160,11 +200,21 @@ impl Gate {
     }
 
     /// Commits are not known at once, or what they changed is not deleted at once.
-    fn is_lost(&self) -> bool {
-        self.feed.is_lost() || !self.cache.is_level()
+    pub(super) fn is_lost(&self) -> bool {
+        self.feed.is_lost() || self.feed.is_unguarded() || !self.cache.is_level()
     }
 
-    fn policy(&self, list: &GuardList) -> Policy {
+    /// What the guards of a key say, each; where there is none, what holds for keys that were fenced by name.
+    fn policies<'a>(
+        &'a self,
+        guards: &'a Guards,
+        list: &'a GuardList,
+    ) -> impl Iterator<Item = (Option<GuardId>, &'a config::Guard)> {
+        let own = list.iter().filter_map(|id| Some((Some(*id), &guards.get(*id)?.policy)));
+        own.chain(list.is_empty().then_some((None, &self.named)))
+    }
+
+    pub(super) fn policy(&self, list: &GuardList) -> Policy {
         let guards = self.guards.load();
         let lost = self.is_lost();
         let mut policy = Policy {
@@ -176,8 +226,7 @@ impl Gate {
             lost_ttl: u64::MAX,
             broken: false,
         };
-        for guard in list {
-            let Some(own) = guards.get(*guard).map(|guard| &guard.policy) else { continue };
+        for (guard, own) in self.policies(&guards, list) {
             policy.reply = stricter_reply(policy.reply, own.reply);
             policy.unproven = stricter_unproven(policy.unproven, own.unproven);
             policy.unproven_ttl = policy.unproven_ttl.min(own.unproven_ttl.as_millis() as u64);
@@ -186,7 +235,7 @@ impl Gate {
                 config::Lease::Key => LeaseRule::Key,
                 config::Lease::Off => LeaseRule::Off,
             });
-            policy.broken |= self.feed.is_broken(*guard);
+            policy.broken |= guard.is_some_and(|guard| self.feed.is_broken(guard));
             if lost {
                 let refuse =
                     policy.lost == Some(LostFills::Refuse) || own.when_feed_lost.fills == LostFills::Refuse;
@@ -215,8 +264,7 @@ impl Gate {
             }
             _ => None,
         };
-        for guard in &filling.guarded.guards {
-            let counters = self.metrics.guard(*guard);
+        for counters in self.metrics.guards(&filling.guarded.guards) {
             counters.fills(label, action).inc();
             if let Some(age) = age {
                 counters.stale_age.observe(age as f64 / 1000.0);
@@ -232,6 +280,7 @@ impl Gate {
         let mut waited_for = false;
         for fill in fills {
             waited_for |= self.fence.finish(fill.hash, fill.id);
+            self.coalescing.ended(fill.hash);
         }
         if waited_for {
             self.upstreams.ended.notify_waiters();
@@ -240,7 +289,7 @@ impl Gate {
 }
 
 impl Policy {
-    fn decide(&self, verdict: Verdict) -> Admission {
+    pub(super) fn decide(&self, verdict: Verdict) -> Admission {
         let refuse = |error: String| Admission::Refuse(Refusal { reply: self.reply, error });
         if self.broken {
             return refuse(
@@ -268,12 +317,12 @@ impl Policy {
 }
 
 /// The floor of a fence that has not begun.
-const NOT_BEGUN: Lsn = Lsn(u64::MAX);
+pub(super) const NOT_BEGUN: Lsn = Lsn(u64::MAX);
 /// The TTL, in milliseconds, of a fill that only an older miss objects to: one of two fills that came in the wrong
 /// order, the good one or the stale one. Long enough to take the load of a hot key, short enough for the stale one.
 const OLDER_MISS_TTL: u64 = 1000;
 
-fn outdated(stale: Stale) -> String {
+pub(super) fn outdated(stale: Stale) -> String {
     match stale {
         Stale::Superseded(lsn) => format!("the fill's data does not contain the commit that ended at {lsn}"),
         Stale::NoEvidence(lsn) => {
@@ -287,7 +336,7 @@ fn outdated(stale: Stale) -> String {
     }
 }
 
-fn reason(why: Unproven) -> &'static str {
+pub(super) fn reason(why: Unproven) -> &'static str {
     match why {
         Unproven::NoEvidence => "no evidence says how new the fill's data is",
         Unproven::OlderMiss => "an older miss of the key is outstanding, whose data this may be",
@@ -315,7 +364,7 @@ fn stricter_unproven(a: config::Unproven, b: config::Unproven) -> config::Unprov
 }
 
 /// A key as a log can hold it.
-fn printable(key: &[u8]) -> Cow<'static, str> {
+pub(super) fn printable(key: &[u8]) -> Cow<'static, str> {
     let shown: String =
         key.iter().take(128).flat_map(|b| std::ascii::escape_default(*b)).map(char::from).collect();
     Cow::Owned(if key.len() > 128 { format!("{shown}...") } else { shown })

@@ -54,7 +54,9 @@ impl Session {
         let in_transaction =
             self.transaction.is_some() && self.pin.as_ref().is_some_and(|pin| pin.begun() == Some(true));
         let may_lose_pin = !self.keeps_pin() || in_transaction;
-        may_lose_pin && self.gate.commands.load().can_go_out(incomplete.before)
+        may_lose_pin
+            && self.gate.commands.load().can_go_out(incomplete.before)
+            && !self.reads_value(incomplete.before)
     }
 
     /// The whole request is there and was dealt with. If it did not go out, neither must anything after the part of

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -42,6 +42,7 @@ const READ_CHUNK: usize = 8 * 1024;
 
 /// One connection to Redis.
 pub struct Link {
+    me: Weak<Link>,
     pub(super) gate: Arc<Gate>,
     pub(super) upstream: Arc<Upstream>,
     /// Who it is to Redis.
@@ -84,7 +85,8 @@ impl Link {
     /// A link that begins to connect once its task ([`Link::run`]) runs.
     pub fn new(gate: Arc<Gate>, account: Account, owner: Option<Rc<Client>>) -> Rc<Self> {
         let upstream = gate.upstreams.register();
-        Rc::new(Self {
+        Rc::new_cyclic(|me| Self {
+            me: me.clone(),
             gate,
             upstream,
             account: RefCell::new(account),
@@ -123,6 +125,18 @@ impl Link {
         write(&mut self.out());
         self.expected.borrow_mut().push_back(expected);
         self.wake();
+    }
+
+    /// Sends a command once more whose reply was kept back.
+    pub(super) fn send_again(&self, request: &[u8], expected: Expected) {
+        self.out().extend_from_slice(request);
+        self.expected.borrow_mut().push_back(expected);
+        self.wake();
+    }
+
+    /// The link, for what outlives a borrow of it; none while it is being dropped.
+    pub(super) fn me(&self) -> Option<Rc<Link>> {
+        self.me.upgrade()
     }
 
     /// Sends bytes whose replies are not told apart.

@@ -14,12 +14,17 @@
 //! ...) has a *pin* for as long as that lasts.
 
 mod account;
+mod after;
 mod buffers;
 mod cap;
 mod client;
+mod coalesce;
 mod connection;
 mod dispatch;
+mod evidence;
 mod expect;
+mod explain;
+mod fence_command;
 mod fills;
 mod gate;
 mod greeting;
@@ -39,6 +44,7 @@ mod subscription;
 mod threads;
 mod transaction;
 
+pub use coalesce::Coalescing;
 pub use gate::Gate;
 pub use greeting::Greeting;
 pub use listen::{ListenError, Listener};

@@ -1,7 +1,8 @@
 //! Reads of guarded keys: a miss grants a lease; and while the feed is lost, a guard may have its keys missed.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
+use super::coalesce::Coalesced;
 use super::expect::{Delivery, Meaning};
 use super::route::LANE_REQUEST;
 use super::session::{Session, Step};
@@ -24,19 +25,30 @@ impl Session {
             return self.take_plainly(read.route.into(), arguments);
         };
         let Some(second) = keys.next() else {
-            return if self.gate.bypasses(&first.1) {
+            return if self.gate.bypasses(&first.1.guards) {
                 self.bypass(read, arguments, &[first], Vec::new())
             } else {
-                self.forward(arguments, wants_pin(read, arguments), Meaning::Read(read.miss, first.1))
+                let meaning = self.meaning_of(read, arguments, first.1);
+                self.forward(arguments, wants_pin(read, arguments), meaning)
             };
         };
         let all = [first, second].into_iter().chain(keys);
-        let (bypassed, asked): (Placed, Placed) = all.partition(|(_, key)| self.gate.bypasses(key));
+        let (bypassed, asked): (Placed, Placed) = all.partition(|(_, key)| self.gate.bypasses(&key.guards));
         if bypassed.is_empty() {
             let meaning = Meaning::Reads(read.miss, asked.into());
             return self.forward(arguments, wants_pin(read, arguments), meaning);
         }
         self.bypass(read, arguments, &bypassed, asked)
+    }
+
+    /// A read of one key.
+    fn meaning_of(&self, read: Read, arguments: Arguments<'_>, key: GuardedKey) -> Meaning {
+        let patience = self.gate.patience(&key);
+        if patience.is_zero() || read.changes || wants_pin(read, arguments) {
+            return Meaning::Read(read.miss, key);
+        }
+        let request = Bytes::copy_from_slice(arguments.bytes());
+        Meaning::Coalesced(Box::new(Coalesced { miss: read.miss, key, patience, request, until: None }))
     }
 
     /// A read some of whose keys are missed whatever Redis holds.

@@ -124,7 +124,12 @@ impl Link {
             if !next.streams(head) {
                 return Ok(false);
             }
-            if let Meaning::Read(_, key) = &next.meaning {
+            let key = match &next.meaning {
+                Meaning::Read(_, key) => Some(key),
+                Meaning::Coalesced(read) => Some(&read.key),
+                _ => None,
+            };
+            if let Some(key) = key {
                 self.gate.read(key, next.client.id, false);
                 next.meaning = Meaning::None;
             }
@@ -161,12 +166,18 @@ impl Link {
     }
 
     /// What a reply means, and its way to the client. Of one that was passed on partly, this is the rest.
-    fn replied(&self, expected: Expected, reply: &[u8], partly: bool) {
+    fn replied(&self, mut expected: Expected, reply: &[u8], partly: bool) {
+        if let Meaning::Coalesced(read) = &expected.meaning {
+            let missed = missed(read.miss, reply);
+            let Some(due) = self.coalesce(expected, missed, reply) else { return };
+            expected = Expected { meaning: Meaning::None, ..due };
+        }
         let Expected { client, delivery, meaning } = expected;
         // What is passed on in parts is no error: those are short.
         let error = !partly && body(reply).first() == Some(&b'-');
         match meaning {
-            Meaning::None => {}
+            // Of a read that may wait all is done.
+            Meaning::None | Meaning::Coalesced(_) => {}
             // Before the reply goes out: whoever reads the database after it sees what is settled now.
             Meaning::Read(miss, key) => {
                 if let Some(missed) = missed(miss, reply) {
@@ -294,7 +305,8 @@ impl Link {
     }
 }
 
-fn deliver(client: &Client, delivery: Delivery, reply: &[u8], error: bool) {
+/// A reply's way to the client.
+pub(super) fn deliver(client: &Client, delivery: Delivery, reply: &[u8], error: bool) {
     match delivery {
         Delivery::Hidden => return,
         Delivery::Drop => {}

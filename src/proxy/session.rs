@@ -17,6 +17,7 @@ use tokio::io::AsyncWrite;
 use tokio::time::{Sleep, sleep};
 use tokio_util::io::poll_read_buf;
 
+use super::after::Wait;
 use super::buffers;
 use super::client::Client;
 use super::gate::Gate;
@@ -63,6 +64,8 @@ pub struct Session {
     pub(super) introducing: Option<Rc<Link>>,
     pub(super) watching: bool,
     pub(super) transaction: Option<Transaction>,
+    /// The next command waits for the feed.
+    pub(super) waiting: Option<Wait>,
     /// A command was sent after which the next has to wait for its reply.
     pub(super) barrier: bool,
     /// It waits in Redis, perhaps for ever.
@@ -129,6 +132,7 @@ impl Session {
             introducing: None,
             watching: false,
             transaction: None,
+            waiting: None,
             barrier: false,
             blocking: false,
             replies: Replies::On,
@@ -150,6 +154,9 @@ impl Session {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.client.set_waker(cx.waker());
         for _ in 0..TURN {
+            if let Some(wait) = &mut self.waiting {
+                wait.poll(cx);
+            }
             let starved = self.take_commands();
             let crowded = self.client.waiting() > OUT_HIGH_WATER;
             self.poll_write(cx)?;
@@ -278,7 +285,8 @@ impl Session {
             }
             (self.barrier, self.blocking) = (false, false);
         }
-        self.client.outstanding() >= MAX_OUTSTANDING
+        self.client.is_parked()
+            || self.client.outstanding() >= MAX_OUTSTANDING
             || self.client.own_waiting() as u64 >= MAX_OUTSTANDING
             || self.client.waiting() > OUT_HIGH_WATER
     }
@@ -319,7 +327,8 @@ impl Session {
         Ok(())
     }
 
-    /// Nothing is left to wait for. A client that has closed its side of a stream has nothing to wait for either.
+    /// Nothing is left to wait for. A client that has closed its side of a stream has nothing to wait for either, nor has
+    /// one whose next command waits for the feed: as Redis does with a client that waits in it.
     fn is_answered(&self) -> bool {
         let hopeless = self.ended && self.is_monitoring();
         hopeless

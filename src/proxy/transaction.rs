@@ -1,15 +1,19 @@
 //! MULTI: fills are judged when they are executed, at EXEC.
 
-use crate::fence::Evidence;
-
-use crate::command::FillForm;
-use crate::guard::GuardedKey;
+use super::evidence::Proof;
+use super::expect::Meaning;
+use super::session::{Session, Step};
+use crate::command::{FillForm, Read};
+use crate::guard::{GuardList, GuardedKey};
+use crate::resp::Arguments;
 
 /// A transaction that has begun.
 #[derive(Debug, Default)]
 pub struct Transaction {
     /// The fills of guarded keys that are queued.
     pub fills: Vec<QueuedFill>,
+    /// The guards of keys that queued commands read, those of a key together, and each once.
+    pub reads: Vec<GuardList>,
     /// The dbs that queued SELECTs name, which Redis will try when it executes them. What is queued after one
     /// that fails goes to the db before it.
     pub dbs: Vec<u32>,
@@ -24,8 +28,27 @@ pub struct QueuedFill {
     pub keys: Vec<(Box<[u8]>, GuardedKey)>,
     /// The command.
     pub form: FillForm,
-    /// What the client said of its data's age.
-    pub evidence: Option<Evidence>,
+    /// What is known of its data's age.
+    pub(super) proof: Proof,
     /// What it puts in can be given a TTL after it.
     pub can_cap: bool,
+}
+
+impl Session {
+    /// A read in a transaction. Whether its keys have to be missed is decided when it is executed, and for the whole of
+    /// the transaction: what it finds stands in the middle of Redis's answer.
+    pub(super) fn queue_read(&mut self, read: Read, arguments: Arguments<'_>) -> Step {
+        let dbs = self.dbs();
+        let step = self.forward(arguments, true, Meaning::None);
+        if let (Step::Done, Some(transaction)) = (step, &mut self.transaction) {
+            for key in read.keys.places(arguments).filter_map(|place| arguments.get(place)) {
+                for key in dbs.iter().filter_map(|db| self.gate.guarded(*db, key)) {
+                    if !transaction.reads.contains(&key.guards) {
+                        transaction.reads.push(key.guards);
+                    }
+                }
+            }
+        }
+        step
+    }
 }

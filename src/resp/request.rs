@@ -77,6 +77,12 @@ impl<'a> Arguments<'a> {
         self.bytes.get(start as usize..start as usize + length as usize)
     }
 
+    /// The n-th, unless bytes of it went on already, so that only the rest of it is here.
+    pub fn whole(&self, n: usize) -> Option<&'a [u8]> {
+        let begins_at_the_rest = self.is_under_way() && self.ranges.get(n)?.0 as usize == self.sent;
+        if begins_at_the_rest { None } else { self.get(n) }
+    }
+
     /// All of them from the n-th on.
     pub fn from(&self, n: usize) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let all = *self;

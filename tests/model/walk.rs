@@ -148,6 +148,7 @@ impl<'a> Real<'a> {
             conn: ConnId(u64::from(conn)),
             guards: &[],
             evidence: evidence.as_ref(),
+            version: None,
             lease: LeaseRule::Connection,
             part: false,
         };

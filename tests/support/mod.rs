@@ -26,10 +26,11 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// The program under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_cachefence");
 
-/// Twenty people, all called `v1`; and a table that no guard knows.
+/// Twenty people, all called `v1`; what else is known of them; and a table that no guard knows.
 const SCHEMA: &str = "
 CREATE TABLE users (id bigint PRIMARY KEY, name text NOT NULL);
 INSERT INTO users SELECT id, 'v1' FROM generate_series(1, 20) AS id;
+CREATE TABLE badges (id bigint PRIMARY KEY, note text);
 CREATE TABLE unguarded (id bigint);
 ";
 
@@ -53,6 +54,7 @@ reply = \"error\"
 /// What a test wants to run.
 pub struct Setup {
     guards: String,
+    replaced: Vec<(String, String)>,
     replica: bool,
     init: bool,
     redis: RedisOptions,
@@ -61,7 +63,18 @@ pub struct Setup {
 impl Setup {
     /// A primary, Redis, and the proxy with these guards (and other sections).
     pub fn new(guards: &str) -> Self {
-        Self { guards: guards.to_owned(), replica: false, init: false, redis: RedisOptions::default() }
+        Self {
+            guards: guards.to_owned(),
+            replaced: Vec::new(),
+            replica: false,
+            init: false,
+            redis: RedisOptions::default(),
+        }
+    }
+
+    /// Other settings of the servers' sections.
+    pub fn replace(&mut self, from: &str, to: &str) {
+        self.replaced.push((from.to_owned(), to.to_owned()));
     }
 
     /// And a replica, which the proxy knows.
@@ -89,7 +102,11 @@ impl Setup {
         sql.batch_execute(SCHEMA).await?;
         let replica = if self.replica { Some(Postgres::replica(&primary, &[]).await?) } else { None };
         let redis = Redis::start(self.redis).await?;
-        let servers = config(&primary, &replica.iter().collect::<Vec<_>>(), &redis);
+        let mut servers = config(&primary, &replica.iter().collect::<Vec<_>>(), &redis);
+        for (from, to) in &self.replaced {
+            assert!(servers.contains(from), "{from} is not in {servers}");
+            servers = servers.replacen(from, to, 1);
+        }
         if self.init {
             init(&(servers.clone() + &self.guards))?;
         }

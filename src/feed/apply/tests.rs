@@ -238,6 +238,7 @@ fn a_lost_identity_a_rename_and_another_type_break_the_guard() {
             guard: GuardId(0),
             oid: USERS,
             columns: vec![column("id", 20), column("email", 25)],
+            primary_key: vec!["id".into()],
         }]);
         assert!(transaction(&mut applier, 500, &[layout(), insert(&["1", "x"])]).is_some());
         assert!(!applier.state.is_broken(GuardId(0)), "int4 for int8 prints the same texts");
@@ -258,4 +259,152 @@ fn a_huge_transaction_becomes_a_truncate() {
         (invalidation.keys, invalidation.truncated),
         (vec![CacheKey { db: 0, name: b"k".to_vec() }], vec![GuardId(0)])
     );
+}
+
+/// What names too many keys to be held is fenced and handed on in parts. Nothing of it may be confirmed, and no miss
+/// vouches for a key of it, before it is visible: its position is not that of its end.
+#[test]
+fn names_beyond_the_bound_are_handed_on_before_the_commit_is_complete() {
+    let mut applier = applier();
+    applier.max_named = 2;
+    let positions = applier.positions.clone();
+    let identity = crate::feed::Identity { system_id: 1, timeline: 1 };
+    positions.restart(identity, Lsn(50), Lsn(50), false);
+    let epoch = positions.epoch().expect("begun");
+    let shows = |text: &str| positions.primary(epoch, text.parse().expect("a snapshot"));
+    let (unseen, seen) = (format!("{0}:{0}:", 7_u64 << 32 | 990), format!("{0}:{0}:", 7_u64 << 32 | 991));
+    let mut parts = Vec::new();
+    let names: Vec<Vec<u8>> = ["a", "b", "b", "a", "c", "d"].map(|key| message("cachefence", key)).into();
+    for bytes in [Bytes::begin(990)].iter().chain(&names).chain([&Bytes::commit(500)]) {
+        let applied = applier.apply(decode(bytes).expect("a message"));
+        if let Applied::Commit(part) = &applied {
+            positions.advanced(part.end_lsn);
+        }
+        shows(&unseen);
+        parts.push(applied);
+    }
+    let handed: Vec<(u64, usize)> = parts
+        .iter()
+        .filter_map(|part| match part {
+            Applied::Commit(part) => Some((part.end_lsn.0, part.keys.len())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(handed, [(100, 2), (100, 2), (100, 2)], "up to where its commit record begins");
+    assert_eq!(parts.last(), Some(&Applied::Position(Lsn(500))));
+    positions.advanced(Lsn(500));
+    shows(&unseen);
+    assert!(positions.fence().settled() <= Lsn(100));
+    let hash = key_hash(0, b"a");
+    assert!(positions.fence().is_named(hash));
+    let question = fence::Question {
+        key: hash,
+        conn: None,
+        guards: &[],
+        lease: fence::LeaseRule::Connection,
+        evidence: &[fence::Evidence::Lsn(Lsn(100)), fence::Evidence::Lsn(Lsn(500))],
+    };
+    let account = positions.fence().explain(&question, positions.now());
+    let superseded = fence::Verdict::Stale(fence::Stale::Superseded(Lsn(101)));
+    assert_eq!(account.by_new_miss, superseded);
+    assert_eq!(account.by_evidence, [superseded, fence::Verdict::Fresh]);
+    shows(&seen);
+    assert_eq!(positions.fence().settled(), Lsn(500));
+    assert_eq!(positions.fence().explain(&question, positions.now()).by_new_miss, fence::Verdict::Fresh);
+}
+
+/// A guard with versions: its keys, and one that many rows feed.
+fn versioned(identity: [bool; 2]) -> Applier {
+    let settings = "table = \"users\"\nkeys = [\"user:<id>\", \"user:all\"]\n\
+                    version = { column = \"v\", raw = true }";
+    let mut applier = applier();
+    applier.guards =
+        Arc::new(Guards::new(&[toml::from_str(settings).expect("settings")], 0).expect("guards"));
+    let column = |name: &str, type_oid| super::super::catalog::Column {
+        name: name.into(),
+        type_oid,
+        type_name: String::new(),
+    };
+    let columns = vec![column("id", 23), column("v", 20)];
+    let primary_key = vec!["id".into()];
+    applier.restart(vec![Table { guard: GuardId(0), oid: USERS, columns, primary_key }]);
+    applier.positions.fence().restart(Lsn(100));
+    let [id, v] = identity;
+    let layout = Bytes::relation(USERS, "users", &[("id", id, 23), ("v", v, 20)]);
+    assert_eq!(transaction(&mut applier, 150, &[layout]), None);
+    applier
+}
+
+/// What a fill of `user:1` that was made from a version is found to be.
+fn verdict(applier: &Applier, version: i64) -> fence::Verdict {
+    let vouches = fence::Vouches::LastWriteAndNewer;
+    let version = Some(fence::VersionClaim {
+        guard: fence::GuardId(0),
+        version: Version(version),
+        step: 1,
+        only_equal: false,
+        vouches,
+    });
+    let fill = fence::Fill {
+        id: fence::FillId(1),
+        conn: fence::ConnId(1),
+        guards: &[fence::GuardId(0)],
+        evidence: None,
+        version,
+        lease: fence::LeaseRule::Off,
+        part: false,
+    };
+    applier.positions.fence().admit(key_hash(0, b"user:1"), &fill, 0, |_| fence::Ruling::Refuse).0
+}
+
+const OLDER: fence::Stale = fence::Stale::Superseded(Lsn(500));
+const UNTOLD: fence::Stale = fence::Stale::NoEvidence(Lsn(500));
+
+#[test]
+fn the_versions_of_a_row_are_told_as_far_as_they_are_sent() {
+    use fence::Verdict::{Fresh, Stale};
+    let full = |old: &'static [&'static str]| Some((b'O', old));
+    let key = |old: &'static [&'static str]| Some((b'K', old));
+    for (identity, changes, expected) in [
+        ([true, true], vec![update(full(&["1", "4"]), &["1", "5"])], Fresh),
+        ([true, true], vec![update(full(&["1", "5"]), &["1", "5"])], Stale(UNTOLD)),
+        ([true, true], vec![update(full(&["1", "-"]), &["1", "5"])], Stale(UNTOLD)),
+        ([true, true], vec![update(None, &["1", "5"])], Stale(UNTOLD)),
+        // Outside of the identity a NULL is no value.
+        ([true, false], vec![update(key(&["2", "-"]), &["1", "5"])], Stale(UNTOLD)),
+        ([true, false], vec![update(None, &["1", "5"])], Stale(UNTOLD)),
+        ([true, false], vec![update(None, &["1", "4"]), update(None, &["1", "5"])], Stale(UNTOLD)),
+        ([true, true], vec![delete(b'K', &["1", "4"]), insert(&["1", "5"])], Fresh),
+        ([true, true], vec![delete(b'K', &["1", "5"]), insert(&["1", "5"])], Stale(UNTOLD)),
+        ([true, true], vec![update(full(&["1", "4"]), &["1", "x"])], Stale(UNTOLD)),
+        (
+            [true, true],
+            vec![update(full(&["1", "4"]), &["1", "5"]), message("cachefence", "user:1")],
+            Stale(UNTOLD),
+        ),
+        (
+            [true, true],
+            vec![message("cachefence", "user:1"), update(full(&["1", "4"]), &["1", "5"])],
+            Stale(UNTOLD),
+        ),
+        ([true, true], vec![update(full(&["1", "4"]), &["1", "6"])], Stale(OLDER)),
+        ([true, false], vec![update(None, &["1", "6"])], Stale(OLDER)),
+        // It went to another key.
+        ([true, true], vec![update(full(&["1", "4"]), &["2", "5"])], Stale(UNTOLD)),
+    ] {
+        let mut applier = versioned(identity);
+        assert!(transaction(&mut applier, 500, &changes).is_some());
+        assert_eq!(verdict(&applier, 5), expected, "{identity:?} {changes:?}");
+    }
+}
+
+#[test]
+fn a_version_column_that_is_gone_or_of_another_type_breaks_the_guard() {
+    for columns in [&[("id", true, 23)][..], &[("id", true, 23), ("v", true, 1184)]] {
+        let mut applier = versioned([true, true]);
+        let broken =
+            transaction(&mut applier, 500, &[Bytes::relation(USERS, "users", columns), insert(&["1", "1"])]);
+        assert_eq!(broken.expect("an invalidation").truncated, [GuardId(0)]);
+        assert!(applier.state.is_broken(GuardId(0)));
+    }
 }

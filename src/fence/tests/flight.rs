@@ -89,3 +89,26 @@ fn an_idle_table_is_empty() {
     table.asof_lsn(BOB, 150);
     assert_eq!(table.fence.size(), empty);
 }
+
+/// What a reader of the same key can wait for.
+#[test]
+fn a_fill_is_expected_from_a_recent_miss_of_somebody_else_or_under_way() {
+    let mut table = Table::new(limits());
+    let expected = |table: &Table, conn| table.fence.is_being_filled(ALICE, ConnId(conn), table.now, 50);
+    assert!(!expected(&table, 1));
+    table.miss(ALICE, 1);
+    assert!(expected(&table, 2) && !expected(&table, 1), "nobody waits for himself");
+    table.now += 49;
+    assert!(expected(&table, 2));
+    table.now += 1;
+    assert!(!expected(&table, 2), "it takes too long");
+
+    table.miss(ALICE, 1);
+    let fill = table.fill(1);
+    let (_, ruling) = table.fence.admit(ALICE, &fill, table.now, |_| Ruling::Forward);
+    assert_eq!(ruling, Ruling::Forward);
+    table.now += 1_000;
+    assert!(expected(&table, 2) && expected(&table, 1), "under way, for as long as that takes");
+    table.fence.finish(ALICE, fill.id);
+    assert!(!expected(&table, 2));
+}

@@ -7,6 +7,7 @@ mod leases;
 mod model;
 mod settlement;
 mod threads;
+mod versions;
 mod world;
 
 use std::cell::Cell;
@@ -76,7 +77,7 @@ impl Table {
     fn fill(&self, conn: u64) -> Fill<'static> {
         let id = FillId(self.next.replace(self.next.get() + 1));
         let (conn, lease) = (ConnId(conn), LeaseRule::Connection);
-        Fill { id, conn, guards: NO_GUARDS, evidence: None, lease, part: false }
+        Fill { id, conn, guards: NO_GUARDS, evidence: None, version: None, lease, part: false }
     }
 
     fn judge(&self, key: KeyHash, fill: &Fill<'_>) -> Verdict {

@@ -144,6 +144,7 @@ fn client(fence: &Fence, shared: &Shared, number: usize) {
             conn,
             guards: NO_GUARDS,
             evidence: evidence.as_ref(),
+            version: None,
             lease: LeaseRule::Connection,
             part: false,
         };

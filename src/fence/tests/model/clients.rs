@@ -150,7 +150,10 @@ impl Model {
     pub(super) fn miss(&mut self, key: usize, conn: u8) {
         let hash = HASHES[key];
         let granted = self.fence.size().leases < self.setting.max_leases;
+        let foretold = self.explain(key, conn, None).by_new_miss;
         self.fence.miss(hash, ConnId(u64::from(conn)), self.now);
+        let account = self.explain(key, conn, None);
+        assert_eq!(account.by_own_miss.unwrap_or(account.without), foretold, "{account:?}");
         if granted {
             let written = self.written(hash);
             let (now, settled, sources) = (self.now, self.settled, self.sources());
@@ -303,6 +306,18 @@ impl Model {
         }
     }
 
+    /// What the fence says of a key to a connection.
+    fn explain(&self, key: usize, conn: u8, evidence: Option<&Evidence>) -> KeyAccount {
+        let question = Question {
+            key: HASHES[key],
+            conn: Some(ConnId(u64::from(conn))),
+            guards: GUARDS[key],
+            lease: self.setting.lease,
+            evidence: evidence.map_or(&[], std::slice::from_ref),
+        };
+        self.fence.explain(&question, self.now)
+    }
+
     /// Compares the verdict with the model's; whether the fill came as leases assume, and the miss that it used up.
     pub(super) fn admit(&mut self, request: &Request, conn: u8, part: bool) -> (bool, Option<usize>) {
         let (key, hash) = (request.key, HASHES[request.key]);
@@ -317,9 +332,12 @@ impl Model {
             conn: ConnId(u64::from(conn)),
             guards: GUARDS[key],
             evidence: request.evidence.as_ref(),
+            version: None,
             lease: self.setting.lease,
             part,
         };
+        let account = self.explain(key, conn, request.evidence.as_ref());
+        assert_eq!(account, self.explain(key, conn, request.evidence.as_ref()), "to tell it changes it");
         let allow = self.setting.allow;
         let (verdict, ruling) = self.fence.admit(hash, &fill, self.now, |verdict| match verdict {
             Verdict::Fresh => Ruling::Forward,
@@ -327,6 +345,10 @@ impl Model {
             Verdict::Unproven(_) | Verdict::Stale(_) => Ruling::Refuse,
         });
         assert_eq!(kind(verdict), expected, "{verdict:?} for {request:?}");
+        if !part {
+            let foretold = account.by_evidence.first().copied().or(account.by_own_miss);
+            assert_eq!(verdict, foretold.unwrap_or(account.without), "{account:?}");
+        }
         if verdict == Verdict::Fresh && (conforms || proved) {
             let data = request.data.unwrap_or(0);
             let lacks = |txn: &&usize| {

@@ -1,0 +1,150 @@
+//! Coalescing: while a miss of a key is outstanding, other readers of it wait for the fill instead of all going to the
+//! database.
+//!
+//! A reader learns that it missed when Redis has answered, so that is where it waits: its reply is kept back, and the
+//! read is sent once more when a fill of the key has ended, or when its time is over. What comes then is its answer: the
+//! value, or a miss of its own. Only a reader that has sent nothing behind its read waits, since what it sent would be
+//! executed before the read is repeated; while it waits, nothing more is taken from it.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use super::expect::{Delivery, Expected, Meaning};
+use super::gate::Gate;
+use super::link::Link;
+use super::replies::deliver;
+use crate::command::Miss;
+use crate::fence::{KeyHash, Millis};
+use crate::guard::GuardedKey;
+
+/// A read whose miss may wait for somebody else's fill.
+#[derive(Debug)]
+pub struct Coalesced {
+    /// The shape of its miss.
+    pub miss: Miss,
+    /// What it reads.
+    pub key: GuardedKey,
+    /// How long it may wait.
+    pub patience: Duration,
+    /// The read, to be sent once more.
+    pub request: Bytes,
+    /// When its time is over, once it has missed.
+    pub until: Option<Millis>,
+}
+
+/// Readers that wait for a fill, by key.
+#[derive(Debug, Default)]
+pub struct Coalescing {
+    /// How many there are, so that fills need not take the lock when there are none.
+    readers: AtomicUsize,
+    keys: Mutex<HashMap<KeyHash, (usize, Arc<Notify>)>>,
+}
+
+impl Coalescing {
+    /// A fill of a key was answered, or will not come.
+    pub fn ended(&self, key: KeyHash) {
+        if self.readers.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, ended)) = keys.get(&key) {
+            ended.notify_waiters();
+        }
+    }
+
+    fn join(&self, key: KeyHash) -> Arc<Notify> {
+        self.readers.fetch_add(1, Ordering::SeqCst);
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let (readers, ended) = keys.entry(key).or_default();
+        *readers += 1;
+        ended.clone()
+    }
+
+    fn leave(&self, key: KeyHash) {
+        self.readers.fetch_sub(1, Ordering::SeqCst);
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((readers, _)) = keys.get_mut(&key) {
+            *readers -= 1;
+            if *readers == 0 {
+                keys.remove(&key);
+            }
+        }
+    }
+}
+
+/// A reader's place among those who wait.
+struct Place {
+    gate: Arc<Gate>,
+    key: KeyHash,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.gate.coalescing.leave(self.key);
+    }
+}
+
+impl Link {
+    /// The reply to a read that may wait. Gives it back if it is to be delivered.
+    pub(super) fn coalesce(
+        &self,
+        mut expected: Expected,
+        missed: Option<bool>,
+        reply: &[u8],
+    ) -> Option<Expected> {
+        let Meaning::Coalesced(read) = &mut expected.meaning else { return Some(expected) };
+        let (gate, client) = (&self.gate, &expected.client);
+        let now = gate.now();
+        let until = *read.until.get_or_insert(now + read.patience.as_millis() as Millis);
+        // Its own is the only command that is outstanding, and it is wanted.
+        let alone = client.outstanding() == 1 && client.own_waiting() == 0;
+        let may_wait = missed == Some(true) && alone && matches!(expected.delivery, Delivery::Forward);
+        if may_wait && now < until {
+            // Listening before looking: a fill that ends in between is not missed.
+            let place = Place { gate: gate.clone(), key: read.key.hash };
+            let ended = gate.coalescing.join(read.key.hash).notified_owned();
+            if gate.fence.is_being_filled(read.key.hash, client.id, now, read.patience.as_millis() as Millis)
+            {
+                client.park();
+                let patience = Duration::from_millis(until - now);
+                let (link, reply) = (self.me(), Bytes::copy_from_slice(reply));
+                tokio::task::spawn_local(wait(place, ended, patience, expected, link, reply));
+                return None;
+            }
+        }
+        if let Some(missed) = missed {
+            gate.read(&read.key, client.id, missed);
+        }
+        Some(expected)
+    }
+}
+
+/// Waits for a fill, and reads once more.
+async fn wait(
+    place: Place,
+    ended: impl Future<Output = ()>,
+    patience: Duration,
+    expected: Expected,
+    link: Option<Rc<Link>>,
+    missed: Bytes,
+) {
+    // Whether it came in time shows when the read is repeated.
+    let _ = tokio::time::timeout(patience, ended).await;
+    let Meaning::Coalesced(read) = &expected.meaning else { return };
+    let request = read.request.clone();
+    if let Some(link) = link.filter(|link| link.is_open()) {
+        link.send_again(&request, expected);
+        return;
+    }
+    // Its connection has ended meanwhile. It did miss.
+    place.gate.read(&read.key, expected.client.id, true);
+    deliver(&expected.client, expected.delivery, &missed, false);
+    expected.client.wake();
+}
