@@ -39,9 +39,11 @@ redis-suite: deps
 	@command -v tclsh >/dev/null || { echo "tclsh is missing: install tcl"; exit 1; }
 	CACHEFENCE_SUITE="$(SUITE)" $(CARGO) test --locked --test redis_suite -- --ignored --nocapture
 
-# The consistency checker at length, in release: READS, SECONDS and the load by variables, CONTRACT=strict or bounded.
+# The model in larger worlds, and the consistency checker at length, in release: READS, SECONDS and the load by variables,
+# CONTRACT=strict or bounded.
 # See docs/consistency.md.
 consistency: deps
+	MODEL_BOUND=large $(CARGO) test --release --locked --test model -- --nocapture
 	$(CARGO) test --release --locked --test consistency the_long_run -- --ignored --nocapture
 
 # What the proxy costs: redis-benchmark straight and through it, side by side.

@@ -41,16 +41,15 @@ impl Rules<'_> {
         if !includes(state.floor) {
             return Verdict::Stale;
         }
-        let mut count = 0;
-        for lsn in (1..=state.fenced).rev().filter(|lsn| self.remembered(state) & bit(*lsn) != 0) {
-            if count == xids {
+        let writes = (1..=state.fenced).rev().filter(|lsn| self.remembered(state) & bit(*lsn) != 0);
+        for (count, lsn) in writes.enumerate() {
+            if count == usize::from(xids) {
                 let covered = self.0.is(Mutation::LastXidOnly) || includes(lsn);
                 return if covered { Verdict::Fresh } else { Verdict::Stale };
             }
             if evidence & bit(lsn) == 0 {
                 return Verdict::Stale;
             }
-            count += 1;
         }
         Verdict::Fresh
     }
