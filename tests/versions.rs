@@ -203,6 +203,9 @@ async fn by_a_large_value(world: &World, client: &mut Client) -> Outcome {
     assert_older(&client.cmd(&["SET", "doc:21", &large(4)]).await?);
     assert_passed(&client.cmd(&["SET", "doc:21", &large(5)]).await?);
     assert_eq!(world.redis(&["STRLEN", "doc:21"]).await?, Reply::Int(large(5).len() as i64));
+    // Too large to be read.
+    let too_large = format!("{{\"version\": 5, \"body\": \"{}\"}}", "x".repeat(5 << 20));
+    assert_no_evidence(&client.cmd(&["SET", "doc:21", &too_large]).await?);
     // A raw version is short: the last byte of what has gone out is none.
     change(world, "UPDATE heads SET version = 7 WHERE id = 5").await?;
     assert_no_evidence(&client.cmd(&["SET", "head:5:version", &"7".repeat(300_000)]).await?);

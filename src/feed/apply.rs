@@ -11,7 +11,7 @@ use super::job::Invalidation;
 use super::positions::Positions;
 use super::state::{BROKEN_BY_STREAM, FeedState};
 use crate::fence::{self, FillId, KeyHash, RowChange, RowChanges, Version, Write};
-use crate::guard::{CacheKey, ColumnKind, Guard, GuardId, Guards, VersionKind, key_hash};
+use crate::guard::{CacheKey, ColumnKind, Guard, GuardId, Guards, Template, VersionKind, key_hash};
 use crate::pg::pgoutput::{Message, OldTuple, Relation, Tuple, Value};
 use crate::pg::replication::unix_micros;
 use crate::position::Lsn;
@@ -338,8 +338,8 @@ impl Applier {
             transaction.truncate(rules.guard);
             return;
         }
-        let old = old.map(|old| old.tuple().values().collect::<smallvec::SmallVec<[Value<'_>; 32]>>());
-        let new = new.map(|new| new.values().collect::<smallvec::SmallVec<[Value<'_>; 32]>>());
+        let old = old.map(|old| old.tuple().values().collect::<Row<'_>>());
+        let new = new.map(|new| new.values().collect::<Row<'_>>());
         let old_value = |column: usize| old.as_ref().and_then(|row| row.get(column)).copied();
         let new_value = |column: usize| new.as_ref().and_then(|row| row.get(column)).copied();
         let version = rules.version;
@@ -352,43 +352,22 @@ impl Applier {
         };
         let versions = Versions { old: old_version, new: new_version };
         for (template, columns) in guard.templates.iter().zip(&rules.templates) {
-            let mut made = [false; 2];
-            for is_new in [false, true] {
-                if (is_new && new.is_none()) || (!is_new && old.is_none()) {
-                    continue;
-                }
-                let value = |n: usize| {
-                    let column = columns.get(n).copied().unwrap_or(usize::MAX);
-                    if is_new {
-                        sent(new_value(column), old_value(column))
-                    } else {
-                        sent(old_value(column), new_value(column))
-                    }
-                };
-                if (0..columns.len()).any(|n| !matches!(value(n), Some(Value::Text(_) | Value::Null))) {
-                    // Should not happen: Postgres sends large values of the replica identity with the old row.
-                    tracing::warn!(
-                        guard = guard.label,
-                        "a row came without a value that a key needs: the whole guard is fenced"
-                    );
-                    transaction.truncate(rules.guard);
-                    return;
-                }
-                let key = &mut self.key[usize::from(is_new)];
-                key.clear();
-                let text = |n: usize| match value(n) {
-                    Some(Value::Text(text)) => Some(text),
-                    _ => None,
-                };
-                made[usize::from(is_new)] = template.render(text, key);
-                put_db(key, guard.db);
-            }
+            let Some(made) = render(template, columns, [old.as_ref(), new.as_ref()], guard.db, &mut self.key)
+            else {
+                // Should not happen: Postgres sends large values of the replica identity with the old row.
+                tracing::warn!(
+                    guard = guard.label,
+                    "a row came without a value that a key needs: the whole guard is fenced"
+                );
+                transaction.truncate(rules.guard);
+                return;
+            };
             let [old_key, new_key] = &self.key;
             // Without an old row the columns of the replica identity have not changed, and so has no key.
             let stays = if old.is_none() { !is_insert } else { made == [true, true] && old_key == new_key };
             let tells = template.is_one_row() && version.is_some();
             if made[0] && !stays {
-                transaction.name(old_key, rules.guard, tells.then(|| RowChange::Deleted(versions.old)));
+                transaction.name(old_key, rules.guard, tells.then_some(RowChange::Deleted(versions.old)));
             }
             if made[1] {
                 let change = if stays { versions.updated() } else { RowChange::Inserted(versions.new) };
@@ -451,6 +430,41 @@ impl Applier {
             draining,
         })
     }
+}
+
+/// The values of a row.
+type Row<'a> = smallvec::SmallVec<[Value<'a>; 32]>;
+
+/// Renders the keys of the old row and of the new one, and says which of them there are. None if a value that they need
+/// was not sent.
+fn render(
+    template: &Template,
+    columns: &[usize],
+    rows: [Option<&Row<'_>>; 2],
+    db: u32,
+    keys: &mut [Vec<u8>; 2],
+) -> Option<[bool; 2]> {
+    let [old, new] = rows;
+    let [old_key, new_key] = keys;
+    let mut made = [false; 2];
+    for (made, (row, other, key)) in made.iter_mut().zip([(old, new, old_key), (new, old, new_key)]) {
+        let Some(row) = row else { continue };
+        let value = |n: usize| {
+            let column = columns.get(n).copied()?;
+            sent(row.get(column).copied(), other.and_then(|other| other.get(column)).copied())
+        };
+        if (0..columns.len()).any(|n| !matches!(value(n), Some(Value::Text(_) | Value::Null))) {
+            return None;
+        }
+        key.clear();
+        let text = |n: usize| match value(n) {
+            Some(Value::Text(text)) => Some(text),
+            _ => None,
+        };
+        *made = template.render(text, key);
+        put_db(key, db);
+    }
+    Some(made)
 }
 
 /// Puts the db behind a key.

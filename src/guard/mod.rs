@@ -21,7 +21,7 @@ pub use instant::Instant;
 pub use matcher::{GuardList, Matcher};
 pub use pointer::{Pointer, Scalar};
 pub use template::{ColumnKind, Template, TemplateError};
-pub use version::{KeyVersion, Told, VersionKind, VersionPlace, VersionRule};
+pub use version::{KeyVersion, MAX_DOCUMENT, Told, VersionKind, VersionPlace, VersionRule};
 
 pub use crate::fence::GuardId;
 use crate::fence::KeyHash;

@@ -6,6 +6,9 @@ use super::{GuardProblem, Template};
 use crate::config;
 use crate::fence::{GuardId, Version, VersionClaim, Vouches};
 
+/// The largest value that is read as JSON, in bytes: a thread that reads one serves nobody else meanwhile.
+pub const MAX_DOCUMENT: usize = 4 * 1024 * 1024;
+
 /// A guard's setting `version`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VersionRule {
@@ -134,6 +137,7 @@ impl KeyVersion<'_> {
     /// What a value says, if that is where the version is.
     pub fn of_value(&self, value: &[u8]) -> Option<Told> {
         match &self.rule.place {
+            VersionPlace::Json(_) if value.len() > MAX_DOCUMENT => None,
             VersionPlace::Json(pointer) => self.kind.read_scalar(&pointer.find(value)?),
             VersionPlace::Raw => self.kind.read(value),
             VersionPlace::Field(_) => None,

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use super::session::Session;
 use crate::command::{FillForm, Syntax};
 use crate::fence::{Evidence, VersionClaim};
-use crate::guard::{GuardedKey, KeyVersion, Told, VersionKind, VersionPlace};
+use crate::guard::{GuardedKey, KeyVersion, MAX_DOCUMENT, Told, VersionKind, VersionPlace};
 use crate::position::{Lsn, Snapshot};
 use crate::resp::Arguments;
 
@@ -107,8 +107,11 @@ impl Session {
     }
 
     /// Whether a fill whose value is large has to be there as a whole, because a version is to be read in it. All its
-    /// keys are among the arguments before the value.
-    pub(super) fn reads_value(&self, before: Arguments<'_>) -> bool {
+    /// keys are among the arguments before the value, which has so many bytes.
+    pub(super) fn reads_value(&self, before: Arguments<'_>, length: usize) -> bool {
+        if length > MAX_DOCUMENT {
+            return false;
+        }
         let guards = self.gate.guards.load();
         let is_read = |key: &[u8]| {
             self.dbs().iter().any(|db| {
@@ -155,9 +158,9 @@ impl<'a> Payload<'a> {
             Self::Pairs(pairs) => rule.of_value(pairs.get(key)?),
             Self::Fields(arguments, first) => {
                 let VersionPlace::Field(wanted) = &rule.rule.place else { return None };
-                let fields = (*first..arguments.len()).step_by(2);
+                let mut fields = (*first..arguments.len()).step_by(2);
                 // Of a field that is given twice the last value counts.
-                let last = fields.filter(|n| arguments.get(*n) == Some(wanted)).last()?;
+                let last = fields.rfind(|n| arguments.get(*n) == Some(wanted))?;
                 rule.kind.read(arguments.whole(last + 1)?)
             }
             Self::None => None,

@@ -56,7 +56,7 @@ impl Session {
         let may_lose_pin = !self.keeps_pin() || in_transaction;
         may_lose_pin
             && self.gate.commands.load().can_go_out(incomplete.before)
-            && !self.reads_value(incomplete.before)
+            && !self.reads_value(incomplete.before, incomplete.length)
     }
 
     /// The whole request is there and was dealt with. If it did not go out, neither must anything after the part of

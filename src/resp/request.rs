@@ -384,6 +384,7 @@ mod tests {
         let arguments = scanner.arguments(&buffer[..length]).after(start);
         let words: Vec<_> = arguments.from(0).map(String::from_utf8_lossy).collect();
         assert_eq!(words, ["SET", "k", "ghij", "EX", "9"]);
+        assert_eq!([1, 2, 4].map(|n| arguments.whole(n)), [Some(&b"k"[..]), None, Some(b"9")]);
         assert_eq!(arguments.unsent(), b"ghij\r\n$2\r\nEX\r\n$1\r\n9\r\n");
     }
 

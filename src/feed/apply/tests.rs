@@ -398,6 +398,20 @@ fn the_versions_of_a_row_are_told_as_far_as_they_are_sent() {
     }
 }
 
+/// Without an old row the columns of the identity have not changed; of the others nothing is known.
+#[test]
+fn an_update_without_an_old_row_leaves_what_is_in_the_identity() {
+    for (identity, old, expected) in [
+        ([true, true], Some((b'K', &["1", "4"][..])), fence::Verdict::Fresh),
+        ([true, false], None, fence::Verdict::Stale(UNTOLD)),
+    ] {
+        let mut applier = versioned(identity);
+        assert!(transaction(&mut applier, 400, &[update(None, &["1", "4"])]).is_some());
+        assert!(transaction(&mut applier, 500, &[update(old, &["1", "5"])]).is_some());
+        assert_eq!(verdict(&applier, 5), expected, "{identity:?}");
+    }
+}
+
 #[test]
 fn a_version_column_that_is_gone_or_of_another_type_breaks_the_guard() {
     for columns in [&[("id", true, 23)][..], &[("id", true, 23), ("v", true, 1184)]] {
