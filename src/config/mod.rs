@@ -225,6 +225,9 @@ pub struct Guard {
     /// What happens to a stale fill.
     #[serde(default)]
     pub on_stale: OnStale,
+    /// The longest TTL of a stale fill that is let in.
+    #[serde(default = "one_second", deserialize_with = "duration::deserialize")]
+    pub stale_ttl: Duration,
     /// What a refused fill answers.
     #[serde(default)]
     pub reply: Reply,
@@ -237,6 +240,9 @@ pub struct Guard {
     /// Whose miss can vouch for a fill.
     #[serde(default)]
     pub lease: Lease,
+    /// The longest TTL of any of its keys; none when absent.
+    #[serde(default, deserialize_with = "duration::deserialize_some")]
+    pub max_ttl: Option<Duration>,
     /// While the feed is lost.
     #[serde(default)]
     pub when_feed_lost: WhenFeedLost,
@@ -249,6 +255,10 @@ pub enum OnStale {
     /// It does not reach Redis.
     #[default]
     Refuse,
+    /// Its TTL is at most `stale_ttl`.
+    Cap,
+    /// It does not reach Redis, and what is there is deleted.
+    Delete,
 }
 
 /// What a refused fill answers.
@@ -410,6 +420,10 @@ impl Default for Admin {
 
 fn cachefence_name() -> String {
     "cachefence".into()
+}
+
+fn one_second() -> Duration {
+    Duration::from_secs(1)
 }
 
 fn five_seconds() -> Duration {

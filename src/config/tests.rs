@@ -136,9 +136,6 @@ fn guards_are_checked() {
 fn settings_of_later_versions_are_known_and_refused() {
     let guard = "[[guard]]\ntable = \"users\"\nkeys = [\"user:<id>\"]\n";
     for (text, path) in [
-        (format!("{guard}on_stale = \"delete\""), "c.toml:6: guard[0].on_stale: "),
-        (format!("{guard}stale_ttl = \"1s\""), "c.toml:6: guard[0].stale_ttl: "),
-        (format!("{guard}max_ttl = \"1h\""), "c.toml:6: guard[0].max_ttl: "),
         (format!("{guard}version = {{ raw = true }}"), "c.toml:6: guard[0].version: "),
         (format!("{guard}[guard.version]\ncolumn = \"v\""), "c.toml:6: guard[0].version: "),
     ] {

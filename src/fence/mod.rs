@@ -9,6 +9,7 @@
 //!   a lease is worth and how far history may be dropped.
 //! * [`Evidence`] goes in, a [`Verdict`] comes out.
 
+mod caps;
 mod evidence;
 mod key;
 mod lease;
@@ -21,7 +22,7 @@ mod tests;
 pub use evidence::{Evidence, Ruling, Stale, Unproven, Verdict};
 pub use lease::LeaseRule;
 pub use settlement::{Settled, Settlement, SourceKind};
-pub use table::{Fence, Fill, Limits, Size};
+pub use table::{Answered, Fence, Fill, Limits, Size};
 
 use crate::position::{Lsn, Xid};
 

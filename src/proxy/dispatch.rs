@@ -42,6 +42,7 @@ impl Session {
             Command::Pinned => self.forward(arguments, true, Meaning::None),
             Command::Read(read) => self.read(read, arguments),
             Command::Fill(form) => self.fill(form, arguments, None),
+            Command::Expire => self.expire(None, arguments),
             Command::Asof => self.asof(arguments),
             Command::Multi => {
                 let Some(link) = self.link(true) else { return Step::Wait };
@@ -215,6 +216,8 @@ impl Session {
         }
         match command {
             Command::Fill(form) => self.queue_fill(form, arguments, None),
+            Command::Expire => self.queue_expiry(arguments),
+            Command::Read(read) if read.expires => self.queue_expiry(arguments),
             Command::Asof => self.asof(arguments),
             Command::Exec => self.execute(arguments),
             // Where it is wrong, the transaction goes on.

@@ -51,7 +51,9 @@ pub enum Meaning {
     Read(Miss, GuardedKey),
     /// A read of several keys, some of them guarded: the place of each among the keys.
     Reads(Miss, Box<[(usize, GuardedKey)]>),
-    /// The end of fills.
+    /// A read of one guarded key that also changes how long the key lives: its end, as that of a fill.
+    ReadExpiring(Miss, GuardedKey, Box<[AbandonedFill]>),
+    /// The end of fills, and of commands that change how long keys live.
     Fills(Box<[AbandonedFill]>),
     /// `QUEUED` to fills that are judged at EXEC. Otherwise there was no transaction, and Redis has done them.
     Queued(Box<[AbandonedFill]>),
@@ -79,7 +81,7 @@ impl Meaning {
     /// The fills whose end the reply is.
     pub fn fills(&self) -> &[AbandonedFill] {
         match self {
-            Self::Fills(fills) | Self::Executed(fills, _) => fills,
+            Self::Fills(fills) | Self::Executed(fills, _) | Self::ReadExpiring(_, _, fills) => fills,
             _ => &[],
         }
     }
@@ -99,7 +101,9 @@ impl Expected {
         match &self.meaning {
             Meaning::None | Meaning::Fills(_) => true,
             // What is large is there. Of several keys each has to be looked at.
-            Meaning::Read(Miss::Nil | Miss::EmptyString, _) => head.first() == Some(&b'$'),
+            Meaning::Read(Miss::Nil | Miss::EmptyString, _) | Meaning::ReadExpiring(Miss::Nil, ..) => {
+                head.first() == Some(&b'$')
+            }
             Meaning::Read(Miss::EmptyArray | Miss::EmptySet | Miss::EmptyMap, _) => {
                 matches!(head.first(), Some(b'*' | b'~' | b'%'))
             }

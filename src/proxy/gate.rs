@@ -3,17 +3,17 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tracing::debug;
 
-use crate::cache::{AbandonedFill, CacheState, Endpoint, Upstreams};
+use crate::cache::{AbandonedFill, CacheState, Endpoint, Fate, Upstreams};
 use crate::command::{CommandTable, FillForm};
-use crate::config::{self, LostFills, LostReads};
+use crate::config::{self, LostFills, LostReads, OnStale};
 use crate::feed::FeedState;
 use crate::fence::{
-    ConnId, Evidence, Fence, Fill, FillId, LeaseRule, Millis, Ruling, Stale, Unproven, Verdict,
+    ConnId, Evidence, Fence, Fill, FillId, GuardId, LeaseRule, Millis, Ruling, Stale, Unproven, Verdict,
 };
 use crate::guard::{GuardList, GuardedKey, Guards, key_hash};
 use crate::metrics::{self, Metrics};
@@ -54,6 +54,13 @@ pub enum Admission {
     Refuse(Refusal),
 }
 
+impl Admission {
+    /// For how many milliseconds a fill that is let in may live.
+    fn ttl(&self) -> u64 {
+        if let Self::Cap(ttl) = self { *ttl } else { u64::MAX }
+    }
+}
+
 /// Why a fill was refused, and how it is answered.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -61,6 +68,8 @@ pub struct Refusal {
     pub reply: config::Reply,
     /// The error, where errors are wanted: a code word and a sentence.
     pub error: String,
+    /// What the key holds is deleted as well.
+    pub delete: bool,
 }
 
 /// A fill of one key on its way through the gate.
@@ -79,11 +88,17 @@ pub struct Filling<'a> {
     pub form: FillForm,
     /// What it puts in can be given a TTL by a command that follows it.
     pub can_cap: bool,
+    /// The key is in the db that the command goes to, as far as can be known, so that `max_ttl` is meant for what it does
+    /// there. A script that could go to another db is judged by the keys of all.
+    pub in_reach: bool,
 }
 
 /// What the guards of a key ask for, taken together: of each setting the strictest.
 struct Policy {
     reply: config::Reply,
+    on_stale: config::OnStale,
+    stale_ttl: u64,
+    max_ttl: u64,
     unproven: config::Unproven,
     unproven_ttl: u64,
     lease: LeaseRule,
@@ -134,6 +149,7 @@ impl Gate {
     pub fn admit(&self, filling: &Filling<'_>) -> Admission {
         let policy = self.policy(&filling.guarded.guards);
         let now = self.now();
+        let max_ttl = if filling.in_reach { policy.max_ttl } else { u64::MAX };
         let mut admission = Admission::Forward;
         let fill = Fill {
             id: filling.id,
@@ -143,20 +159,47 @@ impl Gate {
             lease: if filling.form.is_derived() { LeaseRule::Off } else { policy.lease },
             part: filling.form.is_part(),
         };
-        let (verdict, _) = self.fence.admit(filling.guarded.hash, &fill, now, |verdict| {
+        let (verdict, ruling) = self.fence.admit(filling.guarded.hash, &fill, now, |verdict| {
             admission = policy.decide(verdict);
-            if !filling.can_cap && matches!(admission, Admission::Cap(_)) {
+            if !filling.can_cap && admission.ttl().min(max_ttl) < u64::MAX {
                 let error = "UNPROVEN a fill of another db than the client's cannot be given a TTL".into();
-                admission = Admission::Refuse(Refusal { reply: policy.reply, error });
+                admission = Admission::Refuse(Refusal { reply: policy.reply, error, delete: false });
             }
-            if let Admission::Refuse(_) = admission { Ruling::Refuse } else { Ruling::Forward }
+            match admission {
+                Admission::Refuse(_) => Ruling::Refuse,
+                Admission::Cap(ttl) if !self.observe => Ruling::Cap(ttl),
+                _ => Ruling::Forward,
+            }
         });
         self.count(filling, verdict, &admission, now);
-        if self.observe && admission != Admission::Forward {
+        if self.observe {
             // Counted; let through. Nothing is deleted either, so nobody waits for the fills in flight.
-            admission = Admission::Forward;
+            return Admission::Forward;
         }
-        admission
+        match (admission, ruling) {
+            (Admission::Refuse(refusal), _) => Admission::Refuse(refusal),
+            (_, Ruling::Cap(ttl)) => Admission::Cap(ttl.min(max_ttl)),
+            _ if max_ttl < u64::MAX => Admission::Cap(max_ttl),
+            _ => Admission::Forward,
+        }
+    }
+
+    /// Whether something limits how long a key may live.
+    pub fn limits(&self, key: &GuardedKey) -> bool {
+        self.max_ttl(&key.guards) < u64::MAX || self.fence.is_capped(key.hash, self.now())
+    }
+
+    /// A command that changes how long a key lives is about to be sent. Returns for how many milliseconds the key may
+    /// live, if that is limited. To be ended as a fill is.
+    pub fn expires(&self, key: &GuardedKey, id: FillId) -> Option<u64> {
+        let left = self.fence.expires(key.hash, id, self.now()).unwrap_or(u64::MAX);
+        Some(left.min(self.max_ttl(&key.guards))).filter(|limit| *limit < u64::MAX)
+    }
+
+    fn max_ttl(&self, list: &GuardList) -> u64 {
+        let guards = self.guards.load();
+        let own = |guard: &GuardId| guards.get(*guard)?.policy.max_ttl.map(millis);
+        list.iter().filter_map(own).min().unwrap_or(u64::MAX)
     }
 
     /// Commits are not known at once, or what they changed is not deleted at once.
@@ -169,6 +212,9 @@ impl Gate {
         let lost = self.is_lost();
         let mut policy = Policy {
             reply: config::Reply::Ok,
+            on_stale: config::OnStale::Cap,
+            stale_ttl: u64::MAX,
+            max_ttl: u64::MAX,
             unproven: config::Unproven::Allow,
             unproven_ttl: u64::MAX,
             lease: LeaseRule::Key,
@@ -179,6 +225,11 @@ impl Gate {
         for guard in list {
             let Some(own) = guards.get(*guard).map(|guard| &guard.policy) else { continue };
             policy.reply = stricter_reply(policy.reply, own.reply);
+            policy.on_stale = stricter_on_stale(policy.on_stale, own.on_stale);
+            if own.on_stale == config::OnStale::Cap {
+                policy.stale_ttl = policy.stale_ttl.min(millis(own.stale_ttl));
+            }
+            policy.max_ttl = policy.max_ttl.min(own.max_ttl.map_or(u64::MAX, millis));
             policy.unproven = stricter_unproven(policy.unproven, own.unproven);
             policy.unproven_ttl = policy.unproven_ttl.min(own.unproven_ttl.as_millis() as u64);
             policy.lease = policy.lease.max(match own.lease {
@@ -207,6 +258,7 @@ impl Gate {
             Admission::Forward => metrics::Action::Forwarded,
             _ if self.observe => metrics::Action::Observed,
             Admission::Cap(_) => metrics::Action::Capped,
+            Admission::Refuse(refusal) if refusal.delete => metrics::Action::Deleted,
             Admission::Refuse(_) => metrics::Action::Refused,
         };
         let age = match (admission, verdict) {
@@ -227,7 +279,22 @@ impl Gate {
         }
     }
 
-    /// Ends fills that Redis has answered.
+    /// Ends fills, and commands that change how long keys live, which Redis has answered. `ok`: with `OK`.
+    pub fn answered(&self, fills: Box<[AbandonedFill]>, ok: bool) {
+        let (mut waited_for, now) = (false, self.now());
+        for fill in fills {
+            let answered = self.fence.answered(fill.hash, fill.id, ok && fill.replaces, now);
+            waited_for |= answered.waited_for;
+            if answered.overtaken {
+                self.upstreams.abandon(Fate::Unfinished, vec![fill]);
+            }
+        }
+        if waited_for {
+            self.upstreams.ended.notify_waiters();
+        }
+    }
+
+    /// Ends fills that were not sent.
     pub fn finish(&self, fills: &[AbandonedFill]) {
         let mut waited_for = false;
         for fill in fills {
@@ -241,13 +308,23 @@ impl Gate {
 
 impl Policy {
     fn decide(&self, verdict: Verdict) -> Admission {
-        let refuse = |error: String| Admission::Refuse(Refusal { reply: self.reply, error });
+        let refuse = |error: String| Admission::Refuse(Refusal { reply: self.reply, error, delete: false });
         if self.broken {
             return refuse(
                 "FENCE the guard is broken: its table no longer has what its templates need".into(),
             );
         }
-        let stale = |stale| refuse(format!("STALE {}", outdated(stale)));
+        let stale = |why| match (self.on_stale, why, self.lost) {
+            // One part alone is no better for a short life.
+            (OnStale::Cap, why, lost) if why != Stale::Torn && lost != Some(LostFills::Refuse) => {
+                Admission::Cap(self.stale_ttl.min(lost.map_or(u64::MAX, |_| self.lost_ttl)))
+            }
+            (on_stale, why, _) => Admission::Refuse(Refusal {
+                reply: self.reply,
+                error: format!("STALE {}", outdated(why)),
+                delete: on_stale == OnStale::Delete,
+            }),
+        };
         match (verdict, self.lost) {
             (Verdict::Stale(why), None) => stale(why),
             // What is known to be stale is no better for the feed being lost. Before the feed has begun nothing
@@ -303,6 +380,20 @@ fn stricter_reply(a: config::Reply, b: config::Reply) -> config::Reply {
         config::Reply::Error => 2,
     };
     if rank(b) > rank(a) { b } else { a }
+}
+
+/// One that deletes also refuses, and one that refuses lets nothing in, however briefly.
+fn stricter_on_stale(a: OnStale, b: OnStale) -> OnStale {
+    let rank = |on_stale: OnStale| match on_stale {
+        OnStale::Cap => 0,
+        OnStale::Refuse => 1,
+        OnStale::Delete => 2,
+    };
+    if rank(b) > rank(a) { b } else { a }
+}
+
+fn millis(duration: Duration) -> u64 {
+    duration.as_millis() as u64
 }
 
 fn stricter_unproven(a: config::Unproven, b: config::Unproven) -> config::Unproven {

@@ -20,6 +20,7 @@ mod client;
 mod connection;
 mod dispatch;
 mod expect;
+mod expiry;
 mod fills;
 mod gate;
 mod greeting;

@@ -5,11 +5,16 @@ use crate::fence::Evidence;
 use crate::command::FillForm;
 use crate::guard::GuardedKey;
 
+/// A guarded key of a command, by its name.
+pub type NamedKey = (Box<[u8]>, GuardedKey);
+
 /// A transaction that has begun.
 #[derive(Debug, Default)]
 pub struct Transaction {
     /// The fills of guarded keys that are queued.
     pub fills: Vec<QueuedFill>,
+    /// The queued commands that change how long guarded keys live.
+    pub expiries: Vec<QueuedExpiry>,
     /// The dbs that queued SELECTs name, which Redis will try when it executes them. What is queued after one
     /// that fails goes to the db before it.
     pub dbs: Vec<u32>,
@@ -21,11 +26,22 @@ pub struct Transaction {
 #[derive(Debug)]
 pub struct QueuedFill {
     /// Its guarded keys.
-    pub keys: Vec<(Box<[u8]>, GuardedKey)>,
+    pub keys: Vec<NamedKey>,
     /// The command.
     pub form: FillForm,
     /// What the client said of its data's age.
     pub evidence: Option<Evidence>,
     /// What it puts in can be given a TTL after it.
     pub can_cap: bool,
+    /// The TTL in milliseconds that it brings along.
+    pub own_ttl: Option<u64>,
+}
+
+/// A command that changes how long guarded keys live, and waits for EXEC.
+#[derive(Debug)]
+pub struct QueuedExpiry {
+    /// The keys: one, which has guards in several dbs if it is not known which of them the command will find.
+    pub keys: Vec<NamedKey>,
+    /// The longest TTL in milliseconds that it can leave behind, if it says so.
+    pub own_ttl: Option<u64>,
 }
