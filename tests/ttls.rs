@@ -58,6 +58,16 @@ async fn fills(stand: &Stand, guard: &str, verdict: &str, action: &str) -> Falli
     Ok(stand.proxy.metric(&format!("cachefence_fills_total{{{labels}}}")).await?)
 }
 
+/// All of it on one stand: what is asserted of it is in the names of the parts.
+#[tokio::test]
+async fn what_is_let_in_lives_no_longer_than_it_may() -> Outcome {
+    let stand = Stand::start(CHANGES).await?;
+    no_fill_outlives_max_ttl(&stand).await?;
+    no_command_lengthens_a_cap(&stand).await?;
+    a_stale_fill_is_capped_or_deletes(&stand).await?;
+    a_command_whose_limit_was_lost_deletes_the_key(&stand).await
+}
+
 /// Commands that put something into K, from S, which is a string.
 const FILLS: &[&str] = &[
     "SET K v",
@@ -82,9 +92,7 @@ const FILLS: &[&str] = &[
 ];
 
 /// What is fresh goes in, but for no longer than `max_ttl`, whatever the command says of the time.
-#[tokio::test]
-async fn no_fill_outlives_max_ttl() -> Outcome {
-    let stand = Stand::start(CHANGES).await?;
+async fn no_fill_outlives_max_ttl(stand: &Stand) -> Outcome {
     let sql = stand.postgres.client().await?;
     let asof: String = sql.query_one("SELECT pg_current_snapshot()::text", &[]).await?.try_get(0)?;
     let mut redis = stand.redis.client().await?;
@@ -95,10 +103,10 @@ async fn no_fill_outlives_max_ttl() -> Outcome {
             redis.cmd(&["SET", "source", "v"]).await?;
             let line = format!("ASOF {asof} {}", of_key(fill, "user:1"));
             assert_done(&run(&mut wire, &line, multi).await?, &line);
-            assert_limited(&stand, "user:1", 50_000, &line).await?;
+            assert_limited(stand, "user:1", 50_000, &line).await?;
         }
     }
-    assert_eq!(left(&stand, "other").await?, -1, "not guarded");
+    assert_eq!(left(stand, "other").await?, -1, "not guarded");
     // Nor does what comes from a dump, or what keeps a TTL that somebody else has set.
     let Reply::Bulk(dump) = redis.cmd(&["DUMP", "other"]).await? else { return Err("no dump".into()) };
     for (ttl, instant) in [("0", "REPLACE"), ("500000", "REPLACE"), ("99999999999999", "ABSTTL")] {
@@ -109,21 +117,21 @@ async fn no_fill_outlives_max_ttl() -> Outcome {
         put_request(&mut request, &words);
         wire.send(&request).await?;
         assert_eq!(wire.reply().await?, b"+OK\r\n");
-        assert_limited(&stand, "user:1", 50_000, instant).await?;
+        assert_limited(stand, "user:1", 50_000, instant).await?;
     }
     redis.cmd(&["SET", "user:1", "v", "EX", "500"]).await?;
     wire.cmd(&format!("ASOF {asof} SET user:1 w KEEPTTL")).await?;
-    assert_limited(&stand, "user:1", 50_000, "KEEPTTL").await?;
+    assert_limited(stand, "user:1", 50_000, "KEEPTTL").await?;
     // One that is short enough stays what it is; and none of this is a cap, which is for verdicts.
     wire.cmd(&format!("ASOF {asof} SET user:1 w EX 20")).await?;
-    assert_limited(&stand, "user:1", 20_000, "EX").await?;
-    assert_eq!(fills(&stand, "users", "fresh", "capped").await?, 0.0);
-    assert!(fills(&stand, "users", "fresh", "forwarded").await? >= 2.0 * FILLS.len() as f64);
+    assert_limited(stand, "user:1", 20_000, "EX").await?;
+    assert_eq!(fills(stand, "users", "fresh", "capped").await?, 0.0);
+    assert!(fills(stand, "users", "fresh", "forwarded").await? >= 2.0 * FILLS.len() as f64);
     // A fill whose TTL cannot be set from here is refused.
     wire.cmd("SELECT 3").await?;
     wire.cmd("SET user:2 v").await?;
     assert_eq!(wire.cmd(&format!("ASOF {asof} COPY user:2 user:2 DB 0")).await?, ":0\r\n");
-    assert_eq!(left(&stand, "user:2").await?, -2);
+    assert_eq!(left(stand, "user:2").await?, -2);
     Ok(())
 }
 
@@ -142,9 +150,7 @@ const LENGTHEN: &[&str] = &[
 
 /// What was let in for a while stays for no longer; what was let in for good gets the time that it is given, up to
 /// `max_ttl`.
-#[tokio::test]
-async fn no_command_lengthens_a_cap() -> Outcome {
-    let stand = Stand::start(CHANGES).await?;
+async fn no_command_lengthens_a_cap(stand: &Stand) -> Outcome {
     let (mut redis, mut wire) = (stand.redis.client().await?, Wire::connect(stand.proxy.address()).await?);
     let mut direct = Wire::connect(&stand.redis.address()).await?;
     let sql = stand.postgres.client().await?;
@@ -159,18 +165,18 @@ async fn no_command_lengthens_a_cap() -> Outcome {
                 assert_eq!(wire.cmd(&format!("SET {key} v")).await?, "+OK\r\n");
                 let line = of_key(line, &key);
                 let answer = run(&mut wire, &line, multi).await?;
-                assert_limited(&stand, &key, 60_000, &line).await?;
+                assert_limited(stand, &key, 60_000, &line).await?;
                 // The guard's own limit, also for what came in around the proxy.
                 redis.cmd(&["SET", "user:3", "v", "EX", "70"]).await?;
                 redis.cmd(&["SET", "twin", "v", "EX", "70"]).await?;
                 let line = line.replace(&key, "user:3");
                 assert_eq!(run(&mut wire, &line, multi).await?, answer, "{line}");
-                assert_limited(&stand, "user:3", 50_000, &line).await?;
+                assert_limited(stand, "user:3", 50_000, &line).await?;
                 assert_eq!(run(&mut direct, &line.replace("user:3", "twin"), multi).await?, answer, "{line}");
                 // Fresh: nothing limits it.
                 assert_eq!(wire.cmd(&format!("ASOF {asof} SET {key} v EX 70")).await?, "+OK\r\n");
                 run(&mut wire, &line.replace("user:3", &key), multi).await?;
-                let left = left(&stand, &key).await?;
+                let left = left(stand, &key).await?;
                 assert!(left == -1 || left > 70_000, "{line}: {left}");
             }
         }
@@ -182,7 +188,7 @@ async fn no_command_lengthens_a_cap() -> Outcome {
     for line in ["GETEX user:7 EX 500", "GETEX user:7"] {
         assert_eq!(wire.cmd(line).await?, "$-1\r\n");
         assert_eq!(wire.cmd("SET user:7 v EX 20").await?, "+OK\r\n");
-        assert_limited(&stand, "user:7", 20_000, line).await?;
+        assert_limited(stand, "user:7", 20_000, line).await?;
         redis.cmd(&["DEL", "user:7"]).await?;
     }
     // A transaction that goes to another db cannot be limited from here: it is not done.
@@ -191,23 +197,21 @@ async fn no_command_lengthens_a_cap() -> Outcome {
         wire.cmd(line).await?;
     }
     assert_eq!(wire.cmd("EXEC").await?, "*-1\r\n");
-    assert_limited(&stand, "user:8", 50_000, "SELECT").await?;
+    assert_limited(stand, "user:8", 50_000, "SELECT").await?;
     // Other keys are nobody's business, and what is wrong is told in Redis's words.
     redis.cmd(&["SET", "other", "v"]).await?;
     assert_eq!(wire.cmd("EXPIRE other 500").await?, ":1\r\n");
-    assert!(left(&stand, "other").await? > 60_000);
+    assert!(left(stand, "other").await? > 60_000);
     for line in ["EXPIRE user:8", "EXPIRE user:8 x", "PERSIST user:8 x", "EXPIRE user:8 9 NX XX"] {
         assert_eq!(wire.cmd(line).await?, direct.cmd(line).await?, "{line}");
     }
     assert_eq!(wire.cmd("EXPIRE user:8 0").await?, ":1\r\n");
-    assert_eq!(left(&stand, "user:8").await?, -2);
+    assert_eq!(left(stand, "user:8").await?, -2);
     Ok(())
 }
 
 /// A stale fill is let in briefly, or takes what is there along.
-#[tokio::test]
-async fn a_stale_fill_is_capped_or_deletes() -> Outcome {
-    let stand = Stand::start(CHANGES).await?;
+async fn a_stale_fill_is_capped_or_deletes(stand: &Stand) -> Outcome {
     let (mut redis, mut wire) = (stand.redis.client().await?, Wire::connect(stand.proxy.address()).await?);
     for multi in [false, true] {
         for fill in FILLS {
@@ -215,13 +219,13 @@ async fn a_stale_fill_is_capped_or_deletes() -> Outcome {
             redis.cmd(&["SET", "source", "v"]).await?;
             let line = format!("ASOF 0/1 {}", of_key(fill, "item:1"));
             assert_done(&run(&mut wire, &line, multi).await?, &line);
-            assert_limited(&stand, "item:1", 300_000, &line).await?;
+            assert_limited(stand, "item:1", 300_000, &line).await?;
         }
         assert_done(&run(&mut wire, "PERSIST item:1", multi).await?, "PERSIST");
-        assert_limited(&stand, "item:1", 300_000, "PERSIST").await?;
+        assert_limited(stand, "item:1", 300_000, "PERSIST").await?;
     }
     let each = 2.0 * FILLS.len() as f64;
-    assert_eq!(fills(&stand, "items", "stale", "capped").await?, each);
+    assert_eq!(fills(stand, "items", "stale", "capped").await?, each);
 
     let deletes = ["SET order:1 v", "HSET order:1 a 1", "MSETNX order:1 v other v", "COPY source order:1"];
     redis.cmd(&["SET", "source", "v"]).await?;
@@ -229,26 +233,21 @@ async fn a_stale_fill_is_capped_or_deletes() -> Outcome {
         redis.cmd(&["SET", "order:1", "there"]).await?;
         let answer = run(&mut wire, &format!("ASOF 0/1 {line}"), multi).await?;
         assert!(answer.starts_with(if multi { "*-1" } else { "-STALE " }), "{line}: {answer:?}");
-        assert_eq!(left(&stand, "order:1").await?, -2, "{line}");
+        assert_eq!(wire.cmd("EXISTS order:1").await?, ":0\r\n", "{line}");
     }
     // Of several pairs those that are stale, and no others.
     redis.cmd(&["MSET", "order:1", "there", "order:2", "there"]).await?;
     assert!(wire.cmd("ASOF 0/1 MSET order:1 v other w").await?.starts_with("-STALE "));
-    assert_eq!(
-        redis.cmd(&["MGET", "order:1", "order:2", "other"]).await?,
-        Reply::Array(vec![Reply::Nil, Reply::bulk("there"), Reply::bulk("w")])
-    );
-    assert_eq!(fills(&stand, "orders", "stale", "deleted").await?, 2.0 * deletes.len() as f64 + 1.0);
-    assert_eq!(fills(&stand, "orders", "stale", "refused").await?, 0.0);
+    assert_eq!(wire.cmd("MGET order:1 order:2 other").await?, "*3\r\n$-1\r\n$5\r\nthere\r\n$1\r\nw\r\n");
+    assert_eq!(fills(stand, "orders", "stale", "deleted").await?, 2.0 * deletes.len() as f64 + 1.0);
+    assert_eq!(fills(stand, "orders", "stale", "refused").await?, 0.0);
     // Nothing speaks against it: as ever.
     assert_eq!(wire.cmd("SET order:60 v").await?, "+OK\r\n");
-    assert_limited(&stand, "order:60", 60_000, "unproven").await
+    assert_limited(stand, "order:60", 60_000, "unproven").await
 }
 
 /// A limit that Redis never answers is owed: the key goes, as with the cap of a fill.
-#[tokio::test]
-async fn a_command_whose_limit_was_lost_deletes_the_key() -> Outcome {
-    let stand = Stand::start(CHANGES).await?;
+async fn a_command_whose_limit_was_lost_deletes_the_key(stand: &Stand) -> Outcome {
     let (mut redis, mut wire) = (stand.redis.client().await?, Wire::connect(stand.proxy.address()).await?);
     assert_eq!(wire.cmd("SET user:1 v").await?, "+OK\r\n");
     redis.cmd(&["CLIENT", "PAUSE", "60000", "WRITE"]).await?;

@@ -411,3 +411,75 @@ fn printable(key: &[u8]) -> Cow<'static, str> {
         key.iter().take(128).flat_map(|b| std::ascii::escape_default(*b)).map(char::from).collect();
     Cow::Owned(if key.len() > 128 { format!("{shown}...") } else { shown })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(on_stale: OnStale, lost: Option<LostFills>) -> Policy {
+        Policy {
+            reply: config::Reply::Ok,
+            on_stale,
+            stale_ttl: 1_000,
+            max_ttl: u64::MAX,
+            unproven: config::Unproven::Cap,
+            unproven_ttl: 60_000,
+            lease: LeaseRule::Connection,
+            lost,
+            lost_ttl: 300,
+            broken: false,
+        }
+    }
+
+    /// What is decided, in short.
+    fn decided(policy: &Policy, verdict: Verdict) -> String {
+        match policy.decide(verdict) {
+            Admission::Forward => "forward".into(),
+            Admission::Cap(ttl) => format!("cap {ttl}"),
+            Admission::Refuse(Refusal { delete: true, .. }) => "delete".into(),
+            Admission::Refuse(refusal) => {
+                format!("refuse {}", refusal.error.split(' ').next().unwrap_or_default())
+            }
+        }
+    }
+
+    #[test]
+    fn a_stale_fill_is_what_on_stale_says() {
+        use OnStale::{Cap, Delete, Refuse};
+        let stale = Verdict::Stale(Stale::Superseded(Lsn(7)));
+        for (on_stale, lost, expected) in [
+            (Refuse, None, "refuse STALE"),
+            (Cap, None, "cap 1000"),
+            (Delete, None, "delete"),
+            (Cap, Some(LostFills::Cap), "cap 300"),
+            (Cap, Some(LostFills::Refuse), "refuse STALE"),
+            (Delete, Some(LostFills::Cap), "delete"),
+        ] {
+            assert_eq!(decided(&policy(on_stale, lost), stale), expected, "{on_stale:?} {lost:?}");
+        }
+        // Half a value does not get better by a short life.
+        assert_eq!(decided(&policy(Cap, None), Verdict::Stale(Stale::Torn)), "refuse STALE");
+    }
+
+    #[test]
+    fn on_stale_says_nothing_of_other_verdicts() {
+        let broken = Policy { broken: true, ..policy(OnStale::Delete, None) };
+        assert_eq!(decided(&broken, Verdict::Stale(Stale::Torn)), "refuse FENCE");
+        let lost = policy(OnStale::Delete, Some(LostFills::Cap));
+        assert_eq!(decided(&lost, Verdict::Stale(Stale::BelowFloor(NOT_BEGUN))), "cap 300");
+        assert_eq!(decided(&lost, Verdict::Fresh), "cap 300");
+        let delete = policy(OnStale::Delete, None);
+        assert_eq!(decided(&delete, Verdict::Fresh), "forward");
+        assert_eq!(decided(&delete, Verdict::Unproven(Unproven::NoEvidence)), "cap 60000");
+        assert_eq!(decided(&delete, Verdict::Unproven(Unproven::OlderMiss)), "cap 1000");
+    }
+
+    #[test]
+    fn of_several_guards_the_strictest_counts() {
+        use OnStale::{Cap, Delete, Refuse};
+        for (a, b, strictest) in [(Cap, Refuse, Refuse), (Refuse, Delete, Delete), (Delete, Cap, Delete)] {
+            assert_eq!(stricter_on_stale(a, b), strictest);
+            assert_eq!(stricter_on_stale(b, a), strictest);
+        }
+    }
+}

@@ -269,7 +269,7 @@ impl Races {
             }
             Sent::Expire => self.entry.iter_mut().for_each(|entry| entry.expiry = Some(now + 500)),
             Sent::Shorten { ttl, at, caps } => {
-                for entry in &mut self.entry {
+                if let Some(entry) = &mut self.entry {
                     entry.expiry = sooner(entry.expiry, now + ttl);
                     if caps {
                         entry.allowed = sooner(entry.allowed, now + ttl);
