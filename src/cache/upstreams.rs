@@ -91,12 +91,19 @@ pub struct AbandonedFill {
     pub db: u32,
     /// Its key.
     pub key: Box<[u8]>,
+    /// If Redis answers `OK`, it has taken the place of whatever was there.
+    pub replaces: bool,
 }
 
 impl AbandonedFill {
     /// Of a guarded key.
     pub fn new(id: FillId, key: &[u8], guarded: &GuardedKey) -> Self {
-        Self { hash: guarded.hash, id, db: guarded.db, key: key.into() }
+        Self { hash: guarded.hash, id, db: guarded.db, key: key.into(), replaces: false }
+    }
+
+    /// The same, of a command that replaces the key's value or says that it does not.
+    pub fn replacing(self, replaces: bool) -> Self {
+        Self { replaces, ..self }
     }
 }
 

@@ -19,14 +19,23 @@ pub(super) enum Fork {
     Store,
     /// It replaces the value only at the root (JSON.SET).
     Path,
+    /// It changes how long the key lives only with an option (GETEX).
+    Expiry,
 }
 
 impl Fork {
     /// What it is with these arguments, if the table has it as `command`.
     pub fn resolve(self, command: Command, arguments: Arguments<'_>) -> Command {
         let has = |from: usize, words: &[&str]| arguments.from(from).any(|word| is_one_of(word, words));
-        let reads =
-            |miss| Command::Read(Read { keys: Keys::at(1), miss, route: Route::Lane, changes: false });
+        let reads = |miss| {
+            Command::Read(Read {
+                keys: Keys::at(1),
+                miss,
+                route: Route::Lane,
+                changes: false,
+                expires: false,
+            })
+        };
         match (self, command) {
             (Self::Block, _) if !has(1, &["BLOCK"]) => Command::Plain,
             (Self::BitField, _) if !has(2, &["SET", "INCRBY"]) => reads(Miss::Unknown),
@@ -35,6 +44,10 @@ impl Fork {
                 let root = arguments.get(2).is_none_or(|path| matches!(path, b"$" | b"."));
                 form.effect = if root { Effect::Replaces } else { Effect::Adds };
                 Command::Fill(form)
+            }
+            (Self::Expiry, Command::Read(mut read)) => {
+                read.expires = arguments.len() > 2;
+                Command::Read(read)
             }
             _ => command,
         }

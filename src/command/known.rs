@@ -9,23 +9,27 @@ pub(super) fn commands() -> impl Iterator<Item = (&'static str, Command, Fork)> 
     let reads = READS.iter().flat_map(|(miss, keys, names)| {
         names.iter().map(|name| {
             let changes = CHANGING_READS.contains(name);
-            (*name, Command::Read(Read { keys: *keys, miss: *miss, route: Route::Lane, changes }))
+            let read =
+                Read { keys: *keys, miss: *miss, route: Route::Lane, changes, expires: *name == "GETEX" };
+            (*name, Command::Read(read))
         })
     });
     let scripts = READING_SCRIPTS.iter().map(|name| {
         let (keys, miss, route) = (Keys::counted(2, 1), Miss::Unknown, Route::Pin);
-        (*name, Command::Read(Read { keys, miss, route, changes: false }))
+        (*name, Command::Read(Read { keys, miss, route, changes: false, expires: false }))
     });
     let fills = FILLS.iter().flat_map(|(effect, keys, refused, names)| {
         names.iter().map(|name| (*name, Command::Fill(fill(name, *effect, *keys, *refused))))
     });
     let kept = NOT_FILLS.iter().map(|name| (*name, Command::Plain));
+    let expiring = EXPIRING.iter().map(|name| (*name, Command::Expire));
     let others = OTHERS.iter().copied();
     others
         .chain(reads)
         .chain(scripts)
         .chain(fills)
         .chain(kept)
+        .chain(expiring)
         .map(|(name, command)| (name, command, fork(name)))
 }
 
@@ -59,6 +63,7 @@ fn fork(name: &str) -> Fork {
         "BITFIELD" => Fork::BitField,
         "SORT" | "GEORADIUS" | "GEORADIUSBYMEMBER" => Fork::Store,
         "JSON.SET" => Fork::Path,
+        "GETEX" => Fork::Expiry,
         _ => Fork::None,
     }
 }
@@ -216,14 +221,12 @@ const FILLS: &[(Effect, Keys, Refused, &[&str])] = &[
     (Effect::Adds, Keys::range(1, -1, 3), Refused::Ok, &["JSON.MSET"]),
 ];
 
+/// Commands that change how long their first argument lives.
+pub(super) const EXPIRING: &[&str] = &["EXPIRE", "PEXPIRE", "EXPIREAT", "PEXPIREAT", "PERSIST"];
+
 /// Commands that a server may describe as writing to a key, and that put no data into it: they only take away,
-/// change how long it lives, or keep account of who has read what.
+/// change how long a part of it lives, or keep account of who has read what.
 const NOT_FILLS: &[&str] = &[
-    "EXPIRE",
-    "PEXPIRE",
-    "EXPIREAT",
-    "PEXPIREAT",
-    "PERSIST",
     "HEXPIRE",
     "HPEXPIRE",
     "HEXPIREAT",

@@ -35,6 +35,8 @@ pub enum Command {
     Read(Read),
     /// Puts data into keys.
     Fill(FillForm),
+    /// Changes how long a key lives, and puts nothing into it (`EXPIRE`, `PERSIST`).
+    Expire,
     /// `ASOF evidence command ...`.
     Asof,
     /// `AFTER lsn [TIMEOUT ms] command ...`.
@@ -109,6 +111,8 @@ pub struct Read {
     pub route: Route,
     /// It does something to the key as well (GETDEL), and so is sent even if its reply is not wanted.
     pub changes: bool,
+    /// It changes how long the key lives (GETEX with an option).
+    pub expires: bool,
 }
 
 /// A miss, by the shape of the reply.
@@ -271,7 +275,7 @@ impl CommandTable {
             entry = self.entry(&[container, b"|", name]).unwrap_or(entry);
         }
         match entry.command {
-            Command::Read(_) | Command::Fill(_) | Command::Pinned | Command::Blocking
+            Command::Read(_) | Command::Fill(_) | Command::Expire | Command::Pinned | Command::Blocking
                 if !entry.takes(arguments.len()) =>
             {
                 let name = arguments.get(0).unwrap_or_default();

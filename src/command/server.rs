@@ -96,7 +96,13 @@ impl<'a> Described<'a> {
         // A module's key is described as written to whatever its command does.
         let reads = if self.is("module") { of(&[Role::Reads, Role::Adds]) } else { reads };
         if !self.is("write") && !reads.is_none() && route != Route::Blocking {
-            return Command::Read(Read { keys: reads, miss: Miss::Unknown, route, changes: false });
+            return Command::Read(Read {
+                keys: reads,
+                miss: Miss::Unknown,
+                route,
+                changes: false,
+                expires: false,
+            });
         }
         route.into()
     }

@@ -247,6 +247,24 @@ fn some_commands_depend_on_their_arguments() {
     assert!(part("JSON.SET k $.a 1") && !part("JSON.SET k $ 1") && !part("JSON.SET k . 1"));
 }
 
+/// They put nothing into a key, and only with an option does GETEX do more than read.
+#[test]
+fn what_changes_how_long_a_key_lives_is_known() {
+    let table = CommandTable::known();
+    for line in ["EXPIRE k 1", "pexpire k 1 NX", "EXPIREAT k 1", "PEXPIREAT k 1", "PERSIST k"] {
+        assert_eq!(of(&table, line), Command::Expire, "{line}");
+    }
+    for (line, changes) in
+        [("GETEX k", false), ("GETEX k PERSIST", true), ("GETEX k EX 1", true), ("GET k", false)]
+    {
+        assert!(
+            matches!(of(&table, line), Command::Read(Read { expires, .. }) if expires == changes),
+            "{line}"
+        );
+    }
+    assert_eq!(of(&table, "HEXPIRE k 1 FIELDS 1 a"), Command::Plain);
+}
+
 #[test]
 fn scripts_and_administration_are_pinned_for_their_time_only() {
     let table = CommandTable::known();

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 
 use toml::{Table, Value};
 
-use super::schema::{Kind, Node, ROOT, join, unsupported};
+use super::schema::{Kind, Node, ROOT, join};
 
 const PREFIX: &str = "CACHEFENCE_";
 
@@ -114,8 +114,8 @@ fn resolve(name: &str) -> Result<(Vec<Step>, &'static Node), WrongVariable> {
             Node::Table { settings, .. } => {
                 let known = settings.iter().find(|(name, _)| name.to_ascii_uppercase() == part);
                 let Some((name, found)) = known else {
-                    let supported = settings.iter().filter(|(_, node)| !matches!(node, Node::Unsupported));
-                    let names: Vec<_> = supported.map(|(name, _)| variable(&join(&path, name))).collect();
+                    let names: Vec<_> =
+                        settings.iter().map(|(name, _)| variable(&join(&path, name))).collect();
                     return Err(no_setting(format!("allowed here: {}", names.join(", "))));
                 };
                 steps.push(Step::Name(name));
@@ -129,13 +129,8 @@ fn resolve(name: &str) -> Result<(Vec<Step>, &'static Node), WrongVariable> {
                 steps.push(Step::Item(n));
                 node = item;
             }
-            Node::Unsupported => break,
             Node::Leaf(_) => return Err(no_setting(format!("{path} has no parts"))),
         }
-    }
-    if matches!(node, Node::Unsupported) {
-        let wrong = unsupported(&path_of(&steps));
-        return Err(WrongVariable { name: name.to_owned(), path: Some(wrong.path), what: wrong.what });
     }
     Ok((steps, node))
 }
@@ -147,7 +142,6 @@ fn typed(node: &Node, text: &str) -> Value {
         Node::Leaf(kind) => kind.fits(value),
         Node::Table { .. } => value.is_table(),
         Node::List(_) => value.is_array(),
-        Node::Unsupported => false,
     });
     value.unwrap_or_else(|| match node {
         // One text where a list is expected is a list of one.
@@ -266,7 +260,7 @@ mod tests {
         assert!(what("CACHEFENCE_REDIS__URL__X").contains("redis.url has no parts"));
         assert!(what("CACHEFENCE_GUARD__2__TABLE").contains("the next is guard[0]"));
         assert!(what("CACHEFENCE_PROXY__TLS__CA").ends_with("CACHEFENCE_PROXY__TLS__CLIENT_CA"));
-        assert!(what("CACHEFENCE_GUARD__0__MAX_TTL").contains("max_ttl is not supported by this version"));
+        assert!(what("CACHEFENCE_GUARD__0__VERSION").contains("version is not supported by this version"));
     }
 
     #[test]

@@ -226,6 +226,9 @@ pub struct Guard {
     /// What happens to a stale fill.
     #[serde(default)]
     pub on_stale: OnStale,
+    /// The longest TTL of a stale fill that is let in.
+    #[serde(default = "one_second", deserialize_with = "duration::deserialize")]
+    pub stale_ttl: Duration,
     /// What a refused fill answers.
     #[serde(default)]
     pub reply: Reply,
@@ -241,6 +244,9 @@ pub struct Guard {
     /// Where a fill says which version of its row it was made from.
     #[serde(default)]
     pub version: Option<Version>,
+    /// The longest TTL of any of its keys; none when absent.
+    #[serde(default, deserialize_with = "duration::deserialize_some")]
+    pub max_ttl: Option<Duration>,
     /// While the feed is lost.
     #[serde(default)]
     pub when_feed_lost: WhenFeedLost,
@@ -270,6 +276,8 @@ impl Guard {
                 lost
             },
             version: None,
+            stale_ttl: one_second(),
+            max_ttl: None,
             coalesce: Duration::ZERO,
         }
     }
@@ -299,6 +307,10 @@ pub enum OnStale {
     /// It does not reach Redis.
     #[default]
     Refuse,
+    /// Its TTL is at most `stale_ttl`.
+    Cap,
+    /// It does not reach Redis, and what is there is deleted.
+    Delete,
 }
 
 /// What a refused fill answers.
@@ -460,6 +472,10 @@ impl Default for Admin {
 
 fn cachefence_name() -> String {
     "cachefence".into()
+}
+
+fn one_second() -> Duration {
+    Duration::from_secs(1)
 }
 
 fn five_seconds() -> Duration {

@@ -19,8 +19,6 @@ pub(super) enum Node {
     List(&'static Node),
     /// A setting.
     Leaf(Kind),
-    /// A setting of a later version.
-    Unsupported,
 }
 
 /// What a setting can be.
@@ -37,7 +35,7 @@ pub(super) enum Kind {
     /// A duration in this range.
     Duration(Duration, Duration),
     /// One of these; and those that a later version has.
-    Choice(&'static [&'static str], &'static [&'static str]),
+    Choice(&'static [&'static str]),
 }
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -50,8 +48,8 @@ const TEXT: Node = Node::Leaf(Kind::Text);
 const URL: Node = Node::Leaf(Kind::Url);
 const TEXTS: Node = Node::Leaf(Kind::Texts);
 
-const fn choice(allowed: &'static [&'static str], later: &'static [&'static str]) -> Node {
-    Node::Leaf(Kind::Choice(allowed, later))
+const fn choice(allowed: &'static [&'static str]) -> Node {
+    Node::Leaf(Kind::Choice(allowed))
 }
 
 const fn table(settings: &'static [(&'static str, Node)]) -> Node {
@@ -66,7 +64,7 @@ static SETTINGS: [(&str, Node); 7] = [
         "proxy",
         table(&[
             ("listen", TEXTS),
-            ("mode", choice(&["enforce", "observe"], &[])),
+            ("mode", choice(&["enforce", "observe"])),
             ("max_clients", Node::Leaf(Kind::Count(1, 1_000_000))),
             ("threads", Node::Leaf(Kind::Count(0, 1_024))),
             (
@@ -85,7 +83,7 @@ static SETTINGS: [(&str, Node); 7] = [
         "redis",
         table(&[
             ("url", URL),
-            ("upstream", choice(&["shared", "pinned"], &[])),
+            ("upstream", choice(&["shared", "pinned"])),
             ("tls", table(&[("ca", TEXT), ("cert", TEXT), ("key", TEXT), ("server_name", TEXT)])),
         ]),
     ),
@@ -96,7 +94,7 @@ static SETTINGS: [(&str, Node); 7] = [
                 ("url", URL),
                 ("slot", TEXT),
                 ("publication", TEXT),
-                ("contract", choice(&["bounded", "strict"], &[])),
+                ("contract", choice(&["bounded", "strict"])),
                 ("application_name", TEXT),
                 ("feed_lost_after", TIME),
                 ("max_lag", TIME),
@@ -124,13 +122,12 @@ static GUARD: Node = Node::Table {
         ("table", TEXT),
         ("keys", TEXTS),
         ("db", Node::Leaf(Kind::Count(0, 1_000_000))),
-        ("on_stale", choice(&["refuse"], &["cap", "delete"])),
-        ("stale_ttl", Node::Unsupported),
-        ("reply", choice(&["ok", "nil", "error"], &[])),
-        ("unproven", choice(&["cap", "allow", "refuse"], &[])),
+        ("on_stale", choice(&["refuse", "cap", "delete"])),
+        ("stale_ttl", TIME),
+        ("reply", choice(&["ok", "nil", "error"])),
+        ("unproven", choice(&["cap", "allow", "refuse"])),
         ("unproven_ttl", TIME),
-        ("lease", choice(&["connection", "key", "off"], &[])),
-        ("max_ttl", Node::Unsupported),
+        ("lease", choice(&["connection", "key", "off"])),
         (
             "version",
             Node::Table {
@@ -143,11 +140,12 @@ static GUARD: Node = Node::Table {
                 required: &["column"],
             },
         ),
+        ("max_ttl", TIME),
         (
             "when_feed_lost",
             table(&[
-                ("reads", choice(&["serve", "miss"], &[])),
-                ("fills", choice(&["cap", "refuse"], &[])),
+                ("reads", choice(&["serve", "miss"])),
+                ("fills", choice(&["cap", "refuse"])),
                 ("fills_ttl", TIME),
             ]),
         ),
@@ -169,12 +167,6 @@ impl Wrong {
     }
 }
 
-/// What is said of a setting of a later version.
-pub(super) fn unsupported(path: &str) -> Wrong {
-    let name = path.rsplit('.').next().unwrap_or(path);
-    Wrong::new(path, format!("{name} is not supported by this version; remove it"))
-}
-
 /// The path of a setting in a table.
 pub(super) fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
@@ -184,7 +176,6 @@ impl Node {
     /// Appends all that is wrong with `value`, which stands at `path`.
     pub(super) fn check(&self, path: &str, value: &Value, wrong: &mut Vec<Wrong>) {
         match (self, value) {
-            (Node::Unsupported, _) => wrong.push(unsupported(path)),
             (Node::Table { settings, required }, Value::Table(table)) => {
                 check_table(path, settings, required, table, wrong);
             }
@@ -216,11 +207,7 @@ fn check_table(
         match settings.iter().find(|(known, _)| known == name) {
             Some((_, node)) => node.check(&join(path, name), value, wrong),
             None => {
-                let known: Vec<&str> = settings
-                    .iter()
-                    .filter(|(_, node)| !matches!(node, Node::Unsupported))
-                    .map(|(name, _)| *name)
-                    .collect();
+                let known: Vec<&str> = settings.iter().map(|(name, _)| *name).collect();
                 let what = format!("no such setting; allowed here: {}", known.join(", "));
                 wrong.push(Wrong::new(join(path, name), what));
             }
@@ -268,14 +255,10 @@ impl Kind {
                 );
                 (!read.is_some_and(|d| (*min..=*max).contains(&d))).then(|| found(value, &allowed))
             }
-            Kind::Choice(allowed, later) => {
+            Kind::Choice(allowed) => {
                 let quoted: Vec<String> = allowed.iter().map(|choice| format!("{choice:?}")).collect();
                 match value.as_str() {
                     Some(text) if allowed.contains(&text) => None,
-                    Some(text) if later.contains(&text) => Some(format!(
-                        "{text:?} is not supported by this version; allowed: {}",
-                        quoted.join(", ")
-                    )),
                     _ => Some(found(value, &quoted.join(", "))),
                 }
             }

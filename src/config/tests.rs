@@ -164,17 +164,10 @@ fn a_version_is_in_one_place() {
 }
 
 #[test]
-fn settings_of_later_versions_are_known_and_refused() {
-    let guard = "[[guard]]\ntable = \"users\"\nkeys = [\"user:<id>\"]\n";
-    for (text, path) in [
-        (format!("{guard}on_stale = \"delete\""), "c.toml:6: guard[0].on_stale: "),
-        (format!("{guard}stale_ttl = \"1s\""), "c.toml:6: guard[0].stale_ttl: "),
-        (format!("{guard}max_ttl = \"1h\""), "c.toml:6: guard[0].max_ttl: "),
-    ] {
-        let error = errors(&text);
-        assert!(error.starts_with(path) && error.contains("not supported by this version"), "{error}");
-    }
-    assert!(parse(&MINIMAL.replace("app", "app?sslmode=verify-full"), &[]).is_err());
+fn tls_towards_postgres_is_known_and_refused() {
+    let error =
+        parse(&MINIMAL.replace("app", "app?sslmode=verify-full"), &[]).expect_err("an error").to_string();
+    assert!(error.contains("not supported by this version"), "{error}");
 }
 
 /// What a guard leaves out is as strict wants it; what it says otherwise is refused, with what to write.
@@ -195,6 +188,7 @@ fn strict_has_defaults_of_its_own_and_refuses_what_cannot_keep_it() {
     for (rest, path, instead) in [
         ("unproven = \"cap\"", "unproven", "\"refuse\""),
         ("unproven = \"allow\"", "unproven", "\"refuse\""),
+        ("on_stale = \"cap\"", "on_stale", "\"refuse\" or \"delete\""),
         ("lease = \"key\"", "lease", "\"connection\" or \"off\""),
         ("when_feed_lost = { reads = \"serve\" }", "when_feed_lost.reads", "\"miss\""),
         ("when_feed_lost = { fills = \"cap\" }", "when_feed_lost.fills", "\"refuse\""),
@@ -229,8 +223,7 @@ fn known(path: &[&str]) -> Vec<String> {
     let found = path.iter().fold(settings(&ROOT), |inner, name| {
         settings(&inner.iter().find(|(known, _)| known == name).expect("a setting").1)
     });
-    let supported = found.iter().filter(|(_, node)| !matches!(node, Node::Unsupported));
-    supported.map(|(name, _)| (*name).to_owned()).collect()
+    found.iter().map(|(name, _)| (*name).to_owned()).collect()
 }
 
 #[test]
@@ -310,7 +303,6 @@ fn the_annotated_file_names_every_setting() {
     use super::schema::{Node, ROOT};
     fn compare(path: &str, node: &Node, value: Option<&toml::Value>) {
         match node {
-            Node::Unsupported => {}
             // What cannot have a default shows up as an example in a comment.
             Node::Leaf(_) if value.is_none() => {
                 let name = path.rsplit('.').next().unwrap_or(path);

@@ -1,5 +1,6 @@
 //! What a fill offers as proof of its age, and what is made of it.
 
+use super::Millis;
 use crate::position::{Lsn, Snapshot};
 
 /// What is known of how new a fill's source data is, said by the client itself (`ASOF`).
@@ -65,6 +66,9 @@ pub enum Unproven {
 pub enum Ruling {
     /// It goes to Redis, and is in flight from now on.
     Forward,
+    /// It goes to Redis, to live for so many milliseconds at most, which no EXPIRE may make longer. It is in flight from
+    /// now on.
+    Cap(Millis),
     /// It does not go to Redis.
     Refuse,
 }

@@ -2,7 +2,9 @@
 
 use super::key::KeyState;
 use super::lease::{Leases, Vouched};
-use super::{ConnId, Evidence, Fence, Fill, FillId, GuardId, KeyHash, LeaseRule, Millis, Verdict, Write};
+use super::{
+    ConnId, Evidence, Fence, Fill, FillId, GuardId, KeyHash, LeaseRule, Millis, Verdict, Version, Write,
+};
 use crate::position::Lsn;
 
 /// A connection that nobody has: what is asked about it would hold for any that is new.
@@ -40,6 +42,8 @@ pub struct KeyAccount {
     pub writes: usize,
     /// For how long the last write has been visible on every source; none while it is not.
     pub settled_for: Option<Millis>,
+    /// The row's version, where that is told, and whether a fill that was made from it would be fresh for that.
+    pub version: Option<(Version, bool)>,
     /// Misses that were answered, and whose fills may still come.
     pub misses: Outstanding,
     /// Fills that were let in and that Redis has not answered.
@@ -100,6 +104,8 @@ impl Fence {
                 .filter(|last| *last <= settled)
                 .and_then(|last| self.settled_at(last))
                 .map(|at| now.saturating_sub(at)),
+            version: last
+                .and_then(|_| state.versions()?.told(floor, self.last_wholly(question.guards, floor))),
             misses: asked.outstanding(&leases, conn),
             in_flight: extra.map_or(0, |extra| extra.in_flight.len()),
             by_own_miss: (own != Vouched::No).then(|| asked.verdict(None, own)),

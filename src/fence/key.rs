@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::caps::Caps;
 use super::lease::Leases;
 use super::version::{Around, Versions};
 use super::{ConnId, FillId, Millis, RowChanges, Stale, Write};
@@ -37,6 +38,18 @@ pub(super) struct Extra {
     pub in_flight: SmallVec<[FillId; 2]>,
     /// Somebody waits for a fill of this key to end.
     pub draining: bool,
+    /// Fills that were let in for a short while.
+    pub caps: Option<Box<Caps>>,
+}
+
+impl Extra {
+    /// Ends a fill that was in flight. True if somebody waits for that.
+    pub fn end(&mut self, fill: FillId) -> bool {
+        self.in_flight.retain(|f| *f != fill);
+        let waited_for = self.draining;
+        self.draining &= !self.in_flight.is_empty();
+        waited_for
+    }
 }
 
 impl KeyState {
@@ -63,6 +76,10 @@ impl KeyState {
 
     pub fn leases(&self) -> usize {
         self.extra.as_ref().map_or(0, |extra| extra.leases.len())
+    }
+
+    pub fn caps(&self) -> Option<&Caps> {
+        self.extra.as_ref()?.caps.as_deref()
     }
 
     pub fn is_in_flight(&self, fill: FillId) -> bool {
@@ -170,7 +187,11 @@ impl KeyState {
             extra.versions = None;
         }
         extra.older.retain(|w| w.lsn > floor);
-        let covered = extra.older.is_empty() && extra.covered <= floor && extra.versions.is_none();
+        extra.caps.take_if(|caps| caps.is_empty());
+        let covered = extra.older.is_empty()
+            && extra.covered <= floor
+            && extra.versions.is_none()
+            && extra.caps.is_none();
         if covered && extra.leases.is_empty() && extra.in_flight.is_empty() {
             self.extra = None;
         }

@@ -10,6 +10,7 @@
 //! * [`Evidence`] goes in, a [`Verdict`] comes out.
 //! * [`Fence::explain`] tells all of it of one key, and changes nothing.
 
+mod caps;
 mod evidence;
 mod explain;
 mod key;
@@ -26,7 +27,7 @@ pub use evidence::{Evidence, Ruling, Stale, Unproven, Verdict};
 pub use explain::{KeyAccount, Outstanding, Question};
 pub use lease::LeaseRule;
 pub use settlement::{Settled, Settlement, Shown, SourceKind};
-pub use table::{Fence, Fill, Limits, Size};
+pub use table::{Answered, Fence, Fill, Limits, Size};
 pub use version::{RowChange, RowChanges, Version, VersionClaim, Vouches};
 
 use crate::position::{Lsn, Xid};

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
+use super::caps::Caps;
 use super::key::{Extra, KeyState};
 use super::lease::{Lease, Use, Vouched, Written};
 use super::named::Named;
@@ -61,6 +62,16 @@ pub struct Fill<'a> {
     pub part: bool,
 }
 
+/// What Redis's answer to a fill, or to a command that changes how long a key lives, means to others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answered {
+    /// Somebody waits for the fill's end.
+    pub waited_for: bool,
+    /// A capped fill was let in while the command was under way, and the key may live longer than that allows: it has to
+    /// be deleted.
+    pub overtaken: bool,
+}
+
 /// How full the table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
@@ -68,6 +79,9 @@ pub struct Size {
     pub keys: usize,
     /// Entries for outstanding misses: those of one key and connection between which the key was not written are one.
     pub leases: usize,
+    /// Entries for caps, which have a budget of their own, as large as that of leases: remembering caps must not cost
+    /// leases, or unproven fills would make more of their kind.
+    pub caps: usize,
     /// Bytes, estimated.
     pub bytes: usize,
 }
@@ -122,6 +136,9 @@ pub struct Fence {
     distrusted: AtomicU64,
     /// Until when no lease of a key in this slot counts, because one could not be granted for lack of room.
     ungranted: Box<[AtomicU64]>,
+    cap_count: AtomicUsize,
+    /// Until when a key in this slot may be capped without being remembered, for lack of room.
+    uncapped: Box<[AtomicU64]>,
     /// The last write's position, and positions at which a share of `max_keys` had been added: where to cut for room.
     written: AtomicU64,
     cuts: Mutex<Cuts>,
@@ -139,12 +156,18 @@ struct Counted {
     writes: bool,
     leases: usize,
     versions: bool,
+    caps: usize,
 }
 
 impl Counted {
     fn of(state: &KeyState) -> Self {
-        let (entries, versions) = (usize::from(!state.is_empty()), state.versions().is_some());
-        Self { entries, writes: state.has_write(), leases: state.leases(), versions }
+        Self {
+            entries: usize::from(!state.is_empty()),
+            writes: state.has_write(),
+            leases: state.leases(),
+            versions: state.versions().is_some(),
+            caps: state.caps().map_or(0, Caps::len),
+        }
     }
 }
 
@@ -172,6 +195,8 @@ impl Cuts {
 const SOURCE_LOST: u64 = u64::MAX;
 /// Few in tests, which make many tables.
 const UNGRANTED_SLOTS: usize = if cfg!(test) { 1 << 8 } else { 1 << 16 };
+/// How much later than its TTL says a capped fill that is not remembered may be executed, in milliseconds.
+const UNCAPPED_GRACE: Millis = 60_000;
 /// The table is cut for room in steps of this share of `max_keys`.
 const CUT: usize = 16;
 /// Bytes per entry: key, state, control byte, and the free places that a hash table needs.
@@ -190,6 +215,10 @@ pub(super) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 
 pub(super) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn slot(slots: &[AtomicU64], key: KeyHash) -> &AtomicU64 {
+    &slots[key.0 as usize % UNGRANTED_SLOTS]
 }
 
 impl Fence {
@@ -215,6 +244,8 @@ impl Fence {
             last_whole: AtomicU64::new(0),
             distrusted: AtomicU64::new(0),
             ungranted: (0..UNGRANTED_SLOTS).map(|_| AtomicU64::new(0)).collect(),
+            cap_count: AtomicUsize::new(0),
+            uncapped: (0..UNGRANTED_SLOTS).map(|_| AtomicU64::new(0)).collect(),
             written: AtomicU64::new(0),
             cuts: Mutex::default(),
             named: Named::default(),
@@ -402,7 +433,10 @@ impl Fence {
     }
 
     /// Judges a fill and, if `rule` lets it in, registers it as in flight, in one step. A fill that was let
-    /// in must be ended with [`Fence::finish`], once Redis has answered it or can no longer execute it.
+    /// in must be ended with [`Fence::answered`] or [`Fence::finish`], once Redis has answered it or can no longer
+    /// execute it.
+    ///
+    /// A cap may come back shorter than `rule` said, and a part of a value that is capped gets what is left of that.
     pub fn admit(
         &self,
         key: KeyHash,
@@ -418,13 +452,80 @@ impl Fence {
             if let Some(place) = place {
                 // Also where the client named its evidence: the fill answers this miss, which must not be
                 // left to a later write that saw none.
-                state.extra().leases.use_up(place, fill, ruling == Ruling::Forward, doubt.is_some());
+                state.extra().leases.use_up(place, fill, ruling != Ruling::Refuse, doubt.is_some());
             }
-            if ruling == Ruling::Forward {
-                state.extra().in_flight.push(fill.id);
+            if ruling == Ruling::Refuse {
+                return (verdict, ruling);
             }
+            let ruling = self.cap(state, key, fill, ruling, now);
+            state.extra().in_flight.push(fill.id);
             (verdict, ruling)
         })
+    }
+
+    /// Remembers the cap of a fill that is let in.
+    fn cap(
+        &self,
+        state: &mut KeyState,
+        key: KeyHash,
+        fill: &Fill<'_>,
+        ruling: Ruling,
+        now: Millis,
+    ) -> Ruling {
+        let ttl = match (ruling, state.caps().and_then(|caps| caps.limit(now))) {
+            (Ruling::Cap(ttl), _) => ttl,
+            (ruling, None) => return ruling,
+            // Fresh, and added to what is capped: the value as a whole is as good as its worst part. Commands that add
+            // leave the TTL as it is, but a script does as it likes.
+            (_, Some(left)) if fill.part => left,
+            (ruling, Some(_)) => {
+                let extra = state.extra();
+                let alone = extra.in_flight.is_empty();
+                extra.caps.iter_mut().for_each(|caps| caps.let_in(fill.id, alone));
+                return ruling;
+            }
+        };
+        if state.caps().is_none() && self.cap_count.load(Ordering::Relaxed) >= self.limits.max_leases {
+            let until = now.saturating_add(ttl).saturating_add(UNCAPPED_GRACE);
+            slot(&self.uncapped, key).fetch_max(until, Ordering::SeqCst);
+            return Ruling::Cap(ttl);
+        }
+        let extra = state.extra();
+        let caps = extra.caps.get_or_insert_default();
+        caps.let_in(fill.id, extra.in_flight.is_empty());
+        Ruling::Cap(caps.cap(fill.id, ttl, fill.part, now))
+    }
+
+    /// Whether the key may be capped, so that no command may make it live longer.
+    pub fn is_capped(&self, key: KeyHash, now: Millis) -> bool {
+        let remembered = |state: &KeyState| state.caps().is_some_and(|caps| caps.limit(now).is_some());
+        self.is_uncapped(key, now) || self.keys.get(&key).is_some_and(|state| remembered(&state))
+    }
+
+    /// A command that changes how long the key lives is about to be sent: for how many milliseconds the key may live, if
+    /// it is capped. To be ended as a fill is.
+    pub fn expires(&self, key: KeyHash, id: FillId, now: Millis) -> Option<Millis> {
+        self.change(key, |state| {
+            // Under the lock: a fill that is let in later finds the command, or its cap was there before.
+            let unknown = self.is_uncapped(key, now);
+            state.extra().caps.get_or_insert_default().expires(id, unknown, now)
+        })
+    }
+
+    /// Redis has answered a fill, or a command of [`Fence::expires`].
+    ///
+    /// `replaced`: by a fill that took the place of whatever was there.
+    pub fn answered(&self, key: KeyHash, id: FillId, replaced: bool, now: Millis) -> Answered {
+        self.change(key, |state| {
+            let unknown = self.is_uncapped(key, now);
+            let Some(extra) = state.existing_extra() else { return Answered::default() };
+            let overtaken = extra.caps.as_mut().is_some_and(|caps| caps.answered(id, replaced, unknown, now));
+            Answered { waited_for: extra.end(id), overtaken }
+        })
+    }
+
+    fn is_uncapped(&self, key: KeyHash, now: Millis) -> bool {
+        slot(&self.uncapped, key).load(Ordering::SeqCst) > now
     }
 
     fn vouch(&self, state: &mut KeyState, fill: &Fill<'_>, now: Millis) -> (Vouched, Option<usize>) {
@@ -524,7 +625,7 @@ impl Fence {
     }
 
     /// The last write of any of the guards as a whole, if it is remembered.
-    fn last_wholly(&self, guards: &[GuardId], floor: Lsn) -> Option<Lsn> {
+    pub(super) fn last_wholly(&self, guards: &[GuardId], floor: Lsn) -> Option<Lsn> {
         self.written_wholly(guards, floor).map(|whole| Lsn(whole.last.load(Ordering::SeqCst))).max()
     }
 
@@ -534,14 +635,13 @@ impl Fence {
         whole.filter(move |whole| whole.last.load(Ordering::SeqCst) > floor.0)
     }
 
-    /// Ends a fill: Redis has answered it, or can no longer execute it. True if somebody waits for that.
+    /// Ends a fill that Redis will not answer: it was not sent, or Redis can no longer execute it and its key was deleted.
+    /// True if somebody waits for that.
     pub fn finish(&self, key: KeyHash, fill: FillId) -> bool {
         self.change(key, |state| {
             let Some(extra) = state.existing_extra() else { return false };
-            extra.in_flight.retain(|f| *f != fill);
-            let waited_for = extra.draining;
-            extra.draining &= !extra.in_flight.is_empty();
-            waited_for
+            extra.caps.iter_mut().for_each(|caps| caps.end(fill));
+            extra.end(fill)
         })
     }
 
@@ -564,6 +664,7 @@ impl Fence {
         self.retain(|state| {
             if let Some(extra) = state.existing_extra() {
                 extra.leases.expire(now);
+                extra.caps.iter_mut().for_each(|caps| caps.expire(now));
             }
             state.forget(self.floor());
         });
@@ -652,6 +753,9 @@ impl Fence {
         if before.leases != after.leases {
             adjust(&self.lease_count, before.leases, after.leases);
         }
+        if before.caps != after.caps {
+            adjust(&self.cap_count, before.caps, after.caps);
+        }
         if before.entries != after.entries {
             adjust(&self.entry_count, before.entries, after.entries);
         }
@@ -686,7 +790,7 @@ impl Fence {
     }
 
     fn ungranted_slot(&self, key: KeyHash) -> &AtomicU64 {
-        &self.ungranted[key.0 as usize % UNGRANTED_SLOTS]
+        slot(&self.ungranted, key)
     }
 
     pub(super) fn sources(&self) -> Option<u32> {
@@ -721,9 +825,12 @@ impl Fence {
         let keys = self.written_keys.load(Ordering::Relaxed);
         let leases = self.lease_count.load(Ordering::Relaxed);
         let cuts = lock(&self.cuts).at.len();
+        let caps = self.cap_count.load(Ordering::Relaxed);
         let extras = leases + self.version_count.load(Ordering::Relaxed);
-        let bytes = entries * ENTRY_BYTES + extras * (size_of::<Extra>() + 16) + (UNGRANTED_SLOTS + cuts) * 8;
-        Size { keys, leases, bytes }
+        let extras =
+            extras * (size_of::<Extra>() + 16) + caps * (size_of::<Extra>() + size_of::<Caps>() + 32);
+        let bytes = entries * ENTRY_BYTES + extras + (2 * UNGRANTED_SLOTS + cuts) * 8;
+        Size { keys, leases, caps, bytes }
     }
 }
 

@@ -209,12 +209,21 @@ impl Versions {
         self.last.filter(|_| whole.is_none_or(|whole| whole < self.lsn))
     }
 
+    /// The row's version, and whether a fill with it would be fresh.
+    pub fn told(&self, floor: Lsn, whole: Option<Lsn>) -> Option<(Version, bool)> {
+        self.current(whole).map(|last| (last, self.vouches(floor, whole)))
+    }
+
+    fn vouches(&self, floor: Lsn, whole: Option<Lsn>) -> bool {
+        let has_grown = self.grown || self.fell <= floor;
+        has_grown && self.blind <= floor && whole.is_none()
+    }
+
     /// Judges a claim: none if it proves nothing, either way. `whole` is the last write of a whole guard of the key,
     /// which tells nothing of the row either.
     pub fn judge(&self, claim: &VersionClaim, floor: Lsn, whole: Option<Lsn>) -> Option<Result<(), Stale>> {
         let last = self.current(whole).filter(|_| self.guard == claim.guard)?;
-        let has_grown = self.grown || self.fell <= floor;
-        let vouches = has_grown && self.blind <= floor && whole.is_none();
+        let vouches = self.vouches(floor, whole);
         match (claim.compare(last), claim.vouches) {
             (Compared::Smaller, _) => Some(Err(Stale::Superseded(self.lsn))),
             (Compared::Equal, Vouches::LastWrite | Vouches::LastWriteAndNewer)

@@ -38,6 +38,52 @@ pub fn cap(
     rewritten.unwrap_or(Capped::Afterwards)
 }
 
+/// The TTL in milliseconds that a fill brings along, if it says so outright. An instant is for Redis's clock to tell.
+pub fn own_ttl(syntax: Syntax, arguments: Arguments<'_>) -> Option<u64> {
+    match syntax {
+        Syntax::Set => {
+            let mut own = None;
+            let mut options = arguments.from(3);
+            while let Some(option) = options.next() {
+                if let Some(unit_ms) = relative(option) {
+                    let ttl = positive(options.next()?)?.checked_mul(unit_ms)?;
+                    own.replace(ttl).is_none().then_some(())?;
+                } else if ![&b"NX"[..], b"XX", b"GET"].iter().any(|known| option.eq_ignore_ascii_case(known))
+                {
+                    return None;
+                }
+            }
+            own
+        }
+        Syntax::SetEx | Syntax::PSetEx if arguments.len() == 4 => {
+            positive(arguments.get(2)?)?.checked_mul(if syntax == Syntax::SetEx { 1000 } else { 1 })
+        }
+        _ => None,
+    }
+}
+
+/// The longest TTL in milliseconds that EXPIRE, PEXPIRE or GETEX leaves behind, if it says so outright; 0 if it deletes
+/// the key. With NX, XX, GT or LT it may leave the one that was there, which was limited before.
+pub fn expiry(arguments: Arguments<'_>) -> Option<u64> {
+    let is = |name: &[u8]| arguments.get(0).is_some_and(|own| own.eq_ignore_ascii_case(name));
+    let (unit_ms, place) = match arguments.get(2)? {
+        _ if is(b"EXPIRE") => (1000, 2),
+        _ if is(b"PEXPIRE") => (1, 2),
+        option if is(b"GETEX") && arguments.len() == 4 => (relative(option)?, 3),
+        _ => return None,
+    };
+    u64::try_from(integer(arguments.get(place)?)?.max(0)).ok()?.checked_mul(unit_ms)
+}
+
+/// The unit in milliseconds of an option that says for how long.
+fn relative(option: &[u8]) -> Option<u64> {
+    if option.eq_ignore_ascii_case(b"EX") {
+        Some(1000)
+    } else {
+        option.eq_ignore_ascii_case(b"PX").then_some(1)
+    }
+}
+
 /// `PEXPIRE key ttl LT`: shortens, never lengthens, and gives a TTL to a key that has none.
 pub fn put_shorten(key: &[u8], ttl_ms: u64, out: &mut BytesMut) {
     put_header(out, b'*', 4);
@@ -174,12 +220,89 @@ mod tests {
         }
     }
 
+    fn of(command: &str, read: impl Fn(Arguments<'_>) -> Option<u64>) -> Option<u64> {
+        let words: Vec<&[u8]> = command.split(' ').map(str::as_bytes).collect();
+        let mut request = BytesMut::new();
+        put_request(&mut request, &words);
+        let mut scanner = RequestScanner::default();
+        assert_eq!(scanner.scan(&request), Ok(Scanned::Request(request.len())));
+        read(scanner.arguments(&request))
+    }
+
+    /// What brings a TTL along that is short enough goes as it came.
+    #[test]
+    fn a_fills_own_ttl_is_read() {
+        let own = |syntax, command: &str| of(command, |arguments| own_ttl(syntax, arguments));
+        for (command, ttl) in [
+            ("SET k v EX 30", Some(30_000)),
+            ("SET k v nx px 30 get", Some(30)),
+            ("SET k v", None),
+            ("SET k v NX", None),
+            ("SET k v KEEPTTL", None),
+            ("SET k v EX 1 KEEPTTL", None),
+            ("SET k v EXAT 1", None),
+            ("SET k v PXAT 1", None),
+            ("SET k v EX 1 PX 1", None),
+            ("SET k v EX 0", None),
+            ("SET k v EX 9223372036854775807", None),
+            ("SET k v EX", None),
+        ] {
+            assert_eq!(own(Syntax::Set, command), ttl, "{command}");
+        }
+        assert_eq!(own(Syntax::SetEx, "SETEX k 30 v"), Some(30_000));
+        assert_eq!(own(Syntax::PSetEx, "PSETEX k 30 v"), Some(30));
+        for (syntax, none) in [
+            (Syntax::SetNx, "SETNX k v"),
+            (Syntax::GetSet, "GETSET k v"),
+            (Syntax::MSet, "MSET k 1"),
+            (Syntax::Other, "RESTORE k 1 v"),
+            (Syntax::SetEx, "SETEX k x v"),
+        ] {
+            assert_eq!(own(syntax, none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn the_ttl_that_a_command_leaves_is_read() {
+        for (command, ttl) in [
+            ("EXPIRE k 30", Some(30_000)),
+            ("expire k 30 GT", Some(30_000)),
+            ("PEXPIRE k 30", Some(30)),
+            ("EXPIRE k -1", Some(0)),
+            ("EXPIRE k 0", Some(0)),
+            ("EXPIRE k x", None),
+            ("EXPIRE k 9223372036854775807", None),
+            ("EXPIREAT k 30", None),
+            ("PEXPIREAT k 30", None),
+            ("PERSIST k", None),
+            ("GETEX k", None),
+            ("GETEX k EX 30", Some(30_000)),
+            ("GETEX k px 30", Some(30)),
+            ("GETEX k PXAT 30", None),
+            ("GETEX k PERSIST", None),
+            ("GETEX k EX 30 PERSIST", None),
+        ] {
+            assert_eq!(of(command, expiry), ttl, "{command}");
+        }
+    }
+
     #[test]
     fn its_relatives_are_capped() {
         assert_eq!(capped(Syntax::SetEx, "SETEX k 300 v"), (Capped::Rewritten, "PSETEX k 60000 v".into()));
         assert_eq!(capped(Syntax::PSetEx, "PSETEX k 300 v"), (Capped::Rewritten, "PSETEX k 300 v".into()));
         assert_eq!(capped(Syntax::SetNx, "SETNX k v"), (Capped::SetNxAsSet, "SET k v NX PX 60000".into()));
         assert_eq!(capped(Syntax::GetSet, "GETSET k v"), (Capped::Rewritten, "SET k v GET PX 60000".into()));
-        assert_eq!(capped(Syntax::Fields, "HSET k f v"), (Capped::Afterwards, String::new()));
+        for (syntax, as_it_came) in [
+            (Syntax::Fields, "HSET k f v"),
+            (Syntax::MSet, "MSET k v"),
+            (Syntax::MSetNx, "MSETNX k v"),
+            (Syntax::Copy, "COPY a k"),
+            (Syntax::Other, "RESTORE k 0 v ABSTTL"),
+            (Syntax::Other, "RENAME a k"),
+            (Syntax::Other, "APPEND k v"),
+            (Syntax::Other, "EVAL x 1 k"),
+        ] {
+            assert_eq!(capped(syntax, as_it_came), (Capped::Afterwards, String::new()), "{as_it_came}");
+        }
     }
 }

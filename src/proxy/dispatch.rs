@@ -42,6 +42,7 @@ impl Session {
             Command::Pinned => self.forward(arguments, true, Meaning::None),
             Command::Read(read) => self.read(read, arguments),
             Command::Fill(form) => self.fill(form, arguments, None),
+            Command::Expire => self.expire(None, arguments),
             Command::Asof => self.asof(arguments),
             Command::After => self.after(arguments),
             Command::Fence => self.fence_command(arguments),
@@ -217,6 +218,7 @@ impl Session {
         }
         match command {
             Command::Fill(form) => self.queue_fill(form, arguments, None),
+            Command::Expire => self.queue_expiry(arguments),
             Command::Read(read) => self.queue_read(read, arguments),
             Command::Asof => self.asof(arguments),
             Command::Exec => self.execute(arguments),

@@ -54,7 +54,9 @@ pub enum Meaning {
     Coalesced(Box<Coalesced>),
     /// A read of several keys, some of them guarded: the place of each among the keys.
     Reads(Miss, Box<[(usize, GuardedKey)]>),
-    /// The end of fills.
+    /// A read of one guarded key that also changes how long the key lives: its end, as that of a fill.
+    ReadExpiring(Miss, GuardedKey, Box<[AbandonedFill]>),
+    /// The end of fills, and of commands that change how long keys live.
     Fills(Box<[AbandonedFill]>),
     /// `QUEUED` to fills that are judged at EXEC. Otherwise there was no transaction, and Redis has done them.
     Queued(Box<[AbandonedFill]>),
@@ -82,7 +84,7 @@ impl Meaning {
     /// The fills whose end the reply is.
     pub fn fills(&self) -> &[AbandonedFill] {
         match self {
-            Self::Fills(fills) | Self::Executed(fills, _) => fills,
+            Self::Fills(fills) | Self::Executed(fills, _) | Self::ReadExpiring(_, _, fills) => fills,
             _ => &[],
         }
     }
@@ -102,7 +104,7 @@ impl Expected {
         let miss = match &self.meaning {
             Meaning::None | Meaning::Fills(_) => return true,
             // Of several keys each has to be looked at.
-            Meaning::Read(miss, _) => *miss,
+            Meaning::Read(miss, _) | Meaning::ReadExpiring(miss, ..) => *miss,
             Meaning::Coalesced(read) => read.miss,
             _ => return false,
         };

@@ -169,9 +169,11 @@ impl Gate {
         verdict: Verdict,
         policy: &Policy,
     ) -> Foretold {
+        let limit = Some(policy.max_ttl).filter(|limit| *limit < u64::MAX);
         let (action, ttl_ms, why) = match policy.decide(verdict) {
-            Admission::Forward => ("forwarded", None, String::new()),
-            Admission::Cap(ttl) => ("capped", Some(ttl), String::new()),
+            Admission::Forward => ("forwarded", limit, String::new()),
+            Admission::Cap(ttl) => ("capped", Some(ttl.min(policy.max_ttl)), String::new()),
+            Admission::Refuse(refusal) if refusal.delete => ("deleted", None, refusal.error),
             Admission::Refuse(refusal) => ("refused", None, refusal.error),
         };
         let action = if self.observe && action != "forwarded" { "observed" } else { action };
@@ -189,6 +191,10 @@ impl Gate {
         if self.feed.is_lost() {
             let why = self.feed.error().unwrap_or_else(|| "nothing was heard, or it lags".into());
             troubles.push(format!("the feed is lost ({why}): when_feed_lost applies"));
+        }
+        if let Some(why) = self.feed.strict().and_then(|strict| strict.why_not()) {
+            troubles
+                .push(format!("the strict contract is not in force ({why}): reads miss, fills are refused"));
         }
         if !self.cache.is_level() {
             troubles.push("Redis is away or not level with the feed: when_feed_lost applies".into());
@@ -278,6 +284,17 @@ impl Explanation {
         if account.writes > 1 {
             lines.push(format!("writes remembered: {}", account.writes));
         }
+        if let Some((version, vouches)) = account.version {
+            let last = version.0;
+            lines.push(if vouches {
+                format!("version: {last}; a fill made from it is fresh, and from a smaller one stale")
+            } else {
+                format!(
+                    "version: {last}, which was not seen to grow with every write: a fill made from it needs other \
+                     evidence, and from a smaller one is stale"
+                )
+            });
+        }
         lines.push(self.misses_line());
         if account.in_flight > 0 {
             lines.push(format!("fills on their way to Redis: {}", account.in_flight));
@@ -323,6 +340,7 @@ impl Explanation {
             "guards": self.guards.iter().map(guard).collect::<Vec<_>>(),
             "named": self.named,
             "nearest_templates": self.nearest,
+            "version": account.version.map(|(version, vouches)| json!({ "last": version.0, "vouches": vouches })),
             "last_write": account.last.map(|last| json!({
                 "lsn": last.to_string(),
                 "xid": account.own.filter(|own| own.lsn == last).map(|own| own.xid.0),

@@ -5,8 +5,9 @@ use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
+use smallvec::SmallVec;
 
-use super::cap::{Capped, cap, put_shorten};
+use super::cap::{Capped, cap, own_ttl, put_shorten};
 use super::evidence::{Proof, Stated};
 use super::expect::{Delivery, Expected, Meaning};
 use super::gate::{Admission, Filling, Refusal};
@@ -14,11 +15,10 @@ use super::held::Held;
 use super::link::{Introduction, Link};
 use super::route::LANE_REQUEST;
 use super::session::{Session, Step};
-use super::transaction::QueuedFill;
+use super::transaction::{NamedKey, QueuedExpiry, QueuedFill, Transaction};
 use crate::cache::{AbandonedFill, Fate};
-use crate::command::{Command, FillForm, Route, Syntax, WrongNumber, refusal};
+use crate::command::{Command, Effect, FillForm, Route, Syntax, WrongNumber, refusal};
 use crate::fence::KeyHash;
-use crate::guard::GuardedKey;
 use crate::resp::{Arguments, RequestScanner, Scanned, put_header, put_request};
 
 const BLOCKING: &str = "-FENCE cachefence: a command that waits cannot fill a guarded key; use the one that does \
@@ -33,7 +33,21 @@ struct Admitted {
     caps: Vec<(Box<[u8]>, u64)>,
     /// The keys that were refused.
     refused: HashSet<KeyHash>,
+    /// Those of them that are to be deleted as well.
+    deleted: HashSet<KeyHash>,
     refusal: Option<Refusal>,
+}
+
+/// A fill to be judged.
+struct Judged<'a> {
+    form: FillForm,
+    keys: &'a [NamedKey],
+    proof: &'a Proof,
+    can_cap: bool,
+    /// Where it may go.
+    dbs: &'a [u32],
+    /// The TTL in milliseconds that it brings along: only asked for where there is a limit.
+    own_ttl: &'a dyn Fn() -> Option<u64>,
 }
 
 impl Session {
@@ -57,31 +71,36 @@ impl Session {
             Err(error) => return self.refuse_asof(wrong_evidence(&error)),
         };
         let can_cap = self.can_cap(form, arguments);
-        let admitted = self.admit(&link, form, &keys, &proof, can_cap);
-        match admitted {
-            Admitted { refusal: Some(refusal), .. } if form.syntax != Syntax::MSet => {
+        let own_ttl = || own_ttl(form.syntax, arguments);
+        let judged =
+            Judged { form, keys: &keys, proof: &proof, can_cap, dbs: &self.dbs(), own_ttl: &own_ttl };
+        let admitted = self.admit(&link, judged);
+        match &admitted.refusal {
+            Some(refusal) if form.syntax != Syntax::MSet => {
                 self.gate.finish(&admitted.fills);
                 self.end_large();
-                if form.is_part() {
-                    // A large part that is refused costs its connection; then nothing is outstanding, and any will do.
+                let deleted = admitted.deleted(form, &keys);
+                if !deleted.is_empty() {
+                    // A large fill that is refused costs its connection; then nothing is outstanding, and any will do.
                     let link = if link.is_open() { Some(link) } else { self.link(false) };
-                    link.iter().for_each(|link| self.delete_torn(link, &keys));
+                    link.iter().for_each(|link| self.delete_refused(link, &deleted));
                 }
-                self.own(self.refusal_reply(form, arguments, &refusal))
+                self.own(self.refusal_reply(form, arguments, refusal))
             }
-            _ if admitted.refusal.is_some() => self.send_rest(&link, form, arguments, admitted),
+            Some(_) => {
+                let deleted = admitted.deleted(form, &keys);
+                let step = self.send_rest(&link, form, arguments, admitted);
+                self.delete_refused(&link, &deleted);
+                step
+            }
             _ => self.send_admitted(&link, form, arguments, admitted),
         }
     }
 
     /// The keys of a fill that have guards, each once: of pairs with the same key the last one counts, and one
     /// verdict is for all of them.
-    pub(super) fn guarded_keys(
-        &self,
-        form: FillForm,
-        arguments: Arguments<'_>,
-    ) -> Vec<(Box<[u8]>, GuardedKey)> {
-        let mut keys: Vec<(Box<[u8]>, GuardedKey)> = Vec::new();
+    pub(super) fn guarded_keys(&self, form: FillForm, arguments: Arguments<'_>) -> Vec<NamedKey> {
+        let mut keys: Vec<NamedKey> = Vec::new();
         let mut dbs = self.dbs();
         if form.route == Route::Pin {
             // A script can go wherever it likes.
@@ -113,30 +132,31 @@ impl Session {
         form.syntax.db(arguments, own) == Some(own)
     }
 
-    fn admit(
-        &self,
-        link: &Link,
-        form: FillForm,
-        keys: &[(Box<[u8]>, GuardedKey)],
-        proof: &Proof,
-        can_cap: bool,
-    ) -> Admitted {
+    fn admit(&self, link: &Link, judged: Judged<'_>) -> Admitted {
+        let Judged { form, keys, proof, can_cap, dbs, own_ttl } = judged;
         let mut admitted = Admitted::default();
         for (n, (key, guarded)) in keys.iter().enumerate() {
             let id = link.fill_id();
             let (evidence, version) = (proof.position.as_ref(), proof.versions.get(n).copied().flatten());
-            let filling =
-                Filling { key, guarded, id, conn: self.client.id, evidence, version, form, can_cap };
+            let in_reach = form.route != Route::Pin || dbs.contains(&guarded.db);
+            let conn = self.client.id;
+            let filling = Filling { key, guarded, id, conn, evidence, version, form, can_cap, in_reach };
             match self.gate.admit(&filling) {
                 Admission::Refuse(refusal) => {
                     admitted.refused.insert(guarded.hash);
+                    if refusal.delete {
+                        admitted.deleted.insert(guarded.hash);
+                    }
                     admitted.refusal = Some(refusal);
                     continue;
                 }
+                // It says itself that it lives no longer.
+                Admission::Cap(ttl) if own_ttl().is_some_and(|own| own <= ttl) => {}
                 Admission::Cap(ttl) => admitted.caps.push((key.clone(), ttl)),
                 Admission::Forward => {}
             }
-            admitted.fills.push(AbandonedFill::new(id, key, guarded));
+            let fill = AbandonedFill::new(id, key, guarded);
+            admitted.fills.push(fill.replacing(form.effect == Effect::Replaces));
         }
         admitted
     }
@@ -213,9 +233,9 @@ impl Session {
         Step::Done
     }
 
-    /// A refused part of a value: what is there may be the parts before it, and a torn value must not stay.
-    /// As if it were a fill: should the connection break before Redis has answered, it is done again.
-    fn delete_torn(&self, link: &Link, keys: &[(Box<[u8]>, GuardedKey)]) {
+    /// Deletes what refused fills leave behind. As if it were a fill: should the connection break before Redis has
+    /// answered, it is done again.
+    fn delete_refused(&self, link: &Link, keys: &[&NamedKey]) {
         for (key, guarded) in keys {
             let deletion = AbandonedFill::new(link.fill_id(), key, guarded);
             if self.client.db.get() != Some(guarded.db) {
@@ -229,7 +249,7 @@ impl Session {
     }
 
     /// Whether a fill may go out on a link: Redis knows it by name. Otherwise it waits, or was answered.
-    fn introduced(&mut self, link: &Rc<Link>) -> Result<(), Step> {
+    pub(super) fn introduced(&mut self, link: &Rc<Link>) -> Result<(), Step> {
         let tried = self.introducing.take();
         if tried.as_ref().is_some_and(|before| before.is_closed()) {
             // Not tried again and again while Redis is away.
@@ -325,9 +345,37 @@ impl Session {
         let meaning = if keys.is_empty() { Meaning::None } else { Meaning::Queued(queued.collect()) };
         link.send(|out| out.extend_from_slice(arguments.unsent()), self.expect(meaning));
         if let (false, Some(transaction)) = (keys.is_empty(), &mut self.transaction) {
-            transaction.fills.push(QueuedFill { keys, form, proof, can_cap });
+            let own_ttl = own_ttl(form.syntax, arguments);
+            transaction.fills.push(QueuedFill { keys, form, proof, can_cap, own_ttl });
         }
         Step::Done
+    }
+
+    /// Judges all that is queued, and limits what changes how long keys live. With the keys that are to be deleted.
+    fn admit_queued<'a>(&self, link: &Link, transaction: &'a Transaction) -> (Admitted, Vec<&'a NamedKey>) {
+        let mut all = Admitted::default();
+        let mut deleted = Vec::new();
+        let dbs: SmallVec<[u32; 2]> = transaction.dbs.iter().copied().chain(self.dbs()).collect();
+        for QueuedFill { keys, form, proof, can_cap, own_ttl } in &transaction.fills {
+            let (form, can_cap, dbs) = (*form, *can_cap, dbs.as_slice());
+            let own_ttl = || *own_ttl;
+            let admitted = self.admit(link, Judged { form, keys, proof, can_cap, dbs, own_ttl: &own_ttl });
+            deleted.extend(admitted.deleted(form, keys));
+            all.fills.extend(admitted.fills);
+            all.caps.extend(admitted.caps);
+            all.refusal = all.refusal.or(admitted.refusal);
+        }
+        // After the fills, whose caps count.
+        for QueuedExpiry { keys, own_ttl } in &transaction.expiries {
+            let (fills, limit) = self.limit(link, keys);
+            all.fills.extend(fills);
+            if let (Some(limit), [(key, _), ..]) = (limit, keys.as_slice())
+                && own_ttl.is_none_or(|own| own > limit)
+            {
+                all.caps.push((key.clone(), limit));
+            }
+        }
+        (all, deleted)
     }
 
     /// EXEC: all queued fills are judged now. One that is refused aborts the transaction, as a WATCH that failed.
@@ -341,19 +389,9 @@ impl Session {
         self.watching = false;
         // Whatever becomes of an EXEC, it ends a WATCH.
         self.client.hold(Held::WATCHED, false);
-        let unknown =
-            matches!(link.introduction(), Introduction::Refused(_)) && !transaction.fills.is_empty();
-        let mut all = Admitted::default();
-        let mut torn = Vec::new();
-        for queued in &transaction.fills {
-            let admitted = self.admit(&link, queued.form, &queued.keys, &queued.proof, queued.can_cap);
-            if admitted.refusal.is_some() && queued.form.is_part() {
-                torn.push(&queued.keys);
-            }
-            all.fills.extend(admitted.fills);
-            all.caps.extend(admitted.caps);
-            all.refusal = all.refusal.or(admitted.refusal);
-        }
+        let (all, deleted) = self.admit_queued(&link, &transaction);
+        let nameless = matches!(link.introduction(), Introduction::Refused(_));
+        let unknown = nameless && !(transaction.fills.is_empty() && all.caps.is_empty());
         // The commands that cap would come after the EXEC, in another db perhaps.
         let refused = all.refusal.is_some()
             || (!all.caps.is_empty() && !transaction.dbs.is_empty())
@@ -369,7 +407,7 @@ impl Session {
             // What comes next must not meet a transaction that Redis would not end.
             self.barrier = true;
             link.send(|out| put_request(out, &[b"DISCARD"]), self.expect_as(delivery, Meaning::Discarded));
-            torn.into_iter().for_each(|keys| self.delete_torn(&link, keys));
+            self.delete_refused(&link, &deleted);
             return Step::Done;
         }
         let fills = match transaction.dbs.last() {
@@ -382,6 +420,15 @@ impl Session {
         };
         self.send_fill(&link, arguments.bytes(), Delivery::Forward, &all.caps, fills);
         Step::Done
+    }
+}
+
+impl Admitted {
+    /// The keys of a fill that are to be deleted because it was refused. What a refused part leaves behind may be the
+    /// parts before it, and a torn value must not stay.
+    fn deleted<'a>(&self, form: FillForm, keys: &'a [NamedKey]) -> Vec<&'a NamedKey> {
+        let torn = form.is_part() && self.refusal.is_some();
+        keys.iter().filter(|(_, key)| torn || self.deleted.contains(&key.hash)).collect()
     }
 }
 

@@ -10,9 +10,9 @@ use tracing::debug;
 
 use super::coalesce::Coalescing;
 use crate::admin::AdminSource;
-use crate::cache::{AbandonedFill, CacheState, Endpoint, Upstreams};
+use crate::cache::{AbandonedFill, CacheState, Endpoint, Fate, Upstreams};
 use crate::command::{CommandTable, FillForm};
-use crate::config::{self, LostFills, LostReads};
+use crate::config::{self, LostFills, LostReads, OnStale};
 use crate::feed::{FeedState, Positions, SourceState};
 use crate::fence::{
     ConnId, Evidence, Fence, Fill, FillId, LeaseRule, Millis, Ruling, Stale, Unproven, Verdict, VersionClaim,
@@ -68,6 +68,13 @@ pub enum Admission {
     Refuse(Refusal),
 }
 
+impl Admission {
+    /// For how many milliseconds a fill that is let in may live.
+    fn ttl(&self) -> u64 {
+        if let Self::Cap(ttl) = self { *ttl } else { u64::MAX }
+    }
+}
+
 /// Why a fill was refused, and how it is answered.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -75,6 +82,8 @@ pub struct Refusal {
     pub reply: config::Reply,
     /// The error, where errors are wanted: a code word and a sentence.
     pub error: String,
+    /// What the key holds is deleted as well.
+    pub delete: bool,
 }
 
 /// A fill of one key on its way through the gate.
@@ -95,11 +104,17 @@ pub struct Filling<'a> {
     pub form: FillForm,
     /// What it puts in can be given a TTL by a command that follows it.
     pub can_cap: bool,
+    /// The key is in the db that the command goes to, as far as can be known, so that `max_ttl` is meant for what it does
+    /// there. A script that could go to another db is judged by the keys of all.
+    pub in_reach: bool,
 }
 
 /// What the guards of a key ask for, taken together: of each setting the strictest.
 pub(super) struct Policy {
     reply: config::Reply,
+    on_stale: config::OnStale,
+    stale_ttl: u64,
+    pub(super) max_ttl: u64,
     unproven: config::Unproven,
     unproven_ttl: u64,
     pub(super) lease: LeaseRule,
@@ -169,6 +184,7 @@ impl Gate {
     pub fn admit(&self, filling: &Filling<'_>) -> Admission {
         let policy = self.policy(&filling.guarded.guards);
         let now = self.now();
+        let max_ttl = if filling.in_reach { policy.max_ttl } else { u64::MAX };
         let mut admission = Admission::Forward;
         let fill = Fill {
             id: filling.id,
@@ -179,24 +195,51 @@ impl Gate {
             lease: if filling.form.is_derived() { LeaseRule::Off } else { policy.lease },
             part: filling.form.is_part(),
         };
-        let (verdict, _) = self.fence.admit(filling.guarded.hash, &fill, now, |verdict| {
+        let (verdict, ruling) = self.fence.admit(filling.guarded.hash, &fill, now, |verdict| {
             admission = policy.decide(verdict);
-            if !filling.can_cap && matches!(admission, Admission::Cap(_)) {
+            if !filling.can_cap && admission.ttl().min(max_ttl) < u64::MAX {
                 let error = "UNPROVEN a fill of another db than the client's cannot be given a TTL".into();
-                admission = Admission::Refuse(Refusal { reply: policy.reply, error });
+                admission = Admission::Refuse(Refusal { reply: policy.reply, error, delete: false });
             }
-            if let Admission::Refuse(_) = admission { Ruling::Refuse } else { Ruling::Forward }
+            match admission {
+                Admission::Refuse(_) => Ruling::Refuse,
+                Admission::Cap(ttl) if !self.observe => Ruling::Cap(ttl),
+                _ => Ruling::Forward,
+            }
         });
         self.count(filling, verdict, &admission, now);
         if matches!(admission, Admission::Refuse(_)) {
             // Whoever waits for it waits in vain.
             self.coalescing.ended(filling.guarded.hash);
         }
-        if self.observe && admission != Admission::Forward {
+        if self.observe {
             // Counted; let through. Nothing is deleted either, so nobody waits for the fills in flight.
-            admission = Admission::Forward;
+            return Admission::Forward;
         }
-        admission
+        match (admission, ruling) {
+            (Admission::Refuse(refusal), _) => Admission::Refuse(refusal),
+            (_, Ruling::Cap(ttl)) => Admission::Cap(ttl.min(max_ttl)),
+            _ if max_ttl < u64::MAX => Admission::Cap(max_ttl),
+            _ => Admission::Forward,
+        }
+    }
+
+    /// Whether something limits how long a key may live.
+    pub fn limits(&self, key: &GuardedKey) -> bool {
+        self.max_ttl(&key.guards) < u64::MAX || self.fence.is_capped(key.hash, self.now())
+    }
+
+    /// A command that changes how long a key lives is about to be sent. Returns for how many milliseconds the key may
+    /// live, if that is limited. To be ended as a fill is.
+    pub fn expires(&self, key: &GuardedKey, id: FillId) -> Option<u64> {
+        let left = self.fence.expires(key.hash, id, self.now()).unwrap_or(u64::MAX);
+        Some(left.min(self.max_ttl(&key.guards))).filter(|limit| *limit < u64::MAX)
+    }
+
+    fn max_ttl(&self, list: &GuardList) -> u64 {
+        let guards = self.guards.load();
+        let own = |guard: &GuardId| guards.get(*guard)?.policy.max_ttl.map(millis);
+        list.iter().filter_map(own).min().unwrap_or(u64::MAX)
     }
 
     /// Commits are not known at once, or what they changed is not deleted at once.
@@ -219,6 +262,9 @@ impl Gate {
         let lost = self.is_lost();
         let mut policy = Policy {
             reply: config::Reply::Ok,
+            on_stale: config::OnStale::Cap,
+            stale_ttl: u64::MAX,
+            max_ttl: u64::MAX,
             unproven: config::Unproven::Allow,
             unproven_ttl: u64::MAX,
             lease: LeaseRule::Key,
@@ -228,6 +274,11 @@ impl Gate {
         };
         for (guard, own) in self.policies(&guards, list) {
             policy.reply = stricter_reply(policy.reply, own.reply);
+            policy.on_stale = stricter_on_stale(policy.on_stale, own.on_stale);
+            if own.on_stale == config::OnStale::Cap {
+                policy.stale_ttl = policy.stale_ttl.min(millis(own.stale_ttl));
+            }
+            policy.max_ttl = policy.max_ttl.min(own.max_ttl.map_or(u64::MAX, millis));
             policy.unproven = stricter_unproven(policy.unproven, own.unproven);
             policy.unproven_ttl = policy.unproven_ttl.min(own.unproven_ttl.as_millis() as u64);
             policy.lease = policy.lease.max(match own.lease {
@@ -256,6 +307,7 @@ impl Gate {
             Admission::Forward => metrics::Action::Forwarded,
             _ if self.observe => metrics::Action::Observed,
             Admission::Cap(_) => metrics::Action::Capped,
+            Admission::Refuse(refusal) if refusal.delete => metrics::Action::Deleted,
             Admission::Refuse(_) => metrics::Action::Refused,
         };
         let age = match (admission, verdict) {
@@ -275,7 +327,22 @@ impl Gate {
         }
     }
 
-    /// Ends fills that Redis has answered.
+    /// Ends fills, and commands that change how long keys live, which Redis has answered. `ok`: with `OK`.
+    pub fn answered(&self, fills: Box<[AbandonedFill]>, ok: bool) {
+        let (mut waited_for, now) = (false, self.now());
+        for fill in fills {
+            let answered = self.fence.answered(fill.hash, fill.id, ok && fill.replaces, now);
+            waited_for |= answered.waited_for;
+            if answered.overtaken {
+                self.upstreams.abandon(Fate::Unfinished, vec![fill]);
+            }
+        }
+        if waited_for {
+            self.upstreams.ended.notify_waiters();
+        }
+    }
+
+    /// Ends fills that were not sent.
     pub fn finish(&self, fills: &[AbandonedFill]) {
         let mut waited_for = false;
         for fill in fills {
@@ -290,13 +357,23 @@ impl Gate {
 
 impl Policy {
     pub(super) fn decide(&self, verdict: Verdict) -> Admission {
-        let refuse = |error: String| Admission::Refuse(Refusal { reply: self.reply, error });
+        let refuse = |error: String| Admission::Refuse(Refusal { reply: self.reply, error, delete: false });
         if self.broken {
             return refuse(
                 "FENCE the guard is broken: its table no longer has what its templates need".into(),
             );
         }
-        let stale = |stale| refuse(format!("STALE {}", outdated(stale)));
+        let stale = |why| match (self.on_stale, why, self.lost) {
+            // One part alone is no better for a short life.
+            (OnStale::Cap, why, lost) if why != Stale::Torn && lost != Some(LostFills::Refuse) => {
+                Admission::Cap(self.stale_ttl.min(lost.map_or(u64::MAX, |_| self.lost_ttl)))
+            }
+            (on_stale, why, _) => Admission::Refuse(Refusal {
+                reply: self.reply,
+                error: format!("STALE {}", outdated(why)),
+                delete: on_stale == OnStale::Delete,
+            }),
+        };
         match (verdict, self.lost) {
             (Verdict::Stale(why), None) => stale(why),
             // What is known to be stale is no better for the feed being lost. Before the feed has begun nothing
@@ -354,6 +431,20 @@ fn stricter_reply(a: config::Reply, b: config::Reply) -> config::Reply {
     if rank(b) > rank(a) { b } else { a }
 }
 
+/// One that deletes also refuses, and one that refuses lets nothing in, however briefly.
+fn stricter_on_stale(a: OnStale, b: OnStale) -> OnStale {
+    let rank = |on_stale: OnStale| match on_stale {
+        OnStale::Cap => 0,
+        OnStale::Refuse => 1,
+        OnStale::Delete => 2,
+    };
+    if rank(b) > rank(a) { b } else { a }
+}
+
+fn millis(duration: Duration) -> u64 {
+    duration.as_millis() as u64
+}
+
 fn stricter_unproven(a: config::Unproven, b: config::Unproven) -> config::Unproven {
     let rank = |unproven: config::Unproven| match unproven {
         config::Unproven::Allow => 0,
@@ -368,4 +459,76 @@ pub(super) fn printable(key: &[u8]) -> Cow<'static, str> {
     let shown: String =
         key.iter().take(128).flat_map(|b| std::ascii::escape_default(*b)).map(char::from).collect();
     Cow::Owned(if key.len() > 128 { format!("{shown}...") } else { shown })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(on_stale: OnStale, lost: Option<LostFills>) -> Policy {
+        Policy {
+            reply: config::Reply::Ok,
+            on_stale,
+            stale_ttl: 1_000,
+            max_ttl: u64::MAX,
+            unproven: config::Unproven::Cap,
+            unproven_ttl: 60_000,
+            lease: LeaseRule::Connection,
+            lost,
+            lost_ttl: 300,
+            broken: false,
+        }
+    }
+
+    /// What is decided, in short.
+    fn decided(policy: &Policy, verdict: Verdict) -> String {
+        match policy.decide(verdict) {
+            Admission::Forward => "forward".into(),
+            Admission::Cap(ttl) => format!("cap {ttl}"),
+            Admission::Refuse(Refusal { delete: true, .. }) => "delete".into(),
+            Admission::Refuse(refusal) => {
+                format!("refuse {}", refusal.error.split(' ').next().unwrap_or_default())
+            }
+        }
+    }
+
+    #[test]
+    fn a_stale_fill_is_what_on_stale_says() {
+        use OnStale::{Cap, Delete, Refuse};
+        let stale = Verdict::Stale(Stale::Superseded(Lsn(7)));
+        for (on_stale, lost, expected) in [
+            (Refuse, None, "refuse STALE"),
+            (Cap, None, "cap 1000"),
+            (Delete, None, "delete"),
+            (Cap, Some(LostFills::Cap), "cap 300"),
+            (Cap, Some(LostFills::Refuse), "refuse STALE"),
+            (Delete, Some(LostFills::Cap), "delete"),
+        ] {
+            assert_eq!(decided(&policy(on_stale, lost), stale), expected, "{on_stale:?} {lost:?}");
+        }
+        // Half a value does not get better by a short life.
+        assert_eq!(decided(&policy(Cap, None), Verdict::Stale(Stale::Torn)), "refuse STALE");
+    }
+
+    #[test]
+    fn on_stale_says_nothing_of_other_verdicts() {
+        let broken = Policy { broken: true, ..policy(OnStale::Delete, None) };
+        assert_eq!(decided(&broken, Verdict::Stale(Stale::Torn)), "refuse FENCE");
+        let lost = policy(OnStale::Delete, Some(LostFills::Cap));
+        assert_eq!(decided(&lost, Verdict::Stale(Stale::BelowFloor(NOT_BEGUN))), "cap 300");
+        assert_eq!(decided(&lost, Verdict::Fresh), "cap 300");
+        let delete = policy(OnStale::Delete, None);
+        assert_eq!(decided(&delete, Verdict::Fresh), "forward");
+        assert_eq!(decided(&delete, Verdict::Unproven(Unproven::NoEvidence)), "cap 60000");
+        assert_eq!(decided(&delete, Verdict::Unproven(Unproven::OlderMiss)), "cap 1000");
+    }
+
+    #[test]
+    fn of_several_guards_the_strictest_counts() {
+        use OnStale::{Cap, Delete, Refuse};
+        for (a, b, strictest) in [(Cap, Refuse, Refuse), (Refuse, Delete, Delete), (Delete, Cap, Delete)] {
+            assert_eq!(stricter_on_stale(a, b), strictest);
+            assert_eq!(stricter_on_stale(b, a), strictest);
+        }
+    }
 }

@@ -23,6 +23,7 @@ mod connection;
 mod dispatch;
 mod evidence;
 mod expect;
+mod expiry;
 mod explain;
 mod fence_command;
 mod fills;

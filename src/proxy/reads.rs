@@ -17,6 +17,9 @@ type Placed = Vec<(usize, GuardedKey)>;
 impl Session {
     /// A read outside of a transaction.
     pub(super) fn read(&mut self, read: Read, arguments: Arguments<'_>) -> Step {
+        if read.expires && !self.expiring_keys(arguments).is_empty() {
+            return self.expire(Some(read), arguments);
+        }
         // Reads in a transaction grant no lease, and elsewhere it is clear where the client is.
         let db = self.client.db.get();
         let guarded = |(n, place)| Some((n, self.gate.guarded(db?, arguments.get(place)?)?));

@@ -124,15 +124,21 @@ impl Link {
             if !next.streams(head) {
                 return Ok(false);
             }
-            let key = match &next.meaning {
-                Meaning::Read(_, key) => Some(key),
-                Meaning::Coalesced(read) => Some(&read.key),
-                _ => None,
+            next.meaning = match std::mem::replace(&mut next.meaning, Meaning::None) {
+                Meaning::Read(_, key) => {
+                    self.gate.read(&key, next.client.id, false);
+                    Meaning::None
+                }
+                Meaning::Coalesced(read) => {
+                    self.gate.read(&read.key, next.client.id, false);
+                    Meaning::None
+                }
+                Meaning::ReadExpiring(_, key, fills) => {
+                    self.gate.read(&key, next.client.id, false);
+                    Meaning::Fills(fills)
+                }
+                meaning => meaning,
             };
-            if let Some(key) = key {
-                self.gate.read(key, next.client.id, false);
-                next.meaning = Meaning::None;
-            }
             next.client.expect_large();
             reading.partly = Partly::Reply;
         } else {
@@ -194,11 +200,21 @@ impl Link {
                     keys.iter().for_each(|(_, key)| self.gate.read(key, client.id, missed));
                 }
             }
+            Meaning::ReadExpiring(miss, key, fills) => {
+                if let Some(missed) = missed(miss, reply) {
+                    self.gate.read(&key, client.id, missed);
+                }
+                self.gate.answered(fills, false);
+            }
             // The cap of a fill, or the deletion of a torn value: ended by us, who have the right.
             Meaning::Fills(fills) if error && matches!(delivery, Delivery::Hidden) => {
                 self.gate.upstreams.abandon(Fate::Unfinished, fills.into());
             }
-            Meaning::Fills(fills) => self.gate.finish(&fills),
+            Meaning::Fills(fills) => {
+                // What a hidden command answers says nothing of the fill before it.
+                let ok = reply == b"+OK\r\n" && !matches!(delivery, Delivery::Hidden);
+                self.gate.answered(fills, ok);
+            }
             Meaning::Queued(fills) if error || reply == b"+QUEUED\r\n" => drop(fills),
             // A MULTI that was refused, on a connection where it never had been: nobody has judged them.
             Meaning::Queued(fills) => self.gate.upstreams.abandon(Fate::Unfinished, fills.into()),
@@ -222,7 +238,7 @@ impl Link {
                 }
             }
             Meaning::Executed(fills, db) => {
-                self.gate.finish(&fills);
+                self.gate.answered(fills, false);
                 self.executed(&client, executed(reply), db);
             }
             Meaning::Begun => self.begun.set(Some(!error)),
@@ -269,7 +285,10 @@ impl Link {
         }
         let outcast = self.is_outcast();
         for expected in self.expected.take() {
-            if let Meaning::Fills(unanswered) | Meaning::Executed(unanswered, _) = expected.meaning {
+            if let Meaning::Fills(unanswered)
+            | Meaning::Executed(unanswered, _)
+            | Meaning::ReadExpiring(_, _, unanswered) = expected.meaning
+            {
                 fills.extend(unanswered);
             }
             if !matches!(expected.delivery, Delivery::Hidden) {

@@ -7,6 +7,9 @@ use crate::command::{FillForm, Read};
 use crate::guard::{GuardList, GuardedKey};
 use crate::resp::Arguments;
 
+/// A guarded key of a command, by its name.
+pub type NamedKey = (Box<[u8]>, GuardedKey);
+
 /// A transaction that has begun.
 #[derive(Debug, Default)]
 pub struct Transaction {
@@ -14,6 +17,8 @@ pub struct Transaction {
     pub fills: Vec<QueuedFill>,
     /// The guards of keys that queued commands read, those of a key together, and each once.
     pub reads: Vec<GuardList>,
+    /// The queued commands that change how long guarded keys live.
+    pub expiries: Vec<QueuedExpiry>,
     /// The dbs that queued SELECTs name, which Redis will try when it executes them. What is queued after one
     /// that fails goes to the db before it.
     pub dbs: Vec<u32>,
@@ -25,13 +30,24 @@ pub struct Transaction {
 #[derive(Debug)]
 pub struct QueuedFill {
     /// Its guarded keys.
-    pub keys: Vec<(Box<[u8]>, GuardedKey)>,
+    pub keys: Vec<NamedKey>,
     /// The command.
     pub form: FillForm,
     /// What is known of its data's age.
     pub(super) proof: Proof,
     /// What it puts in can be given a TTL after it.
     pub can_cap: bool,
+    /// The TTL in milliseconds that it brings along.
+    pub own_ttl: Option<u64>,
+}
+
+/// A command that changes how long guarded keys live, and waits for EXEC.
+#[derive(Debug)]
+pub struct QueuedExpiry {
+    /// The keys: one, which has guards in several dbs if it is not known which of them the command will find.
+    pub keys: Vec<NamedKey>,
+    /// The longest TTL in milliseconds that it can leave behind, if it says so.
+    pub own_ttl: Option<u64>,
 }
 
 impl Session {
@@ -39,7 +55,11 @@ impl Session {
     /// the transaction: what it finds stands in the middle of Redis's answer.
     pub(super) fn queue_read(&mut self, read: Read, arguments: Arguments<'_>) -> Step {
         let dbs = self.dbs();
-        let step = self.forward(arguments, true, Meaning::None);
+        let step = if read.expires {
+            self.queue_expiry(arguments)
+        } else {
+            self.forward(arguments, true, Meaning::None)
+        };
         if let (Step::Done, Some(transaction)) = (step, &mut self.transaction) {
             for key in read.keys.places(arguments).filter_map(|place| arguments.get(place)) {
                 for key in dbs.iter().filter_map(|db| self.gate.guarded(*db, key)) {

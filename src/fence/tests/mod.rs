@@ -1,5 +1,6 @@
 //! Tests of the decision: each rule by an example, all of them together against a model that forgets nothing.
 
+mod caps;
 mod evidence;
 mod flight;
 mod floor;
@@ -90,7 +91,7 @@ impl Table {
     /// Judges a fill; if it is let in, Redis answers at once.
     fn judge_by(&self, key: KeyHash, fill: &Fill<'_>, rule: impl FnOnce(Verdict) -> Ruling) -> Verdict {
         let (verdict, ruling) = self.fence.admit(key, fill, self.now, rule);
-        assert_eq!(self.fence.is_in_flight(key, fill.id), ruling == Ruling::Forward);
+        assert_eq!(self.fence.is_in_flight(key, fill.id), ruling != Ruling::Refuse);
         self.fence.finish(key, fill.id);
         verdict
     }

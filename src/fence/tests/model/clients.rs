@@ -400,7 +400,7 @@ impl Model {
         }
         self.misses[own].used = match ruling {
             _ if !part => Used::Gone,
-            Ruling::Forward => Used::Admitted,
+            Ruling::Forward | Ruling::Cap(_) => Used::Admitted,
             Ruling::Refuse => Used::Refused,
         };
         if part {
