@@ -34,7 +34,7 @@ pub(super) enum Kind {
     Switch,
     /// A duration in this range.
     Duration(Duration, Duration),
-    /// One of these; and those that a later version has.
+    /// One of these.
     Choice(&'static [&'static str]),
 }
 
