@@ -76,7 +76,7 @@ pub enum Fate {
         name: String,
     },
     /// It was done, but what should have come after it (its cap, the deletion of a torn value) was refused: the
-    /// client's user lacks the right, perhaps.
+    /// client's user lacks the right, perhaps. Or an EXPIRE met a capped fill, and nobody knows which came first.
     Unfinished,
 }
 

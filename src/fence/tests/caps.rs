@@ -61,6 +61,24 @@ fn a_cap_counts_from_the_answer_too() {
     assert_eq!(limit(&table), None);
 }
 
+/// Redis may have executed it before the cap was due, and with it the limit that was computed then.
+#[test]
+fn a_command_under_way_keeps_a_cap() {
+    let mut table = Table::new(limits());
+    set(&table, Some(1_000));
+    table.now += 500;
+    let (id, left) = expires(&table);
+    assert_eq!(left, Some(500));
+    table.now += 600;
+    table.fence.sweep(table.now);
+    assert_eq!(limit(&table), Some(1));
+    table.fence.answered(ALICE, id, false, table.now);
+    table.now += 499;
+    assert_eq!(limit(&table), Some(1));
+    table.now += 500;
+    assert_eq!(limit(&table), None);
+}
+
 #[test]
 fn a_fill_that_surely_replaced_the_entry_ends_its_cap() {
     let mut table = Table::new(limits());
