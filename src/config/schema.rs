@@ -149,7 +149,7 @@ static GUARD: Node = Node::Table {
                 ("fills_ttl", TIME),
             ]),
         ),
-        ("coalesce", Node::Leaf(Kind::Duration(MILLISECOND, Duration::from_secs(10)))),
+        ("coalesce", Node::Leaf(Kind::Duration(MILLISECOND, Duration::from_secs(60)))),
     ],
     required: &["table", "keys"],
 };

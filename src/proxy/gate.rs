@@ -333,6 +333,7 @@ impl Gate {
         for fill in fills {
             let answered = self.fence.answered(fill.hash, fill.id, ok && fill.replaces, now);
             waited_for |= answered.waited_for;
+            self.coalescing.ended(fill.hash);
             if answered.overtaken {
                 self.upstreams.abandon(Fate::Unfinished, vec![fill]);
             }
