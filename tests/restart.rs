@@ -4,6 +4,7 @@ mod support;
 
 use cachefence::demo::client::Reply;
 use cachefence::demo::servers::{Cachefence, wait_until};
+use cachefence::position::Lsn;
 use support::{
     BINARY, EXACT, Fallible, Outcome, PATIENCE, Setup, World, assert_passed, assert_refused, text,
 };
@@ -149,8 +150,15 @@ async fn from_observing_to_enforcing_the_keys_are_purged() -> Outcome {
         succeed(&mut world, &observing).await?;
         plant(&world).await?;
         world.rename(1, "v2").await?;
-        world.applied().await?;
+        let written = world.applied().await?;
         assert_eq!(world.held("user:1").await?, Some("planted".into()), "observing deletes nothing");
+        // What the slot has not forgotten is sent again, and deleted for that.
+        wait_until("the slot to have forgotten the write", PATIENCE, async || {
+            let sql = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots";
+            let confirmed = text(&world.sql, sql).await.ok().and_then(|lsn| lsn.parse::<Lsn>().ok());
+            confirmed >= Some(written)
+        })
+        .await?;
         succeed(&mut world, EXACT).await?;
         assert_purged(&world, if marked { "marker_behind" } else { "marker_missing" }).await?;
     }
