@@ -257,6 +257,15 @@ async fn a_stale_fill_is_capped_or_deletes(stand: &Stand) -> Outcome {
         wire.cmd("PING").await?;
         assert_eq!(left(stand, "order:9").await?, -2, "{command}");
     }
+    // What is shortened in place goes as another command, which the user has to be allowed.
+    redis.cmd(&["ACL", "SETUSER", "half", "on", ">half", "~*", "+@all", "-psetex", "-set"]).await?;
+    let mut half = Wire::connect(stand.proxy.address()).await?;
+    assert_eq!(half.cmd("AUTH half half").await?, "+OK\r\n");
+    for line in ["SETEX order:61 500 v", "SETNX order:61 v", "GETSET order:61 v"] {
+        assert!(half.cmd(line).await?.starts_with("-NOPERM"), "{line}");
+        assert_eq!(left(stand, "order:61").await?, -2, "{line}");
+    }
+    assert_eq!(half.cmd("SETEX order:61 50 v").await?, "+OK\r\n");
     // Nothing speaks against it: as ever.
     assert_eq!(wire.cmd("SET order:60 v").await?, "+OK\r\n");
     assert_limited(stand, "order:60", 60_000, "unproven").await
