@@ -62,6 +62,8 @@ async fn fills(stand: &Stand, guard: &str, verdict: &str, action: &str) -> Falli
 #[tokio::test]
 async fn what_is_let_in_lives_no_longer_than_it_may() -> Outcome {
     let stand = Stand::start(CHANGES).await?;
+    // A snapshot from before the first poll is not past the floor.
+    settled(&stand.postgres, &stand.proxy).await?;
     no_fill_outlives_max_ttl(&stand).await?;
     no_command_lengthens_a_cap(&stand).await?;
     a_stale_fill_is_capped_or_deletes(&stand).await?;
@@ -127,6 +129,8 @@ async fn no_fill_outlives_max_ttl(stand: &Stand) -> Outcome {
     assert_limited(stand, "user:1", 20_000, "EX").await?;
     assert_eq!(fills(stand, "users", "fresh", "capped").await?, 0.0);
     assert!(fills(stand, "users", "fresh", "forwarded").await? >= 2.0 * FILLS.len() as f64);
+    let told = wire.cmd("FENCE EXPLAIN user:1").await?;
+    assert!(told.contains("(as last polled): fresh, let in for at most 50.000 s"), "{told}");
     // A fill whose TTL cannot be set from here is refused.
     wire.cmd("SELECT 3").await?;
     wire.cmd("SET user:2 v").await?;
@@ -241,6 +245,27 @@ async fn a_stale_fill_is_capped_or_deletes(stand: &Stand) -> Outcome {
     assert_eq!(wire.cmd("MGET order:1 order:2 other").await?, "*3\r\n$-1\r\n$5\r\nthere\r\n$1\r\nw\r\n");
     assert_eq!(fills(stand, "orders", "stale", "deleted").await?, 2.0 * deletes.len() as f64 + 1.0);
     assert_eq!(fills(stand, "orders", "stale", "refused").await?, 0.0);
+    // A large one goes out as it comes in, all but its end; then its connection is given up.
+    stand.write("orders", "order:9", 9).await?;
+    settled(&stand.postgres, &stand.proxy).await?;
+    let large = "x".repeat(300_000);
+    for command in ["SET", "APPEND"] {
+        redis.cmd(&["SET", "order:9", "there"]).await?;
+        wire.send(&cachefence::demo::client::encode(&[command, "order:9", &large])).await?;
+        assert!(wire.reply().await?.starts_with(b"-STALE "), "{command}");
+        // Behind the deletion; a read would be a miss, which vouches for what comes next.
+        wire.cmd("PING").await?;
+        assert_eq!(left(stand, "order:9").await?, -2, "{command}");
+    }
+    // What is shortened in place goes as another command, which the user has to be allowed.
+    redis.cmd(&["ACL", "SETUSER", "half", "on", ">half", "~*", "+@all", "-psetex", "-set"]).await?;
+    let mut half = Wire::connect(stand.proxy.address()).await?;
+    assert_eq!(half.cmd("AUTH half half").await?, "+OK\r\n");
+    for line in ["SETEX order:61 500 v", "SETNX order:61 v", "GETSET order:61 v"] {
+        assert!(half.cmd(line).await?.starts_with("-NOPERM"), "{line}");
+        assert_eq!(left(stand, "order:61").await?, -2, "{line}");
+    }
+    assert_eq!(half.cmd("SETEX order:61 50 v").await?, "+OK\r\n");
     // Nothing speaks against it: as ever.
     assert_eq!(wire.cmd("SET order:60 v").await?, "+OK\r\n");
     assert_limited(stand, "order:60", 60_000, "unproven").await

@@ -247,6 +247,17 @@ async fn without_the_old_row(world: &World, client: &mut Client) -> Outcome {
     assert_no_evidence(&client.cmd(&["SET", "plain:7", &doc(2)]).await?);
     change(world, "UPDATE plain SET version = 3 WHERE id = 7").await?;
     assert_passed(&client.cmd(&["SET", "plain:7", &doc(3)]).await?);
+    // What is told of a version is what then counts: of a key that another row feeds as well it vouches for nothing.
+    change(world, "UPDATE plain SET version = 2 WHERE id = 8").await?;
+    for (key, vouches) in [("plain:8", true), ("both:8", false)] {
+        let Reply::Array(lines) = client.cmd(&["FENCE", "EXPLAIN", key]).await? else {
+            return Err(key.into());
+        };
+        let line = lines.iter().filter_map(Reply::text).find(|line| line.starts_with("version: 2"));
+        let told = line.is_some_and(|line| line.starts_with("version: 2; a fill made from it is fresh"));
+        let reply = client.cmd(&["SET", key, &doc(2)]).await?;
+        assert_eq!((told, reply == Reply::ok()), (vouches, vouches), "{lines:?}");
+    }
     Ok(())
 }
 
@@ -274,6 +285,13 @@ async fn by_the_instant(world: &World, client: &mut Client) -> Outcome {
     assert_passed(&client.cmd(&["SET", "page:1", &page("2026-11-23T07:31:05.777123Z")]).await?);
     change(world, "UPDATE pages SET changed = 'infinity' WHERE id = 1").await?;
     assert_no_evidence(&client.cmd(&["SET", "page:1", &page("2026-11-23T07:31:05.777123Z")]).await?);
+
+    change(world, "UPDATE pages SET changed = '1970-01-01T00:00:07Z' WHERE id = 3").await?;
+    let Reply::Array(lines) = client.cmd(&["FENCE", "EXPLAIN", "page:3"]).await? else {
+        return Err("page:3".into());
+    };
+    let told = |line: String| line.starts_with("version: 7000000 microseconds since 1970");
+    assert!(lines.iter().filter_map(Reply::text).any(told), "{lines:?}");
 
     // A column without a zone, read by whoever has one.
     change(world, "UPDATE local SET changed = '2026-11-23 07:31:05.5' WHERE id = 1").await?;

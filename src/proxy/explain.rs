@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::gate::{Admission, Gate, NOT_BEGUN, Policy, outdated, printable, reason};
 use crate::admin::Explain;
 use crate::fence::{ConnId, Evidence, KeyAccount, Millis, Question, Shown, SourceKind, Verdict};
-use crate::guard::{Guard, GuardList, Guards, key_hash};
+use crate::guard::{Guard, GuardList, GuardedKey, Guards, VersionKind, key_hash};
 use crate::position::Lsn;
 
 /// Templates that are named where none matches a key.
@@ -23,6 +23,8 @@ pub struct Explanation {
     /// Templates that begin as the key does, where none matches.
     nearest: Vec<String>,
     account: KeyAccount,
+    /// What the version in the account is.
+    version_kind: Option<VersionKind>,
     sources: Vec<Source>,
     /// Why not everything is as it should be: the feed, Redis, the guards.
     troubles: Vec<String>,
@@ -125,7 +127,13 @@ impl Gate {
         let named = list.is_empty() && self.fence.is_named(key_hash(db, key));
         let policy = self.policy(&list);
         let (shown, evidence, primary) = self.evident();
-        let account = self.account_of(db, key, conn, &list, &policy, &evidence);
+        let mut account = self.account_of(db, key, conn, &list, &policy, &evidence);
+        let guarded = GuardedKey { hash: key_hash(db, key), db, guards: list.clone() };
+        let version = guards.version_of(key, &guarded);
+        account.version = account.version.zip(version).map(|((last, vouches), rule)| {
+            // As for a fill: where more than one row may feed the key, a version only objects.
+            (last, vouches && rule.is_one_row)
+        });
         let is_judged = named || !list.is_empty();
         let fills = if is_judged { self.foretell(&account, &policy, primary) } else { Vec::new() };
         let sources = self.sources.iter().zip(shown).map(|(state, evident)| Source {
@@ -145,6 +153,7 @@ impl Gate {
             nearest: if list.is_empty() { nearest(&guards, db, key) } else { Vec::new() },
             sources: sources.collect(),
             troubles: self.troubles(&guards, &list),
+            version_kind: version.map(|rule| rule.kind),
             fills,
             account,
         }
@@ -176,7 +185,11 @@ impl Gate {
             Admission::Refuse(refusal) if refusal.delete => ("deleted", None, refusal.error),
             Admission::Refuse(refusal) => ("refused", None, refusal.error),
         };
-        let action = if self.observe && action != "forwarded" { "observed" } else { action };
+        let (action, ttl_ms) = match action {
+            "forwarded" if self.observe => (action, None),
+            _ if self.observe => ("observed", None),
+            _ => (action, ttl_ms),
+        };
         let (verdict, because) = match verdict {
             Verdict::Fresh => ("fresh", String::new()),
             Verdict::Stale(why) => ("stale", outdated(why)),
@@ -285,13 +298,17 @@ impl Explanation {
             lines.push(format!("writes remembered: {}", account.writes));
         }
         if let Some((version, vouches)) = account.version {
+            let unit = match self.version_kind {
+                Some(VersionKind::Integer) | None => "",
+                Some(VersionKind::Timestamp | VersionKind::TimestampTz) => " microseconds since 1970",
+            };
             let last = version.0;
             lines.push(if vouches {
-                format!("version: {last}; a fill made from it is fresh, and from a smaller one stale")
+                format!("version: {last}{unit}; a fill made from it is fresh, and from a smaller one stale")
             } else {
                 format!(
-                    "version: {last}, which was not seen to grow with every write: a fill made from it needs other \
-                     evidence, and from a smaller one is stale"
+                    "version: {last}{unit}, which was not seen to grow with every write, or is not of the key's only \
+                     row: a fill made from it needs other evidence, and from a smaller one is stale"
                 )
             });
         }
@@ -393,7 +410,7 @@ impl Foretold {
     fn line(&self) -> String {
         let why = if self.why.is_empty() { String::new() } else { format!(": {}", self.why) };
         let action = match (self.action, self.ttl_ms) {
-            ("forwarded", _) => "let in".into(),
+            ("forwarded", None) => "let in".into(),
             ("observed", _) => "let in, as the proxy only observes".into(),
             (_, Some(ttl)) => format!("let in for at most {}", seconds(ttl)),
             (action, None) => action.into(),

@@ -82,8 +82,8 @@ impl Session {
                 let deleted = admitted.deleted(form, &keys);
                 if !deleted.is_empty() {
                     // A large fill that is refused costs its connection; then nothing is outstanding, and any will do.
-                    let link = if link.is_open() { Some(link) } else { self.link(false) };
-                    link.iter().for_each(|link| self.delete_refused(link, &deleted));
+                    let link = if link.is_open() { link } else { self.link(false).unwrap_or(link) };
+                    self.delete_refused(&link, &deleted);
                 }
                 self.own(self.refusal_reply(form, arguments, refusal))
             }
@@ -238,8 +238,8 @@ impl Session {
     fn delete_refused(&self, link: &Link, keys: &[&NamedKey]) {
         for (key, guarded) in keys {
             let deletion = AbandonedFill::new(link.fill_id(), key, guarded);
-            if self.client.db.get() != Some(guarded.db) {
-                // The client's connection is elsewhere.
+            if self.client.db.get() != Some(guarded.db) || !link.is_open() {
+                // The client's connection is elsewhere, or none has room for it.
                 self.gate.upstreams.abandon(Fate::Unfinished, vec![deletion]);
                 continue;
             }
