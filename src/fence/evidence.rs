@@ -54,6 +54,9 @@ pub enum Unproven {
     /// The fill's own miss would prove it, but an older miss of the key is outstanding on some
     /// connection, and a pool may have carried that one's fill here.
     OlderMiss,
+    /// It has the version of the last write, or a larger one, but the feed has not seen which version that write
+    /// replaced: if it was the same one, this may be the value from before.
+    VersionUnseen,
     /// Its miss was answered before a source was lost: that source may have gone back since.
     SourceLost,
     /// It has a miss, but a predecessor of this process may have answered older ones, which nobody here

@@ -19,7 +19,7 @@ use super::key::{Extra, KeyState};
 use super::lease::{Lease, Use, Vouched, Written};
 use super::named::Named;
 use super::past::Past;
-use super::version::Around;
+use super::version::{Around, Says};
 use super::{
     ConnId, Evidence, FillId, GuardId, KeyHash, LeaseRule, Millis, RowChanges, Ruling, Settled, Stale,
     Unproven, Verdict, VersionClaim, Write,
@@ -553,8 +553,11 @@ impl Fence {
         if vouched == Vouched::Torn {
             return Verdict::Stale(Stale::Torn);
         }
-        if let Some(judged) = self.judge_version(state, fill, floor) {
-            return verdict(judged);
+        let version = self.judge_version(state, fill, floor);
+        match version {
+            Says::Fresh => return Verdict::Fresh,
+            Says::Stale(stale) => return Verdict::Stale(stale),
+            Says::Doubtful | Says::Nothing => {}
         }
         match (fill.evidence, vouched) {
             (Some(Evidence::Snapshot(snapshot)), _) => {
@@ -568,6 +571,7 @@ impl Fence {
             },
             (None, Vouched::No | Vouched::SourceLost | Vouched::Predecessor | Vouched::Torn) => {
                 match self.last(state, fill.guards, floor) {
+                    Some(_) if version == Says::Doubtful => Verdict::Unproven(Unproven::VersionUnseen),
                     Some(last) => Verdict::Stale(Stale::NoEvidence(last)),
                     // While the table is restarted nothing is known of any key.
                     None if floor == Lsn(u64::MAX) => Verdict::Stale(Stale::BelowFloor(floor)),
@@ -579,12 +583,14 @@ impl Fence {
         }
     }
 
-    /// None where its version, or that it has none, proves nothing.
-    fn judge_version(&self, state: &KeyState, fill: &Fill<'_>, floor: Lsn) -> Option<Result<(), Stale>> {
-        let claim = fill.version.as_ref()?;
+    fn judge_version(&self, state: &KeyState, fill: &Fill<'_>, floor: Lsn) -> Says {
         // Of a key without a write in its history nothing is known, whatever is left of it here.
-        state.last(floor)?;
-        state.versions()?.judge(claim, floor, self.last_wholly(fill.guards, floor))
+        match (&fill.version, state.versions(), state.last(floor)) {
+            (Some(claim), Some(versions), Some(_)) => {
+                versions.judge(claim, floor, self.last_wholly(fill.guards, floor))
+            }
+            _ => Says::Nothing,
+        }
     }
 
     fn judge_lsn(

@@ -33,6 +33,8 @@ pub enum RowChange {
 pub struct RowChanges {
     guard: GuardId,
     began: Began,
+    /// The row was away in between, or is gone.
+    went: bool,
     /// The largest version that was told, but for the last.
     before: Option<Version>,
     last: Option<Version>,
@@ -57,7 +59,7 @@ impl RowChanges {
             RowChange::Updated { old: Some(_), .. } | RowChange::Deleted(Some(_)) => Began::Known,
             RowChange::Updated { old: None, .. } | RowChange::Deleted(None) => Began::Unknown,
         };
-        let mut changes = Self { guard, began, before: None, last: None };
+        let mut changes = Self { guard, began, went: false, before: None, last: None };
         changes.add(first);
         changes
     }
@@ -75,6 +77,7 @@ impl RowChanges {
             RowChange::Updated { old, new } => (old, new),
             RowChange::Deleted(old) => (old, None),
         };
+        self.went |= matches!(next, RowChange::Deleted(_));
         self.before = self.before.max(self.last).max(old);
         self.last = new;
     }
@@ -147,9 +150,25 @@ pub(super) struct Versions {
     grown: bool,
     /// The end of the last write that did not raise it: what came after that has grown, one after the other.
     fell: Lsn,
-    /// The end of the last write of which it is not known what version it has replaced: one that told nothing of the
-    /// row (another guard's, or a message) is among them.
+    /// The end of the last write that told nothing of the row: another guard's, or a message; or that the row was
+    /// deleted, and not which version it had.
     blind: Lsn,
+    /// The end of the last other write of which it is not known what version it has replaced.
+    unseen: Lsn,
+}
+
+/// What a version says of a fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Says {
+    /// It contains the last write.
+    Fresh,
+    /// It does not.
+    Stale(Stale),
+    /// It has the version of the last write, or a larger one, but nobody has seen what version that write replaced: if
+    /// the same, or a larger one, this may be the value from before it.
+    Doubtful,
+    /// Nothing, either way.
+    Nothing,
 }
 
 /// What the table knows around a write that tells of a row.
@@ -180,11 +199,13 @@ impl Versions {
             Began::Unknown => changes.before.max(known.and_then(|known| known.last)),
             Began::Absent | Began::Known => changes.before,
         };
-        let blind = match known {
-            _ if !replaced_is_known => around.lsn,
-            Some(known) => known.blind,
-            // Remembered of the key, but not of its row.
-            None => around.before.unwrap_or_default(),
+        // What is remembered of the key, but not of its row.
+        let blind = known.map_or(around.before.unwrap_or_default(), |known| known.blind);
+        let unseen = known.map_or(Lsn(0), |known| known.unseen);
+        let (blind, unseen) = match (replaced_is_known, changes.went) {
+            (true, _) => (blind, unseen),
+            (false, true) => (around.lsn, unseen),
+            (false, false) => (blind, around.lsn),
         };
         let before = known.and_then(|known| known.largest).max(changes.before);
         Self {
@@ -196,6 +217,7 @@ impl Versions {
             grown: changes.last > before,
             fell: if changes.last > replaced { known.map_or(Lsn(0), |known| known.fell) } else { around.lsn },
             blind,
+            unseen,
         }
     }
 
@@ -211,24 +233,31 @@ impl Versions {
 
     /// The row's version, and whether a fill with it would be fresh.
     pub fn told(&self, floor: Lsn, whole: Option<Lsn>) -> Option<(Version, bool)> {
-        self.current(whole).map(|last| (last, self.vouches(floor, whole)))
+        self.current(whole).map(|last| (last, self.vouches(floor, whole) == Says::Fresh))
     }
 
-    fn vouches(&self, floor: Lsn, whole: Option<Lsn>) -> bool {
+    /// What the last version, or a larger one, says.
+    fn vouches(&self, floor: Lsn, whole: Option<Lsn>) -> Says {
         let has_grown = self.grown || self.fell <= floor;
-        has_grown && self.blind <= floor && whole.is_none()
+        if !has_grown || self.blind > floor || whole.is_some() {
+            Says::Nothing
+        } else if self.unseen > floor {
+            Says::Doubtful
+        } else {
+            Says::Fresh
+        }
     }
 
-    /// Judges a claim: none if it proves nothing, either way. `whole` is the last write of a whole guard of the key,
-    /// which tells nothing of the row either.
-    pub fn judge(&self, claim: &VersionClaim, floor: Lsn, whole: Option<Lsn>) -> Option<Result<(), Stale>> {
-        let last = self.current(whole).filter(|_| self.guard == claim.guard)?;
-        let vouches = self.vouches(floor, whole);
+    /// Judges a claim. `whole` is the last write of a whole guard of the key, which tells nothing of the row either.
+    pub fn judge(&self, claim: &VersionClaim, floor: Lsn, whole: Option<Lsn>) -> Says {
+        let Some(last) = self.current(whole).filter(|_| self.guard == claim.guard) else {
+            return Says::Nothing;
+        };
         match (claim.compare(last), claim.vouches) {
-            (Compared::Smaller, _) => Some(Err(Stale::Superseded(self.lsn))),
+            (Compared::Smaller, _) => Says::Stale(Stale::Superseded(self.lsn)),
             (Compared::Equal, Vouches::LastWrite | Vouches::LastWriteAndNewer)
-            | (Compared::Larger, Vouches::LastWriteAndNewer) => vouches.then_some(Ok(())),
-            _ => None,
+            | (Compared::Larger, Vouches::LastWriteAndNewer) => self.vouches(floor, whole),
+            _ => Says::Nothing,
         }
     }
 }

@@ -386,7 +386,9 @@ impl Policy {
             (Verdict::Unproven(why), None) => match (self.unproven, why) {
                 (config::Unproven::Refuse, _) => refuse(format!("UNPROVEN {}", reason(why))),
                 // Whatever is allowed without evidence: here there is some, and it speaks against the fill.
-                (_, Unproven::OlderMiss) => Admission::Cap(self.unproven_ttl.min(OLDER_MISS_TTL)),
+                (_, Unproven::OlderMiss | Unproven::VersionUnseen) => {
+                    Admission::Cap(self.unproven_ttl.min(DOUBT_TTL))
+                }
                 (config::Unproven::Cap, _) => Admission::Cap(self.unproven_ttl),
                 (config::Unproven::Allow, _) => Admission::Forward,
             },
@@ -396,9 +398,10 @@ impl Policy {
 
 /// The floor of a fence that has not begun.
 pub(super) const NOT_BEGUN: Lsn = Lsn(u64::MAX);
-/// The TTL, in milliseconds, of a fill that only an older miss objects to: one of two fills that came in the wrong
-/// order, the good one or the stale one. Long enough to take the load of a hot key, short enough for the stale one.
-const OLDER_MISS_TTL: u64 = 1000;
+/// The TTL, in milliseconds, of a fill that is either good or stale: that only an older miss objects to (one of two fills
+/// that came in the wrong order), or that has the last write's version, where nobody saw what that write replaced. Long
+/// enough to take the load of a hot key, short enough for the stale one.
+const DOUBT_TTL: u64 = 1000;
 
 pub(super) fn outdated(stale: Stale) -> String {
     match stale {
@@ -418,6 +421,9 @@ pub(super) fn reason(why: Unproven) -> &'static str {
     match why {
         Unproven::NoEvidence => "no evidence says how new the fill's data is",
         Unproven::OlderMiss => "an older miss of the key is outstanding, whose data this may be",
+        Unproven::VersionUnseen => {
+            "it has the last write's version, but which version that write replaced was not seen: it may be the same"
+        }
         Unproven::SourceLost => "a source was lost since the miss that led to this fill",
         Unproven::Predecessor => "the proxy has just taken over, and does not know its predecessor's misses",
     }

@@ -94,6 +94,7 @@ impl Counts {
             Kind::Unproven(Unproven::OlderMiss) => self.older_miss += 1,
             Kind::Unproven(Unproven::SourceLost) => self.source_lost += 1,
             Kind::Unproven(Unproven::Predecessor) => self.predecessor += 1,
+            Kind::Unproven(Unproven::VersionUnseen) => unreachable!("no fill of this model has a version"),
             Kind::Unproven(Unproven::NoEvidence) | Kind::NoEvidence | Kind::Fresh => {}
         }
     }
