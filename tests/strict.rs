@@ -93,6 +93,7 @@ async fn the_strict_contract() -> Outcome {
     a_name_that_is_removed_ends_it_and_one_put_back_brings_it_back(&world).await?;
     the_doctor_knows_what_is_wrong(&world).await?;
     two_proxies_extend_the_promise_to_both(&world).await?;
+    what_redis_forgot_to_delete_is_not_served(&mut world).await?;
     a_restart_distrusts_what_was_confirmed_and_is_not_visible(&mut world).await?;
     a_lost_slot_has_a_way_out(&mut world).await?;
     Ok(())
@@ -216,6 +217,22 @@ async fn a_name_that_is_removed_ends_it_and_one_put_back_brings_it_back(world: &
     world.warm(4).await?;
     let log = world.proxy.log();
     assert_eq!(log.matches("the strict contract is in force").count(), 5, "{log}");
+    Ok(())
+}
+
+/// A Redis that comes back with older data serves none of it, though no client was connected that could have noticed.
+async fn what_redis_forgot_to_delete_is_not_served(world: &mut World) -> Outcome {
+    for round in 0..3 {
+        world.redis(&["SET", "user:3", "old"]).await?;
+        world.redis(&["SAVE"]).await?;
+        world.rename(3, &format!("round {round}")).await?;
+        assert_eq!(world.held("user:3").await?, None);
+        world.redis.kill().await?;
+        world.redis.relaunch().await?;
+        assert_eq!(world.client().await?.cmd(&["GET", "user:3"]).await?, Reply::Nil, "round {round}");
+        readiness(&world.proxy, 200, "ready").await?;
+        assert_eq!(world.held("user:3").await?, None);
+    }
     Ok(())
 }
 

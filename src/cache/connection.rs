@@ -222,6 +222,15 @@ impl Connection {
         }
     }
 
+    /// Waits until Redis closes the connection while nothing is asked. It says nothing unasked either: whatever comes,
+    /// the connection is of no more use.
+    pub async fn ended(&mut self) -> CacheError {
+        match self.stream.read_buf(&mut self.incoming).await {
+            Ok(_) => self.io(io::ErrorKind::UnexpectedEof.into()),
+            Err(source) => self.io(source),
+        }
+    }
+
     fn io(&self, source: io::Error) -> CacheError {
         CacheError::Io { address: self.address.clone(), source }
     }

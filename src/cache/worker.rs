@@ -154,6 +154,12 @@ impl Worker {
                 },
                 // Perhaps Redis was: our own connection will tell.
                 () = self.upstreams.lost.notified() => self.look_after().await,
+                // A Redis that comes back with older data must not be read before it is level, not even by the first
+                // client to come.
+                error = ended(&mut self.connection), if !self.settings.observe => {
+                    self.failed(error).await;
+                    self.look_after().await;
+                }
             }
             for job in batch.drain(..) {
                 match job {
@@ -321,9 +327,9 @@ impl Worker {
         };
         if let Some(reason) = purge {
             self.state.purging.store(true, Ordering::Relaxed);
-            let purged = self.purge(reason, |_| true).await;
+            // Where it fails, the connection is given up first.
+            self.purge(reason, |_| true).await?;
             self.state.purging.store(false, Ordering::Relaxed);
-            purged?;
         }
         let again = again.unwrap_or_default();
         if !again.is_empty() {
@@ -434,6 +440,14 @@ impl Worker {
                 self.metrics.invalidation_seconds.observe(seconds.max(0.0));
             }
         }
+    }
+}
+
+/// Waits until the connection has ended, if there is one.
+async fn ended(connection: &mut Option<Connection>) -> CacheError {
+    match connection {
+        Some(connection) => connection.ended().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::pin::Pin;
 use std::str::FromStr;
-use std::task::{Context, Poll};
+use std::task::Context;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -20,11 +20,15 @@ use crate::resp::{Arguments, RequestScanner, Scanned, integer, put_header};
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The longest that it can be told to wait, in milliseconds.
 const MAX_TIMEOUT: i64 = 3_600_000;
+/// How often is looked whether Redis is level: nobody wakes those who wait for that, which is rare.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// The wait of a client's next command.
 pub(super) struct Wait {
     /// Wakes the session when the position is reached ...
     _reached: Awaited,
+    /// ... and this while it is, but Redis is not level ...
+    look: Option<Pin<Box<Sleep>>>,
     /// ... and this when its time is over.
     deadline: Pin<Box<Sleep>>,
     over: bool,
@@ -33,7 +37,8 @@ pub(super) struct Wait {
 impl Wait {
     /// Looks at the clock. The session is woken when its time is over.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) {
-        self.over = self.over || matches!(self.deadline.as_mut().poll(cx), Poll::Ready(()));
+        self.over = self.over || self.deadline.as_mut().poll(cx).is_ready();
+        self.look.take_if(|look| look.as_mut().poll(cx).is_ready());
     }
 }
 
@@ -81,27 +86,34 @@ impl Session {
         self.take_plainly(what, command)
     }
 
+    /// A Redis that is not level may hold what was deleted before: one that was rolled back, for instance.
     fn has_reached(&self, lsn: Lsn) -> bool {
-        self.gate.feed.reached.lsn() >= lsn
+        self.gate.feed.reached.lsn() >= lsn && self.gate.cache.is_level()
     }
 
     /// Whether there is still something to wait for.
     fn waits_for(&mut self, terms: &Terms) -> bool {
-        if self.waiting.is_none() {
-            if self.has_reached(terms.lsn) {
-                return false;
+        if self.has_reached(terms.lsn) {
+            return false;
+        }
+        let Some(waker) = self.client.waker() else { return false };
+        // Anew each time: a position that woke us may have gone back since.
+        let reached = self.gate.feed.reached.wait(terms.lsn, waker);
+        let wait = match self.waiting.take() {
+            Some(wait) => Wait { _reached: reached, ..wait },
+            None => {
+                // So that the session's task looks at the clock, which it does before it takes commands.
+                self.client.wake();
+                let over = terms.timeout.is_zero();
+                Wait { _reached: reached, look: None, deadline: Box::pin(sleep(terms.timeout)), over }
             }
-            let Some(waker) = self.client.waker() else { return false };
-            self.waiting = Some(Wait {
-                _reached: self.gate.feed.reached.wait(terms.lsn, waker),
-                deadline: Box::pin(sleep(terms.timeout)),
-                over: terms.timeout.is_zero(),
-            });
-            // So that the session's task looks at the clock, which it does before it takes commands.
+        };
+        let wait = self.waiting.insert(wait);
+        if wait.look.is_none() && self.gate.feed.reached.lsn() >= terms.lsn {
+            wait.look = Some(Box::pin(sleep(LOOK)));
             self.client.wake();
         }
-        let over = self.waiting.as_ref().is_some_and(|wait| wait.over);
-        !over && !self.has_reached(terms.lsn)
+        !wait.over && !self.has_reached(terms.lsn)
     }
 
     /// A read whose position was not reached in time: what Redis holds may be older than the write that the client
