@@ -160,7 +160,7 @@ impl<'a> Payload<'a> {
                 let VersionPlace::Field(wanted) = &rule.rule.place else { return None };
                 let mut fields = (*first..arguments.len()).step_by(2);
                 // Of a field that is given twice the last value counts.
-                let last = fields.rfind(|n| arguments.get(*n) == Some(wanted))?;
+                let last = fields.rfind(|n| arguments.whole(*n) == Some(wanted))?;
                 rule.kind.read(arguments.whole(last + 1)?)
             }
             Self::None => None,
