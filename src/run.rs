@@ -267,11 +267,23 @@ fn limits(config: &Config, guards: usize) -> Limits {
     Limits {
         history: config.fence.history.as_millis() as Millis,
         lease_ttl: config.fence.lease_ttl.as_millis() as Millis,
+        longest_cap: longest_cap(config),
         max_keys: config.fence.max_keys,
         max_leases: MAX_LEASES,
         guards,
         shards: SHARDS,
     }
+}
+
+/// The longest TTL that a verdict or the feed's loss gives to a fill.
+fn longest_cap(config: &Config) -> Millis {
+    if config.postgres.contract == Contract::Strict {
+        return 0;
+    }
+    let by_name = config::Guard::of_messages(config.postgres.contract);
+    let caps = config.guards.iter().chain([&by_name]);
+    let caps = caps.flat_map(|guard| [guard.unproven_ttl, guard.stale_ttl, guard.when_feed_lost.fills_ttl]);
+    caps.max().map_or(0, |cap| cap.as_millis() as Millis)
 }
 
 fn threads(config: &Config) -> usize {

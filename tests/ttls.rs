@@ -3,9 +3,9 @@
 mod wire;
 
 use cachefence::demo::client::Reply;
-use cachefence::demo::servers::wait_until;
+use cachefence::demo::servers::{Cachefence, wait_until};
 use cachefence::resp::put_request;
-use wire::{Fallible, Outcome, PATIENCE, Stand, Wire, settled};
+use wire::{BINARY, Fallible, Outcome, PATIENCE, Stand, Wire, settings, settled};
 
 /// No user lives longer than 50 s; stale items live for 300 s; stale orders are deleted.
 const CHANGES: &[(&str, &str)] = &[
@@ -61,13 +61,14 @@ async fn fills(stand: &Stand, guard: &str, verdict: &str, action: &str) -> Falli
 /// All of it on one stand: what is asserted of it is in the names of the parts.
 #[tokio::test]
 async fn what_is_let_in_lives_no_longer_than_it_may() -> Outcome {
-    let stand = Stand::start(CHANGES).await?;
+    let mut stand = Stand::start(CHANGES).await?;
     // A snapshot from before the first poll is not past the floor.
     settled(&stand.postgres, &stand.proxy).await?;
     no_fill_outlives_max_ttl(&stand).await?;
     no_command_lengthens_a_cap(&stand).await?;
     a_stale_fill_is_capped_or_deletes(&stand).await?;
-    a_command_whose_limit_was_lost_deletes_the_key(&stand).await
+    a_command_whose_limit_was_lost_deletes_the_key(&stand).await?;
+    a_successor_does_not_lengthen_it_for_good(&mut stand).await
 }
 
 /// Commands that put something into K, from S, which is a string.
@@ -290,4 +291,18 @@ async fn a_command_whose_limit_was_lost_deletes_the_key(stand: &Stand) -> Outcom
     })
     .await?;
     Ok(())
+}
+
+/// A proxy that takes over does not know what its predecessor has capped: no key lives longer than the longest cap.
+async fn a_successor_does_not_lengthen_it_for_good(stand: &mut Stand) -> Outcome {
+    let mut client = stand.proxy.client().await?;
+    assert_eq!(client.cmd(&["SET", "order:70", "v"]).await?, Reply::ok());
+    assert_limited(stand, "order:70", 60_000, "without evidence").await?;
+    stand.proxy.kill().await?;
+    let settings = settings(&stand.postgres, &stand.redis, "wire", CHANGES);
+    stand.proxy = Cachefence::start(BINARY, &settings).await?;
+    settled(&stand.postgres, &stand.proxy).await?;
+    let mut client = stand.proxy.client().await?;
+    assert_eq!(client.cmd(&["PERSIST", "order:70"]).await?, Reply::Int(1));
+    assert_limited(stand, "order:70", 300_000, "PERSIST, after a restart").await
 }

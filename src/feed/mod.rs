@@ -298,7 +298,9 @@ impl Feed {
             self.positions.restart(ready.identity, ready.position, ready.floor, false);
         }
         let fence = self.positions.fence();
-        fence.distrust_leases(self.positions.now() + self.settings.lease_ttl.as_millis() as Millis);
+        let now = self.positions.now();
+        fence.distrust_leases(now + self.settings.lease_ttl.as_millis() as Millis);
+        fence.distrust_lives(now);
     }
 
     /// Connects, looks at the catalog, makes publication and slot if they are missing, and works out whether

@@ -75,6 +75,7 @@ impl Running {
         let limits = Limits {
             history: 60_000,
             lease_ttl: 5_000,
+            longest_cap: 60_000,
             max_keys: 1_000,
             max_leases: 10,
             guards: 8,

@@ -31,6 +31,8 @@ use crate::position::{Lsn, Snapshot};
 pub struct Limits {
     /// How long a settled write is remembered.
     pub history: Millis,
+    /// The longest cap that a fill may get.
+    pub longest_cap: Millis,
     /// How long a miss vouches. Not above `history`, so that a lease never falls below the floor by time alone.
     pub lease_ttl: Millis,
     /// Keys, at most (overshot by a sixteenth before the oldest are dropped).
@@ -134,6 +136,8 @@ pub struct Fence {
     last_whole: AtomicU64,
     /// Until when no lease counts at all: see [`Fence::distrust_leases`].
     distrusted: AtomicU64,
+    /// Until when any key may be capped by somebody else: see [`Fence::distrust_lives`].
+    unknown_caps: AtomicU64,
     /// Until when no lease of a key in this slot counts, because one could not be granted for lack of room.
     ungranted: Box<[AtomicU64]>,
     cap_count: AtomicUsize,
@@ -243,6 +247,7 @@ impl Fence {
             version_count: AtomicUsize::new(0),
             last_whole: AtomicU64::new(0),
             distrusted: AtomicU64::new(0),
+            unknown_caps: AtomicU64::new(0),
             ungranted: (0..UNGRANTED_SLOTS).map(|_| AtomicU64::new(0)).collect(),
             cap_count: AtomicUsize::new(0),
             uncapped: (0..UNGRANTED_SLOTS).map(|_| AtomicU64::new(0)).collect(),
@@ -396,6 +401,18 @@ impl Fence {
         self.distrusted.fetch_max(until, Ordering::SeqCst);
     }
 
+    /// For as long as a cap can last, any key may have one of a predecessor's, which nobody here remembers: no command makes
+    /// a key live longer than that from then on. So what was capped lives twice as long at most, and the keys that are
+    /// kept alive by EXPIRE do not all end at one moment.
+    pub fn distrust_lives(&self, now: Millis) {
+        self.unknown_caps.fetch_max(now + self.limits.longest_cap, Ordering::SeqCst);
+    }
+
+    /// What a cap of a predecessor may have been, while there may be one.
+    fn unknown_cap(&self, now: Millis) -> Option<Millis> {
+        (self.unknown_caps.load(Ordering::SeqCst) > now).then_some(self.limits.longest_cap)
+    }
+
     /// Grants a lease: a read of this key was answered as a miss on this connection. To be called after the
     /// answer came from Redis and before it goes to the client.
     pub fn miss(&self, key: KeyHash, conn: ConnId, now: Millis) {
@@ -499,7 +516,8 @@ impl Fence {
     /// Whether the key may be capped, so that no command may make it live longer.
     pub fn is_capped(&self, key: KeyHash, now: Millis) -> bool {
         let remembered = |state: &KeyState| state.caps().is_some_and(|caps| caps.limit(now).is_some());
-        self.is_uncapped(key, now) || self.keys.get(&key).is_some_and(|state| remembered(&state))
+        let unknown = self.is_uncapped(key, now) || self.unknown_cap(now).is_some();
+        unknown || self.keys.get(&key).is_some_and(|state| remembered(&state))
     }
 
     /// A command that changes how long the key lives is about to be sent: for how many milliseconds the key may live, if
@@ -508,7 +526,8 @@ impl Fence {
         self.change(key, |state| {
             // Under the lock: a fill that is let in later finds the command, or its cap was there before.
             let unknown = self.is_uncapped(key, now);
-            state.extra().caps.get_or_insert_default().expires(id, unknown, now)
+            let own = state.extra().caps.get_or_insert_default().expires(id, unknown, now);
+            own.into_iter().chain(self.unknown_cap(now)).min()
         })
     }
 

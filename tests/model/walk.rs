@@ -59,6 +59,7 @@ impl<'a> Real<'a> {
         let fence = Fence::new(Limits {
             history: HISTORY,
             lease_ttl: LEASE_TTL,
+            longest_cap: 60_000,
             max_keys: 1_000,
             max_leases: 1_000,
             guards: 1,

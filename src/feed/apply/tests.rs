@@ -105,8 +105,15 @@ fn applier() -> Applier {
         "table = \"users\"\nkeys = [\"user:<id>\", \"users:by-email:<email>\", \"users:all\"]",
     );
     let guards = Arc::new(Guards::new(&[settings.expect("settings")], 0).expect("guards"));
-    let limits =
-        Limits { history: 60_000, lease_ttl: 5_000, max_keys: 1_000, max_leases: 10, guards: 1, shards: 4 };
+    let limits = Limits {
+        history: 60_000,
+        lease_ttl: 5_000,
+        longest_cap: 60_000,
+        max_keys: 1_000,
+        max_leases: 10,
+        guards: 1,
+        shards: 4,
+    };
     let fence = Arc::new(Fence::new(limits));
     let positions = Arc::new(Positions::new(fence, &[SourceKind::Primary], Instant::now()));
     positions.seen_next_xid(Xid(7 << 32 | 1_000));

@@ -340,3 +340,17 @@ proptest! {
         prop_assert_eq!(races.table.fence.size().caps, 0);
     }
 }
+
+#[test]
+fn a_predecessors_caps_are_not_known_and_not_lengthened_by_much() {
+    let mut table = Table::new(limits());
+    table.fence.distrust_lives(table.now);
+    assert!(table.fence.is_capped(ALICE, table.now) && table.fence.is_capped(BOB, table.now));
+    assert_eq!(limit(&table), Some(60_000));
+    assert_eq!(set(&table, Some(1_000)), Ruling::Cap(1_000));
+    assert_eq!(limit(&table), Some(1_000), "one that is known counts");
+    table.now += 59_999;
+    assert_eq!(limit(&table), Some(60_000), "one more, not what is left: they would all end at once");
+    table.now += 1;
+    assert_eq!(limit(&table), None, "the last of them has ended");
+}

@@ -26,7 +26,15 @@ fn snapshot(text: &str) -> Snapshot {
 }
 
 fn limits() -> Limits {
-    Limits { history: 60_000, lease_ttl: 5_000, max_keys: 1_000, max_leases: 1_000, guards: 2, shards: 4 }
+    Limits {
+        history: 60_000,
+        lease_ttl: 5_000,
+        longest_cap: 60_000,
+        max_keys: 1_000,
+        max_leases: 1_000,
+        guards: 2,
+        shards: 4,
+    }
 }
 
 /// What a poll of one primary found: everything up to `lsn` is visible, in `text`.

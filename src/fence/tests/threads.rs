@@ -172,8 +172,15 @@ fn client(fence: &Fence, shared: &Shared, number: usize) {
 
 #[test]
 fn no_thread_gets_an_old_value_past_the_others() {
-    let limits =
-        Limits { history: 20, lease_ttl: 10, max_keys: 12, max_leases: MAX_LEASES, guards: 0, shards: 2 };
+    let limits = Limits {
+        history: 20,
+        longest_cap: 60_000,
+        lease_ttl: 10,
+        max_keys: 12,
+        max_leases: MAX_LEASES,
+        guards: 0,
+        shards: 2,
+    };
     let fence = Fence::new(limits);
     let empty = fence.size();
     fence.restart(Lsn(100));

@@ -33,6 +33,7 @@ const LEASE_TTL: Millis = 60;
 
 fn fence(setting: &Setting) -> Fence {
     Fence::new(Limits {
+        longest_cap: 60_000,
         history: HISTORY,
         lease_ttl: LEASE_TTL,
         max_keys: setting.max_keys,
