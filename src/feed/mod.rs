@@ -7,7 +7,7 @@
 //!  apply     rows -> keys; a commit -> fences, settlement, deletions
 //!  sources   polls what the sources show -> settlement
 //!  reached   how far every key is deleted, and who waits for that
-//!  strict    do commits wait for us?  what Postgres says of it
+//!  strict    do commits wait for us?  watch_strict asks Postgres
 //!  state     how all this is doing, for everyone else
 //! ```
 //!
@@ -28,6 +28,7 @@ pub mod standby_names;
 mod state;
 mod stream;
 mod strict;
+mod watch_strict;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -201,7 +202,7 @@ impl Feed {
         }
         tasks.spawn(judge_health(self.state.clone(), self.positions.clone(), self.settings.clone()));
         tasks.spawn(watch_catalog(self.state.clone(), self.guards.clone(), self.settings.clone()));
-        tasks.spawn(strict::watch(self.state.clone(), self.settings.clone()));
+        tasks.spawn(watch_strict::watch(self.state.clone(), self.settings.clone()));
 
         let mut backoff = Backoff::default();
         loop {

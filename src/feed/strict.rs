@@ -1,32 +1,16 @@
 //! The strict contract: is it in force?
 //!
 //! It holds as long as no commit is acknowledged before its keys are deleted. Whether commits wait is for Postgres to
-//! say, so it is asked, at once when a stream starts and then all the time. Until it has said yes, and when it no longer
-//! does, the proxy behaves as if the feed were lost: that is all that keeps the promise.
+//! say, which is asked (`watch_strict`). Until it has said yes, and when it no longer does, the proxy behaves as if the
+//! feed were lost: that is all that keeps the promise.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
-use tokio_postgres::Client;
 
-use super::Settings;
-use super::catalog::{self, CatalogError};
 use super::standby_names::{StandbyNames, remedy};
-use super::state::FeedState;
 use crate::position::Lsn;
-
-/// Between looks while it is in force.
-const LOOK: Duration = Duration::from_millis(500);
-/// Between looks while it is not.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// A look that takes longer counts as a no.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
-/// After so long all is looked at anew.
-const CATCH_UP: Duration = Duration::from_secs(1);
-/// How often a position that must be reached is looked at.
-const STEP: Duration = Duration::from_millis(2);
 
 /// Whether the strict contract is in force.
 #[derive(Debug)]
@@ -34,7 +18,7 @@ pub struct Strict {
     in_force: AtomicBool,
     inner: Mutex<Inner>,
     /// A stream began.
-    changed: Notify,
+    pub(super) changed: Notify,
     /// Nothing beyond this is confirmed, while a commit is watched that has to wait for us.
     hold: AtomicU64,
     released: Notify,
@@ -123,7 +107,7 @@ impl Strict {
         }
     }
 
-    fn fall(&self, why: String) {
+    pub(super) fn fall(&self, why: String) {
         let mut inner = self.lock();
         let fell = self.in_force.swap(false, Ordering::SeqCst);
         if fell || inner.why_not != why {
@@ -137,10 +121,10 @@ impl Strict {
 }
 
 /// Nothing beyond a position is confirmed as long as this lives.
-struct Hold<'a>(&'a Strict);
+pub(super) struct Hold<'a>(&'a Strict);
 
 impl<'a> Hold<'a> {
-    fn beyond(strict: &'a Strict, position: Lsn) -> Self {
+    pub(super) fn beyond(strict: &'a Strict, position: Lsn) -> Self {
         strict.hold.store(position.0, Ordering::SeqCst);
         Self(strict)
     }
@@ -153,54 +137,8 @@ impl Drop for Hold<'_> {
     }
 }
 
-/// Looks for ever.
-pub(super) async fn watch(state: Arc<FeedState>, settings: Settings) {
-    let Some(strict) = state.strict() else { return };
-    let mut client: Option<Client> = None;
-    loop {
-        // Registered before the look: a stream that begins meanwhile must not be slept over.
-        let changed = strict.changed.notified();
-        tokio::pin!(changed);
-        changed.as_mut().enable();
-
-        if let Some(stream) = strict.stream() {
-            let looked = tokio::time::timeout(LOOK_TIMEOUT, look(&state, strict, &settings, &mut client));
-            match looked.await {
-                Ok(Ok(())) => strict.rise(stream),
-                Ok(Err(NotInForce::Seen(why))) => strict.fall(why),
-                Ok(Err(NotInForce::Unknown(error))) => {
-                    client = None;
-                    strict.fall(format!("Postgres cannot be asked whether commits wait: {error}"));
-                }
-                Err(_) => {
-                    client = None;
-                    strict
-                        .fall(format!("Postgres does not say within {LOOK_TIMEOUT:?} whether commits wait"));
-                }
-            }
-        }
-        let pause = if strict.is_in_force() { LOOK } else { LOOK_AGAIN };
-        let _ = tokio::time::timeout(pause, changed).await;
-    }
-}
-
-/// Why the contract is not in force.
-#[derive(Debug)]
-enum NotInForce {
-    /// As seen.
-    Seen(String),
-    /// Postgres could not be asked.
-    Unknown(CatalogError),
-}
-
-impl<E: Into<CatalogError>> From<E> for NotInForce {
-    fn from(error: E) -> Self {
-        NotInForce::Unknown(error.into())
-    }
-}
-
 /// Whether the setting makes every commit wait for us.
-fn named(setting: &str, application_name: &str) -> Result<(), String> {
+pub(super) fn named(setting: &str, application_name: &str) -> Result<(), String> {
     let names = StandbyNames::parse(setting);
     let required = names.map(|names| names.requires(application_name));
     match required {
@@ -211,123 +149,4 @@ fn named(setting: &str, application_name: &str) -> Result<(), String> {
         )),
         None => Err(format!("synchronous_standby_names ({setting:?}) is not understood")),
     }
-}
-
-// Our walsender is the one that reads our slot, whoever else has our name.
-const LOOK_AT_US: &str = "\
-    SELECT current_setting('synchronous_standby_names'), w.pid, w.state, w.sync_state, \
-           (SELECT count(*) FROM pg_catalog.pg_stat_get_wal_senders() q WHERE q.sync_state = 'quorum'), \
-           current_user::text \
-    FROM (VALUES (1)) AS one \
-    LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1 \
-    LEFT JOIN pg_catalog.pg_stat_get_wal_senders() w ON w.pid = s.active_pid";
-
-async fn look(
-    state: &FeedState,
-    strict: &Strict,
-    settings: &Settings,
-    client: &mut Option<Client>,
-) -> Result<(), NotInForce> {
-    let client = match client {
-        Some(client) => client,
-        None => client.insert(catalog::connect(&settings.url, &settings.application_name).await?),
-    };
-    stands(client, settings).await?;
-    if strict.is_in_force() {
-        return Ok(());
-    }
-    see_a_commit_wait(strict, settings, client).await?;
-    catch_up(state, client).await?;
-    // Still? Only what holds before and after held in between.
-    stands(client, settings).await
-}
-
-/// Postgres counts us among those that every commit waits for.
-async fn stands(client: &Client, settings: &Settings) -> Result<(), NotInForce> {
-    let row = client.query_one(LOOK_AT_US, &[&settings.slot]).await?;
-    let setting: String = row.get(0);
-    named(&setting, &settings.application_name).map_err(NotInForce::Seen)?;
-    let seen = |what: String| Err(NotInForce::Seen(what));
-    if row.get::<_, Option<i32>>(1).is_none() {
-        return seen("Postgres has no walsender for our slot yet".into());
-    }
-    let (streaming, sync): (Option<&str>, Option<&str>) = (row.get(2), row.get(3));
-    let (Some(streaming), Some(sync)) = (streaming, sync) else {
-        let role: &str = row.get(5);
-        return seen(format!(
-            "role {role:?} may not see whether commits wait; run: GRANT pg_monitor TO {};",
-            super::quoting::quoted_name(role)
-        ));
-    };
-    let quorum = StandbyNames::parse(&setting).and_then(|names| names.quorum());
-    let voters = usize::try_from(row.get::<_, i64>(4)).unwrap_or(usize::MAX);
-    match (streaming, sync) {
-        ("streaming", "sync") => Ok(()),
-        // More voters than votes needed: two standbys have one name.
-        ("streaming", "quorum") if quorum.is_some_and(|needed| voters <= needed) => Ok(()),
-        ("streaming", _) => seen(format!(
-            "Postgres counts us as {sync:?}: another standby has our name or one before it in \
-             synchronous_standby_names ({setting:?}); give each a name of its own"
-        )),
-        (state, _) => seen(format!("our walsender is in state {state:?}: it has not caught up yet")),
-    }
-}
-
-/// Sees a commit wait for us, by holding back its confirmation.
-///
-/// That Postgres counts us is not enough. Every process reads the settings anew in its own time, and whether commits
-/// wait at all is for the checkpointer to say, which in the middle of a checkpoint takes its time.
-async fn see_a_commit_wait(strict: &Strict, settings: &Settings, client: &Client) -> Result<(), NotInForce> {
-    let probe = catalog::connect(&settings.url, &settings.application_name).await?;
-    probe.batch_execute("SET synchronous_commit = on").await?;
-    let pid: i32 = probe.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
-    // The commit to come ends beyond this.
-    let hold = Hold::beyond(strict, flushed(client).await?);
-    let waits = {
-        // Something to commit, in no table.
-        let commit = probe.batch_execute("SELECT pg_logical_emit_message(true, 'cachefence_probe', '')");
-        tokio::pin!(commit);
-        loop {
-            tokio::select! {
-                committed = &mut commit => {
-                    committed?;
-                    break false;
-                }
-                () = tokio::time::sleep(STEP) => {}
-            }
-            let sql = "SELECT count(*) FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'SyncRep'";
-            if client.query_one(sql, &[&pid]).await?.get::<_, i64>(0) > 0 {
-                break true;
-            }
-        }
-    };
-    drop(hold);
-    // It may wait for another standby too. It has changed nothing, and need not.
-    client.execute("SELECT pg_cancel_backend($1)", &[&pid]).await?;
-    if waits {
-        return Ok(());
-    }
-    Err(NotInForce::Seen("Postgres counts us, but commits do not wait yet".into()))
-}
-
-/// Waits until all is deleted that was acknowledged before commits began to wait.
-///
-/// Such a commit was flushed before it was acknowledged, and did not wait, so before one was seen to wait: it is below
-/// the position where the log is flushed now.
-async fn catch_up(state: &FeedState, client: &Client) -> Result<(), NotInForce> {
-    let flushed = flushed(client).await?;
-    let applied = async {
-        while state.applied_lsn.load(Ordering::Relaxed) < flushed.0 {
-            tokio::time::sleep(STEP).await;
-        }
-    };
-    tokio::time::timeout(CATCH_UP, applied).await.map_err(|_| {
-        NotInForce::Seen("what was committed before commits began to wait is not deleted yet".into())
-    })
-}
-
-async fn flushed(client: &Client) -> Result<Lsn, NotInForce> {
-    let row = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await?;
-    let text: String = row.get(0);
-    Ok(text.parse().map_err(|_| CatalogError::Answer(text))?)
 }

@@ -13,8 +13,10 @@
 mod caps;
 mod evidence;
 mod explain;
+mod hashed;
 mod key;
 mod lease;
+mod locks;
 mod named;
 mod past;
 mod settlement;

@@ -9,7 +9,8 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::KeyHash;
-use super::table::{AsItIs, read, write};
+use super::hashed::AsItIs;
+use super::locks::{read, write};
 use crate::position::Lsn;
 
 /// Names that are kept, at most. Beyond it the oldest go, and fills of theirs are judged no more.

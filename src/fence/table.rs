@@ -7,24 +7,30 @@
 //! * The floor is raised *before* the history that it stands for is dropped, and read *after* the key is
 //!   locked. Whoever finds the history gone finds the floor raised.
 
-use std::hash::{BuildHasherDefault, Hasher};
+mod judge;
+mod room;
+
+use std::hash::BuildHasherDefault;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, RwLock};
 
 use dashmap::DashMap;
-use dashmap::mapref::entry::Entry;
+
+use room::Cuts;
 
 use super::caps::Caps;
+use super::hashed::AsItIs;
 use super::key::{Extra, KeyState};
-use super::lease::{Lease, Use, Vouched, Written};
+use super::lease::{Lease, Use, Written};
+use super::locks::{lock, read, write};
 use super::named::Named;
 use super::past::Past;
-use super::version::{Around, Says};
+use super::version::Around;
 use super::{
-    ConnId, Evidence, FillId, GuardId, KeyHash, LeaseRule, Millis, RowChanges, Ruling, Settled, Stale,
-    Unproven, Verdict, VersionClaim, Write,
+    ConnId, Evidence, FillId, GuardId, KeyHash, LeaseRule, Millis, RowChanges, Ruling, Settled, Verdict,
+    VersionClaim, Write,
 };
-use crate::position::{Lsn, Snapshot};
+use crate::position::Lsn;
 
 /// What the table may hold, and for how long.
 #[derive(Clone, Debug)]
@@ -88,24 +94,6 @@ pub struct Size {
     pub bytes: usize,
 }
 
-/// The keys come hashed already.
-#[derive(Default)]
-pub(super) struct AsItIs(u64);
-
-impl Hasher for AsItIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-}
-
 /// A guard that was written as a whole (TRUNCATE). It counts as a write of each of its keys.
 #[derive(Default)]
 struct WholeGuard {
@@ -153,73 +141,13 @@ pub struct Fence {
     room: Mutex<()>,
 }
 
-/// What of a key is counted.
-#[derive(Clone, Copy, Default)]
-struct Counted {
-    entries: usize,
-    writes: bool,
-    leases: usize,
-    versions: bool,
-    caps: usize,
-}
-
-impl Counted {
-    fn of(state: &KeyState) -> Self {
-        Self {
-            entries: usize::from(!state.is_empty()),
-            writes: state.has_write(),
-            leases: state.leases(),
-            versions: state.versions().is_some(),
-            caps: state.caps().map_or(0, Caps::len),
-        }
-    }
-}
-
-#[derive(Default)]
-struct Cuts {
-    added: usize,
-    at: std::collections::VecDeque<Lsn>,
-}
-
-impl Cuts {
-    /// Drops the cuts that the floor has passed: each of them would cost a walk of the table and drop nothing.
-    fn forget(&mut self, floor: Lsn) {
-        while self.at.front().is_some_and(|cut| *cut <= floor) {
-            self.at.pop_front();
-        }
-    }
-
-    /// The lowest cut above the floor.
-    fn next(&mut self, floor: Lsn) -> Option<Lsn> {
-        self.forget(floor);
-        self.at.pop_front()
-    }
-}
-
 const SOURCE_LOST: u64 = u64::MAX;
 /// Few in tests, which make many tables.
 const UNGRANTED_SLOTS: usize = if cfg!(test) { 1 << 8 } else { 1 << 16 };
 /// How much later than its TTL says a capped fill that is not remembered may be executed, in milliseconds.
 const UNCAPPED_GRACE: Millis = 60_000;
-/// The table is cut for room in steps of this share of `max_keys`.
-const CUT: usize = 16;
 /// Bytes per entry: key, state, control byte, and the free places that a hash table needs.
 const ENTRY_BYTES: usize = 57;
-
-/// A thread that panicked while it held one of these locks left a state that is valid, if perhaps one write
-/// short of bookkeeping; the proxy goes on.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The same of a lock that many may read under.
-pub(super) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
-    lock.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-pub(super) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
-    lock.write().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn slot(slots: &[AtomicU64], key: KeyHash) -> &AtomicU64 {
     &slots[key.0 as usize % UNGRANTED_SLOTS]
@@ -268,7 +196,7 @@ impl Fence {
         self.floor.store(u64::MAX, Ordering::SeqCst);
         self.settled.store(0, Ordering::SeqCst);
         self.sources.store(SOURCE_LOST, Ordering::SeqCst);
-        self.past.write().unwrap_or_else(PoisonError::into_inner).clear();
+        write(&self.past).clear();
         for guard in &self.guards {
             guard.last.store(0, Ordering::SeqCst);
             lock(&guard.state).forget_history();
@@ -378,7 +306,7 @@ impl Fence {
 
     /// Takes what the sources were seen to have settled.
     pub fn settle(&self, settled: &Settled, now: Millis) {
-        let mut past = self.past.write().unwrap_or_else(PoisonError::into_inner);
+        let mut past = write(&self.past);
         past.push(settled, now);
         let old_enough = now.checked_sub(self.limits.history).and_then(|then| past.settled_before(then));
         if let Some(lsn) = old_enough {
@@ -547,119 +475,6 @@ impl Fence {
         slot(&self.uncapped, key).load(Ordering::SeqCst) > now
     }
 
-    fn vouch(&self, state: &mut KeyState, fill: &Fill<'_>, now: Millis) -> (Vouched, Option<usize>) {
-        let Some(extra) = state.existing_extra() else { return (Vouched::No, None) };
-        extra.leases.expire(now);
-        extra.leases.vouch(fill.conn, fill.lease, fill.part, self.sources())
-    }
-
-    /// What becomes of a lease of this key while misses may be outstanding that nobody remembers.
-    pub(super) fn doubt(&self, key: KeyHash, now: Millis) -> Option<Vouched> {
-        if self.ungranted_slot(key).load(Ordering::SeqCst) > now {
-            Some(Vouched::No)
-        } else if self.distrusted.load(Ordering::SeqCst) > now {
-            Some(Vouched::Predecessor)
-        } else {
-            None
-        }
-    }
-
-    pub(super) fn judge(&self, state: &KeyState, fill: &Fill<'_>, vouched: Vouched) -> Verdict {
-        // After the key was locked: whoever dropped its history had raised the floor before.
-        let floor = self.floor();
-        let verdict = |judged: Result<(), Stale>| judged.map_or_else(Verdict::Stale, |()| Verdict::Fresh);
-        // Whatever proves this part: the one before it is missing from the value.
-        if vouched == Vouched::Torn {
-            return Verdict::Stale(Stale::Torn);
-        }
-        let version = self.judge_version(state, fill, floor);
-        match version {
-            Says::Fresh => return Verdict::Fresh,
-            Says::Stale(stale) => return Verdict::Stale(stale),
-            Says::Doubtful | Says::Nothing => {}
-        }
-        match (fill.evidence, vouched) {
-            (Some(Evidence::Snapshot(snapshot)), _) => {
-                verdict(self.judge_snapshot(state, fill.guards, snapshot, floor))
-            }
-            (Some(Evidence::Lsn(lsn)), _) => verdict(self.judge_lsn(state, fill.guards, *lsn, floor)),
-            (None, Vouched::By { own, oldest }) => match self.judge_lsn(state, fill.guards, own, floor) {
-                Ok(()) if self.judge_lsn(state, fill.guards, oldest, floor).is_ok() => Verdict::Fresh,
-                Ok(()) => Verdict::Unproven(Unproven::OlderMiss),
-                Err(stale) => Verdict::Stale(stale),
-            },
-            (None, Vouched::No | Vouched::SourceLost | Vouched::Predecessor | Vouched::Torn) => {
-                match self.last(state, fill.guards, floor) {
-                    Some(_) if version == Says::Doubtful => Verdict::Unproven(Unproven::VersionUnseen),
-                    Some(last) => Verdict::Stale(Stale::NoEvidence(last)),
-                    // While the table is restarted nothing is known of any key.
-                    None if floor == Lsn(u64::MAX) => Verdict::Stale(Stale::BelowFloor(floor)),
-                    None if vouched == Vouched::SourceLost => Verdict::Unproven(Unproven::SourceLost),
-                    None if vouched == Vouched::Predecessor => Verdict::Unproven(Unproven::Predecessor),
-                    None => Verdict::Unproven(Unproven::NoEvidence),
-                }
-            }
-        }
-    }
-
-    fn judge_version(&self, state: &KeyState, fill: &Fill<'_>, floor: Lsn) -> Says {
-        // Of a key without a write in its history nothing is known, whatever is left of it here.
-        match (&fill.version, state.versions(), state.last(floor)) {
-            (Some(claim), Some(versions), Some(_)) => {
-                versions.judge(claim, floor, self.last_wholly(fill.guards, floor))
-            }
-            _ => Says::Nothing,
-        }
-    }
-
-    fn judge_lsn(
-        &self,
-        state: &KeyState,
-        guards: &[GuardId],
-        evidence: Lsn,
-        floor: Lsn,
-    ) -> Result<(), Stale> {
-        if evidence < floor {
-            return Err(Stale::BelowFloor(floor));
-        }
-        state.judge_lsn(evidence, floor)?;
-        self.written_wholly(guards, floor).try_for_each(|whole| lock(&whole.state).judge_lsn(evidence, floor))
-    }
-
-    fn judge_snapshot(
-        &self,
-        state: &KeyState,
-        guards: &[GuardId],
-        evidence: &Snapshot,
-        floor: Lsn,
-    ) -> Result<(), Stale> {
-        let past = self.past.read().unwrap_or_else(PoisonError::into_inner);
-        let cover = |lsn: Lsn| -> Option<Arc<Snapshot>> { past.cover(lsn) };
-        if !cover(floor).is_some_and(|c| evidence.includes(&c)) {
-            return Err(Stale::BelowFloor(floor));
-        }
-        state.judge_snapshot(evidence, floor, cover)?;
-        self.written_wholly(guards, floor)
-            .try_for_each(|whole| lock(&whole.state).judge_snapshot(evidence, floor, cover))
-    }
-
-    pub(super) fn last(&self, state: &KeyState, guards: &[GuardId], floor: Lsn) -> Option<Lsn> {
-        let wholly =
-            self.written_wholly(guards, floor).filter_map(|whole| lock(&whole.state).last(floor)).max();
-        state.last(floor).max(wholly)
-    }
-
-    /// The last write of any of the guards as a whole, if it is remembered.
-    pub(super) fn last_wholly(&self, guards: &[GuardId], floor: Lsn) -> Option<Lsn> {
-        self.written_wholly(guards, floor).map(|whole| Lsn(whole.last.load(Ordering::SeqCst))).max()
-    }
-
-    /// Those of the guards that have a write of all their keys in their history.
-    fn written_wholly(&self, guards: &[GuardId], floor: Lsn) -> impl Iterator<Item = &WholeGuard> {
-        let whole = guards.iter().filter_map(|guard| self.guards.get(usize::from(guard.0)));
-        whole.filter(move |whole| whole.last.load(Ordering::SeqCst) > floor.0)
-    }
-
     /// Ends a fill that Redis will not answer: it was not sent, or Redis can no longer execute it and its key was deleted.
     /// True if somebody waits for that.
     pub fn finish(&self, key: KeyHash, fill: FillId) -> bool {
@@ -673,123 +488,6 @@ impl Fence {
     /// Whether a fill has not ended.
     pub fn is_in_flight(&self, key: KeyHash, fill: FillId) -> bool {
         self.keys.get(&key).is_some_and(|state| state.is_in_flight(fill))
-    }
-
-    /// Drops leases that have ended and writes that the floor has passed, and makes room. Walks the whole
-    /// table, one shard at a time: for a thread that may block, every few seconds.
-    pub fn sweep(&self, now: Millis) {
-        self.make_room();
-        self.sweep_below_floor(now);
-        // Nothing is known while another history begins; what was named stays named.
-        let floor = Some(self.floor()).filter(|floor| *floor != Lsn(u64::MAX));
-        floor.into_iter().for_each(|floor| self.named.forget(floor));
-    }
-
-    fn sweep_below_floor(&self, now: Millis) {
-        self.retain(|state| {
-            if let Some(extra) = state.existing_extra() {
-                extra.leases.expire(now);
-                extra.caps.iter_mut().for_each(|caps| caps.expire(now));
-            }
-            state.forget(self.floor());
-        });
-    }
-
-    /// Drops the oldest writes until the table is within `max_keys`, raising the floor first.
-    fn make_room(&self) {
-        let _room = lock(&self.room);
-        lock(&self.cuts).forget(self.floor());
-        while self.written_keys.load(Ordering::Relaxed) > self.limits.max_keys {
-            let written = Lsn(self.written.load(Ordering::Relaxed));
-            let cut = lock(&self.cuts).next(self.floor()).unwrap_or(written);
-            self.floor.fetch_max(cut.0, Ordering::SeqCst);
-            self.sweep_below_floor(0);
-        }
-    }
-
-    /// Remembers where the table stood each time that a share of `max_keys` had been added, so that room is
-    /// made by position: the floor is one LSN, not a set of keys.
-    fn write_added(&self) {
-        let share = (self.limits.max_keys / CUT).max(1);
-        let mut cuts = lock(&self.cuts);
-        cuts.added += 1;
-        cuts.forget(self.floor());
-        if cuts.added >= share {
-            cuts.added = 0;
-            let written = Lsn(self.written.load(Ordering::Relaxed));
-            if cuts.at.back().is_none_or(|last| *last < written) {
-                cuts.at.push_back(written);
-            }
-        }
-        drop(cuts);
-        if self.written_keys.load(Ordering::Relaxed) > self.limits.max_keys + share {
-            self.make_room();
-        }
-    }
-
-    /// Changes one key's state under its lock, and keeps the counts. A state that ends empty is dropped.
-    fn change<R>(&self, key: KeyHash, change: impl FnOnce(&mut KeyState) -> R) -> R {
-        // Counted before the lock goes: otherwise a sweep could take away what was not added yet.
-        let (result, before, after) = match self.keys.entry(key) {
-            Entry::Occupied(mut entry) => {
-                let before = Counted::of(entry.get());
-                let result = change(entry.get_mut());
-                entry.get_mut().forget(self.floor());
-                let after = Counted::of(entry.get());
-                self.count(before, after);
-                if entry.get().is_empty() {
-                    entry.remove();
-                }
-                (result, before, after)
-            }
-            Entry::Vacant(entry) => {
-                let mut state = KeyState::default();
-                let result = change(&mut state);
-                let after = Counted::of(&state);
-                self.count(Counted::default(), after);
-                if !state.is_empty() {
-                    entry.insert(state);
-                }
-                (result, Counted::default(), after)
-            }
-        };
-        // After the lock is gone: making room takes them all.
-        if after.writes && !before.writes {
-            self.write_added();
-        }
-        result
-    }
-
-    /// Changes every key's state; those that end empty are dropped.
-    fn retain(&self, mut change: impl FnMut(&mut KeyState)) {
-        self.keys.retain(|_, state| {
-            let before = Counted::of(state);
-            change(state);
-            self.count(before, Counted::of(state));
-            !state.is_empty()
-        });
-    }
-
-    fn count(&self, before: Counted, after: Counted) {
-        let adjust = |counter: &AtomicUsize, before: usize, after: usize| {
-            // Wrapping: one addition, whichever way.
-            counter.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
-        };
-        if before.leases != after.leases {
-            adjust(&self.lease_count, before.leases, after.leases);
-        }
-        if before.caps != after.caps {
-            adjust(&self.cap_count, before.caps, after.caps);
-        }
-        if before.entries != after.entries {
-            adjust(&self.entry_count, before.entries, after.entries);
-        }
-        if before.versions != after.versions {
-            adjust(&self.version_count, usize::from(before.versions), usize::from(after.versions));
-        }
-        if before.writes != after.writes {
-            adjust(&self.written_keys, usize::from(before.writes), usize::from(after.writes));
-        }
     }
 
     /// A look at what is remembered of a key, which changes nothing.
@@ -834,7 +532,7 @@ impl Fence {
 
     /// For how long data that does not contain the write at `lsn` has been out of date on every source, in milliseconds.
     pub fn outdated_for(&self, lsn: Lsn, now: Millis) -> Millis {
-        let past = self.past.read().unwrap_or_else(PoisonError::into_inner);
+        let past = read(&self.past);
         past.settled_at(lsn).map_or(0, |at| now.saturating_sub(at))
     }
 

@@ -1,18 +1,16 @@
 //! `AFTER`: read-your-writes. A command waits until the feed has come to a position, which is when every key that was
 //! written before it is deleted.
 
-use std::pin::Pin;
 use std::str::FromStr;
-use std::task::Context;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::time::{Sleep, sleep};
+use tokio::time::sleep;
 
 use super::session::{Session, Step};
 use super::shape::miss;
+use super::wait::Wait;
 use crate::command::{Command, Read};
-use crate::feed::Awaited;
 use crate::position::Lsn;
 use crate::resp::{Arguments, RequestScanner, Scanned, integer, put_header};
 
@@ -22,25 +20,6 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_TIMEOUT: i64 = 3_600_000;
 /// How often is looked whether Redis is level: nobody wakes those who wait for that, which is rare.
 const LOOK: Duration = Duration::from_millis(10);
-
-/// The wait of a client's next command.
-pub(super) struct Wait {
-    /// Wakes the session when the position is reached ...
-    _reached: Awaited,
-    /// ... and this while it is, but Redis is not level ...
-    look: Option<Pin<Box<Sleep>>>,
-    /// ... and this when its time is over.
-    deadline: Pin<Box<Sleep>>,
-    over: bool,
-}
-
-impl Wait {
-    /// Looks at the clock. The session is woken when its time is over.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) {
-        self.over = self.over || self.deadline.as_mut().poll(cx).is_ready();
-        self.look.take_if(|look| look.as_mut().poll(cx).is_ready());
-    }
-}
 
 /// `AFTER lsn [TIMEOUT ms] command ...`, read.
 struct Terms {

@@ -6,78 +6,16 @@
 //! value, or a miss of its own. Only a reader that has sent nothing behind its read waits, since what it sent would be
 //! executed before the read is repeated; while it waits, nothing more is taken from it.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
-
-use bytes::Bytes;
-use tokio::sync::Notify;
 
 use super::expect::{Delivery, Expected, Meaning};
 use super::gate::Gate;
 use super::link::Link;
-use super::replies::deliver;
-use crate::command::Miss;
 use crate::fence::{KeyHash, Millis};
-use crate::guard::GuardedKey;
-
-/// A read whose miss may wait for somebody else's fill.
-#[derive(Debug)]
-pub struct Coalesced {
-    /// The shape of its miss.
-    pub miss: Miss,
-    /// What it reads.
-    pub key: GuardedKey,
-    /// How long it may wait.
-    pub patience: Duration,
-    /// The read, to be sent once more.
-    pub request: Bytes,
-    /// When its time is over, once it has missed.
-    pub until: Option<Millis>,
-}
-
-/// Readers that wait for a fill, by key.
-#[derive(Debug, Default)]
-pub struct Coalescing {
-    /// How many there are, so that fills need not take the lock when there are none.
-    readers: AtomicUsize,
-    keys: Mutex<HashMap<KeyHash, (usize, Arc<Notify>)>>,
-}
-
-impl Coalescing {
-    /// A fill of a key was answered, or will not come.
-    pub fn ended(&self, key: KeyHash) {
-        if self.readers.load(Ordering::SeqCst) == 0 {
-            return;
-        }
-        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, ended)) = keys.get(&key) {
-            ended.notify_waiters();
-        }
-    }
-
-    fn join(&self, key: KeyHash) -> Arc<Notify> {
-        self.readers.fetch_add(1, Ordering::SeqCst);
-        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        let (readers, ended) = keys.entry(key).or_default();
-        *readers += 1;
-        ended.clone()
-    }
-
-    fn leave(&self, key: KeyHash) {
-        self.readers.fetch_sub(1, Ordering::SeqCst);
-        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((readers, _)) = keys.get_mut(&key) {
-            *readers -= 1;
-            if *readers == 0 {
-                keys.remove(&key);
-            }
-        }
-    }
-}
+use bytes::Bytes;
 
 /// A reader's place among those who wait.
 struct Place {
@@ -145,6 +83,6 @@ async fn wait(
     }
     // Its connection has ended meanwhile. It did miss.
     place.gate.read(&read.key, expected.client.id, true);
-    deliver(&expected.client, expected.delivery, &missed, false);
+    expected.delivery.pass_on(&expected.client, &missed, false);
     expected.client.wake();
 }

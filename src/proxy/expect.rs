@@ -1,19 +1,35 @@
 //! What a link expects from Redis: for each command that was sent, where its reply goes and what it means.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::account::Change;
 use super::client::Client;
-use super::coalesce::Coalesced;
 use super::held::Held;
-use super::shape::{elements, is_nil};
+use super::shape::{elements, is_nil, with_nils};
 use super::subscription::Confirmations;
 use crate::cache::AbandonedFill;
 use crate::command::Miss;
+use crate::fence::Millis;
 use crate::guard::GuardedKey;
 use crate::resp::body;
+
+/// A read whose miss may wait for somebody else's fill.
+#[derive(Debug)]
+pub struct Coalesced {
+    /// The shape of its miss.
+    pub miss: Miss,
+    /// What it reads.
+    pub key: GuardedKey,
+    /// How long it may wait.
+    pub patience: Duration,
+    /// The read, to be sent once more.
+    pub request: Bytes,
+    /// When its time is over, once it has missed.
+    pub until: Option<Millis>,
+}
 
 /// A command on its way, until its reply has come.
 #[derive(Debug)]
@@ -41,6 +57,22 @@ pub enum Delivery {
     Nils(Box<[usize]>),
     /// This, in place of any reply but an error.
     Replace(Bytes),
+}
+
+impl Delivery {
+    /// A reply's way to the client.
+    pub fn pass_on(self, client: &Client, reply: &[u8], error: bool) {
+        match self {
+            Self::Hidden => return,
+            Self::Drop => {}
+            Self::SetNx if reply.starts_with(b"+") => client.deliver(b":1\r\n"),
+            Self::SetNx if is_nil(reply) => client.deliver(b":0\r\n"),
+            Self::Replace(bytes) if !error => client.deliver(&bytes),
+            Self::Nils(places) if !error => client.deliver(&with_nils(reply, &places, client.protocol.get())),
+            Self::Forward | Self::SetNx | Self::Nils(_) | Self::Replace(_) => client.deliver(reply),
+        }
+        client.answered();
+    }
 }
 
 /// What a reply means to the proxy.

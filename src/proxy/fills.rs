@@ -8,11 +8,11 @@ use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
 use super::cap::{Capped, cap, own_ttl, put_shorten};
-use super::evidence::{Proof, Stated};
 use super::expect::{Delivery, Expected, Meaning};
 use super::gate::{Admission, Filling, Refusal};
 use super::held::Held;
 use super::link::{Introduction, Link};
+use super::proof::{Proof, Stated};
 use super::route::LANE_REQUEST;
 use super::session::{Session, Step};
 use super::transaction::{NamedKey, QueuedExpiry, QueuedFill, Transaction};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tracing::debug;
 
-use super::coalesce::Coalescing;
+use super::coalescing::Coalescing;
 use crate::admin::AdminSource;
 use crate::cache::{AbandonedFill, CacheState, Endpoint, Fate, Upstreams};
 use crate::command::{CommandTable, FillForm};

@@ -2,8 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::coalesce::Coalesced;
-use super::expect::{Delivery, Meaning};
+use super::expect::{Coalesced, Delivery, Meaning};
 use super::route::LANE_REQUEST;
 use super::session::{Session, Step};
 use super::shape::miss;
@@ -42,6 +41,27 @@ impl Session {
             return self.forward(arguments, wants_pin(read, arguments), meaning);
         }
         self.bypass(read, arguments, &bypassed, asked)
+    }
+
+    /// A read in a transaction. Whether its keys have to be missed is decided when it is executed, and for the whole of
+    /// the transaction: what it finds stands in the middle of Redis's answer.
+    pub(super) fn queue_read(&mut self, read: Read, arguments: Arguments<'_>) -> Step {
+        let dbs = self.dbs();
+        let step = if read.expires {
+            self.queue_expiry(arguments)
+        } else {
+            self.forward(arguments, true, Meaning::None)
+        };
+        if let (Step::Done, Some(transaction)) = (step, &mut self.transaction) {
+            for key in read.keys.places(arguments).filter_map(|place| arguments.get(place)) {
+                for key in dbs.iter().filter_map(|db| self.gate.guarded(*db, key)) {
+                    if !transaction.reads.contains(&key.guards) {
+                        transaction.reads.push(key.guards);
+                    }
+                }
+            }
+        }
+        step
     }
 
     /// A read of one key.

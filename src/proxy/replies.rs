@@ -11,7 +11,7 @@ use super::expect::{Delivery, Expected, Meaning, executed};
 use super::held::Held;
 use super::link::Link;
 use super::reading::{Partly, Reading};
-use super::shape::{each_missed, is_nil, missed, with_nils};
+use super::shape::{each_missed, missed};
 use super::subscription::Came;
 use crate::cache::{AbandonedFill, Fate};
 use crate::command::Miss;
@@ -251,7 +251,7 @@ impl Link {
             // An error in place of all confirmations.
             Meaning::Subscribed(_) => {}
         }
-        deliver(&client, delivery, reply, error);
+        delivery.pass_on(&client, reply, error);
     }
 
     /// A transaction with a SELECT is over.
@@ -322,20 +322,4 @@ impl Link {
         }
         self.gate.upstreams.close(&self.upstream, fills);
     }
-}
-
-/// A reply's way to the client.
-pub(super) fn deliver(client: &Client, delivery: Delivery, reply: &[u8], error: bool) {
-    match delivery {
-        Delivery::Hidden => return,
-        Delivery::Drop => {}
-        Delivery::SetNx if reply.starts_with(b"+") => client.deliver(b":1\r\n"),
-        Delivery::SetNx if is_nil(reply) => client.deliver(b":0\r\n"),
-        Delivery::Replace(bytes) if !error => client.deliver(&bytes),
-        Delivery::Nils(places) if !error => client.deliver(&with_nils(reply, &places, client.protocol.get())),
-        Delivery::Forward | Delivery::SetNx | Delivery::Nils(_) | Delivery::Replace(_) => {
-            client.deliver(reply)
-        }
-    }
-    client.answered();
 }

@@ -17,13 +17,13 @@ use tokio::io::AsyncWrite;
 use tokio::time::{Sleep, sleep};
 use tokio_util::io::poll_read_buf;
 
-use super::after::Wait;
 use super::buffers;
 use super::client::Client;
 use super::gate::Gate;
 use super::link::Link;
 use super::route::{Lane, Links};
 use super::transaction::Transaction;
+use super::wait::Wait;
 use crate::resp::{RequestScanner, Scanned, put_request};
 use crate::transport::Transport;
 

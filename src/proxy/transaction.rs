@@ -1,11 +1,8 @@
 //! MULTI: fills are judged when they are executed, at EXEC.
 
-use super::evidence::Proof;
-use super::expect::Meaning;
-use super::session::{Session, Step};
-use crate::command::{FillForm, Read};
+use super::proof::Proof;
+use crate::command::FillForm;
 use crate::guard::{GuardList, GuardedKey};
-use crate::resp::Arguments;
 
 /// A guarded key of a command, by its name.
 pub type NamedKey = (Box<[u8]>, GuardedKey);
@@ -48,27 +45,4 @@ pub struct QueuedExpiry {
     pub keys: Vec<NamedKey>,
     /// The longest TTL in milliseconds that it can leave behind, if it says so.
     pub own_ttl: Option<u64>,
-}
-
-impl Session {
-    /// A read in a transaction. Whether its keys have to be missed is decided when it is executed, and for the whole of
-    /// the transaction: what it finds stands in the middle of Redis's answer.
-    pub(super) fn queue_read(&mut self, read: Read, arguments: Arguments<'_>) -> Step {
-        let dbs = self.dbs();
-        let step = if read.expires {
-            self.queue_expiry(arguments)
-        } else {
-            self.forward(arguments, true, Meaning::None)
-        };
-        if let (Step::Done, Some(transaction)) = (step, &mut self.transaction) {
-            for key in read.keys.places(arguments).filter_map(|place| arguments.get(place)) {
-                for key in dbs.iter().filter_map(|db| self.gate.guarded(*db, key)) {
-                    if !transaction.reads.contains(&key.guards) {
-                        transaction.reads.push(key.guards);
-                    }
-                }
-            }
-        }
-        step
-    }
 }
