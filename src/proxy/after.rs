@@ -4,7 +4,6 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use tokio::time::sleep;
 
 use super::session::{Session, Step};
@@ -12,7 +11,7 @@ use super::shape::miss;
 use super::wait::Wait;
 use crate::command::{Command, Read};
 use crate::position::Lsn;
-use crate::resp::{Arguments, RequestScanner, Scanned, integer, put_header};
+use crate::resp::{Arguments, RequestScanner, Scanned, integer};
 
 /// How long it waits if it is not told.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -37,7 +36,7 @@ impl Session {
             Ok(terms) => terms,
             Err(error) => return self.own(format!("-ERR {error}\r\n")),
         };
-        let request = request_from(arguments, terms.command);
+        let request = arguments.request_from(terms.command);
         let mut scanner = RequestScanner::default();
         let Ok(Scanned::Request(_)) = scanner.scan(&request) else { return Step::Done };
         let command = scanner.arguments(&request);
@@ -132,12 +131,4 @@ impl Terms {
         }
         Ok(Self { lsn: lsn.record_end(), timeout, command })
     }
-}
-
-/// The request that begins at an argument of another.
-fn request_from(arguments: Arguments<'_>, first: usize) -> BytesMut {
-    let mut request = BytesMut::new();
-    put_header(&mut request, b'*', arguments.len() - first);
-    request.extend_from_slice(arguments.bytes_from(first));
-    request
 }

@@ -11,11 +11,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::expect::{Delivery, Expected, Meaning};
 use super::gate::Gate;
 use super::link::Link;
 use crate::fence::{KeyHash, Millis};
-use bytes::Bytes;
 
 /// A reader's place among those who wait.
 struct Place {
@@ -39,8 +40,8 @@ impl Link {
     ) -> Option<Expected> {
         let Meaning::Coalesced(read) = &mut expected.meaning else { return Some(expected) };
         let (gate, client) = (&self.gate, &expected.client);
-        let now = gate.now();
-        let until = *read.until.get_or_insert(now + read.patience.as_millis() as Millis);
+        let (now, patience) = (gate.now(), read.patience.as_millis() as Millis);
+        let until = *read.until.get_or_insert(now + patience);
         // Its own is the only command that is outstanding, and it is wanted.
         let alone = client.outstanding() == 1 && client.own_waiting() == 0;
         let may_wait = missed == Some(true) && alone && matches!(expected.delivery, Delivery::Forward);
@@ -48,8 +49,7 @@ impl Link {
             // Listening before looking: a fill that ends in between is not missed.
             let place = Place { gate: gate.clone(), key: read.key.hash };
             let ended = gate.coalescing.join(read.key.hash).notified_owned();
-            if gate.fence.is_being_filled(read.key.hash, client.id, now, read.patience.as_millis() as Millis)
-            {
+            if gate.fence.is_being_filled(read.key.hash, client.id, now, patience) {
                 client.park();
                 let patience = Duration::from_millis(until - now);
                 let (link, reply) = (self.me(), Bytes::copy_from_slice(reply));

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use smallvec::SmallVec;
+
 use super::proof::{Proof, Stated};
 use super::session::Session;
 use crate::command::{FillForm, Syntax};
@@ -21,7 +23,8 @@ impl Session {
         stated: Option<&Stated>,
     ) -> Result<Proof, String> {
         let guards = self.gate.guards.load();
-        let rules: Vec<_> = keys.iter().map(|(key, guarded)| guards.version_of(key, guarded)).collect();
+        let rules: SmallVec<[_; 1]> =
+            keys.iter().map(|(key, guarded)| guards.version_of(key, guarded)).collect();
         let position = match stated {
             Some(Stated::Position(evidence)) => Some(evidence.clone()),
             _ => None,

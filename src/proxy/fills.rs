@@ -19,7 +19,7 @@ use super::transaction::{NamedKey, QueuedExpiry, QueuedFill, Transaction};
 use crate::cache::{AbandonedFill, Fate};
 use crate::command::{Command, Effect, FillForm, Route, Syntax, WrongNumber, refusal};
 use crate::fence::KeyHash;
-use crate::resp::{Arguments, RequestScanner, Scanned, put_header, put_request};
+use crate::resp::{Arguments, RequestScanner, Scanned, put_request};
 
 const BLOCKING: &str = "-FENCE cachefence: a command that waits cannot fill a guarded key; use the one that does \
                         not (LMOVE, RPOPLPUSH)\r\n";
@@ -304,9 +304,7 @@ impl Session {
             Ok(stated) => stated,
             Err(error) => return self.refuse_asof(wrong_evidence(&error)),
         };
-        let mut request = BytesMut::new();
-        put_header(&mut request, b'*', arguments.len() - 2);
-        request.extend_from_slice(arguments.bytes_from(2));
+        let request = arguments.request_from(2);
         let mut scanner = RequestScanner::default();
         let Ok(Scanned::Request(_)) = scanner.scan(&request) else { return Step::Done };
         let arguments = scanner.arguments(&request);

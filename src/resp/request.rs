@@ -1,6 +1,8 @@
 //! Requests: arrays of bulk strings, or a line typed by hand.
 
-use super::{MAX_ARGUMENTS, MAX_BULK, MAX_LINE, ProtocolError, integer, line_end};
+use bytes::BytesMut;
+
+use super::{MAX_ARGUMENTS, MAX_BULK, MAX_LINE, ProtocolError, integer, line_end, put_header};
 
 /// The most arguments of a request of who has yet to log in, as in Redis.
 const MAX_STRANGER_ARGUMENTS: i64 = 10;
@@ -120,11 +122,20 @@ impl<'a> Arguments<'a> {
     }
 
     /// The bytes from the n-th argument's `$` on.
-    pub fn bytes_from(&self, n: usize) -> &'a [u8] {
+    fn bytes_from(&self, n: usize) -> &'a [u8] {
         // The end of the argument before, and its line break, is where this one's header begins.
         let start =
             n.checked_sub(1).and_then(|n| self.ranges.get(n)).map(|(s, l)| *s as usize + *l as usize + 2);
         start.and_then(|start| self.bytes.get(start..)).unwrap_or_default()
+    }
+
+    /// The request that a command of the proxy's own wraps: that which begins at its n-th argument.
+    pub fn request_from(&self, n: usize) -> BytesMut {
+        let rest = self.bytes_from(n);
+        let mut request = BytesMut::with_capacity(rest.len() + 16);
+        put_header(&mut request, b'*', self.len().saturating_sub(n));
+        request.extend_from_slice(rest);
+        request
     }
 }
 
