@@ -2,17 +2,31 @@
 //!
 //! While a transaction arrives its keys are collected, each once. At its commit every key is fenced, the
 //! settlement hears of it, and what has to be deleted is handed out. Nothing here waits for anything.
+//!
+//! ```text
+//!  rules        a table as the stream describes it: which columns make the keys
+//!  render       a row -> its keys
+//!  transaction  the keys of the transaction that is arriving
+//! ```
+
+mod render;
+mod rules;
+mod transaction;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::catalog::{Table, column_kind, learn};
+use render::{Row, put_db, render, without_db};
+use rules::{Rules, fit, fit_version};
+use transaction::{Transaction, Versions, bound};
+
+use super::catalog::{Table, learn};
 use super::job::Invalidation;
 use super::positions::Positions;
 use super::state::{BROKEN_BY_STREAM, FeedState};
-use crate::fence::{self, FillId, KeyHash, RowChange, RowChanges, Version, Write};
-use crate::guard::{CacheKey, ColumnKind, Guard, GuardId, Guards, Template, VersionKind, key_hash};
-use crate::pg::pgoutput::{Message, OldTuple, Relation, Tuple, Value};
+use crate::fence::{self, FillId, KeyHash, RowChange, Write};
+use crate::guard::{CacheKey, GuardId, Guards, key_hash};
+use crate::pg::pgoutput::{Message, OldTuple, Relation, Tuple};
 use crate::pg::replication::unix_micros;
 use crate::position::Lsn;
 
@@ -25,97 +39,6 @@ const MAX_TRANSACTION_KEYS: usize = 1_000_000;
 /// Keys that messages of one transaction may name before they are fenced and handed on for deletion without waiting
 /// for the rest of it.
 const MAX_NAMED_KEYS: usize = 10_000;
-
-/// A guard on a table as the stream describes it.
-#[derive(Debug)]
-struct Rules {
-    guard: GuardId,
-    /// Per template, per placeholder, the column's index.
-    templates: Vec<Vec<usize>>,
-    /// Where the version is, if the guard has one.
-    version: Option<VersionColumn>,
-    /// Rows cannot be turned into keys: the columns are not what the templates need.
-    broken: bool,
-}
-
-/// The column that holds the version.
-#[derive(Debug, Clone, Copy)]
-struct VersionColumn {
-    place: usize,
-    kind: VersionKind,
-    /// An old row that is sent has it, even if it is not sent whole.
-    in_identity: bool,
-}
-
-impl VersionColumn {
-    fn of_row(self, value: Option<Value<'_>>) -> Option<Version> {
-        match value {
-            Some(Value::Text(text)) => self.kind.of_row(text),
-            _ => None,
-        }
-    }
-}
-
-/// The versions of a row before and after a change, as far as they are sent.
-#[derive(Clone, Copy)]
-struct Versions {
-    old: Option<Version>,
-    new: Option<Version>,
-}
-
-impl Versions {
-    fn updated(self) -> RowChange {
-        RowChange::Updated { old: self.old, new: self.new }
-    }
-}
-
-/// A key of a transaction.
-#[derive(Debug)]
-struct Named {
-    /// The guard that named it first.
-    guard: GuardId,
-    /// What became of its row: none if other rows may feed it as well.
-    row: Option<Box<RowChanges>>,
-}
-
-/// The transaction that is arriving.
-#[derive(Debug, Default)]
-struct Transaction {
-    xid: u32,
-    /// Each key once, with its db behind it (see [`put_db`]), so that it can be looked up where it was rendered.
-    keys: HashMap<Vec<u8>, Named>,
-    /// Those that messages have named, in the same form.
-    named: HashSet<Vec<u8>>,
-    /// Where its commit record begins.
-    commit_lsn: Lsn,
-    commit_time_us: i64,
-    truncated: Vec<GuardId>,
-    /// Broken guards whose layout fits again, once this is committed.
-    mended: Vec<GuardId>,
-}
-
-impl Transaction {
-    fn truncate(&mut self, guard: GuardId) {
-        if !self.truncated.contains(&guard) {
-            self.truncated.push(guard);
-            self.keys.retain(|_, named| named.guard != guard);
-        }
-    }
-
-    /// A change of a key. `row` tells what became of the one row that feeds it, if it is one.
-    fn name(&mut self, key: &[u8], guard: GuardId, row: Option<RowChange>) {
-        match (self.keys.get_mut(key), row) {
-            (None, row) => {
-                let row = row.map(|change| Box::new(RowChanges::new(guard, change)));
-                self.keys.insert(key.to_vec(), Named { guard, row });
-            }
-            (Some(Named { guard: of, row: Some(changes) }), Some(change)) if *of == guard => {
-                changes.add(change)
-            }
-            (Some(named), _) => named.row = None,
-        }
-    }
-}
 
 /// What a message means for the stream.
 #[derive(Debug, PartialEq, Eq)]
@@ -430,109 +353,6 @@ impl Applier {
             draining,
         })
     }
-}
-
-/// The values of a row.
-type Row<'a> = smallvec::SmallVec<[Value<'a>; 32]>;
-
-/// Renders the keys of the old row and of the new one, and says which of them there are. None if a value that they need
-/// was not sent.
-fn render(
-    template: &Template,
-    columns: &[usize],
-    rows: [Option<&Row<'_>>; 2],
-    db: u32,
-    keys: &mut [Vec<u8>; 2],
-) -> Option<[bool; 2]> {
-    let [old, new] = rows;
-    let [old_key, new_key] = keys;
-    let mut made = [false; 2];
-    for (made, (row, other, key)) in made.iter_mut().zip([(old, new, old_key), (new, old, new_key)]) {
-        let Some(row) = row else { continue };
-        let value = |n: usize| {
-            let column = columns.get(n).copied()?;
-            sent(row.get(column).copied(), other.and_then(|other| other.get(column)).copied())
-        };
-        if (0..columns.len()).any(|n| !matches!(value(n), Some(Value::Text(_) | Value::Null))) {
-            return None;
-        }
-        key.clear();
-        let text = |n: usize| match value(n) {
-            Some(Value::Text(text)) => Some(text),
-            _ => None,
-        };
-        *made = template.render(text, key);
-        put_db(key, db);
-    }
-    Some(made)
-}
-
-/// Puts the db behind a key.
-fn put_db(key: &mut Vec<u8>, db: u32) {
-    key.extend_from_slice(&db.to_le_bytes());
-}
-
-/// Takes it off again.
-fn without_db(mut key: Vec<u8>) -> CacheKey {
-    let (_, db) = key.split_last_chunk().unwrap_or((&[], &[0; 4]));
-    let db = u32::from_le_bytes(*db);
-    key.truncate(key.len() - size_of::<u32>());
-    CacheKey { db, name: key }
-}
-
-/// A value that one row leaves out as unchanged is in the other.
-fn sent<'a>(value: Option<Value<'a>>, other: Option<Value<'a>>) -> Option<Value<'a>> {
-    if value == Some(Value::Unchanged) { other } else { value }
-}
-
-/// A transaction with too many keys: its largest guards are fenced as a whole instead.
-fn bound(transaction: &mut Transaction, guards: &Guards, max_keys: usize) {
-    while transaction.keys.len() > max_keys {
-        let mut counts: HashMap<GuardId, usize> = HashMap::new();
-        for guard in transaction.keys.values().map(|named| named.guard) {
-            *counts.entry(guard).or_default() += 1;
-        }
-        let Some((guard, keys)) = counts.into_iter().max_by_key(|(_, count)| *count) else { return };
-        let table = guards.get(guard).map_or("", |guard| guard.label.as_str());
-        tracing::warn!(guard = table, keys, "a huge transaction: the whole guard is fenced and purged");
-        transaction.truncate(guard);
-    }
-}
-
-/// The columns that a guard's templates need, or why they cannot be had.
-fn fit(guard: &Guard, known: Option<&Table>, relation: &Relation<'_>) -> Result<Vec<Vec<usize>>, String> {
-    let columns: Vec<_> = relation.columns().collect();
-    let place = |name: &String| -> Result<usize, String> {
-        let (index, column) = columns
-            .iter()
-            .enumerate()
-            .find(|(_, column)| column.name == name)
-            .ok_or_else(|| format!("column {name:?} is gone"))?;
-        if !column.in_identity {
-            return Err(format!("column {name:?} is not in the replica identity any more"));
-        }
-        // A key is recognised by what its columns could print when the templates were made.
-        let made_for = known.map_or(ColumnKind::Any, |table| table.kind(name));
-        if made_for != ColumnKind::Any && made_for != column_kind(column.type_oid) {
-            return Err(format!("column {name:?} has another type; restart to take it in"));
-        }
-        Ok(index)
-    };
-    guard.templates.iter().map(|template| template.columns().iter().map(place).collect()).collect()
-}
-
-/// The column that holds a guard's versions, or why it cannot be had.
-fn fit_version(guard: &Guard, relation: &Relation<'_>) -> Result<Option<VersionColumn>, String> {
-    let Some((rule, kind)) = guard.version.as_ref().and_then(|rule| Some((rule, rule.kind?))) else {
-        return Ok(None);
-    };
-    let name = &rule.column;
-    let found = relation.columns().enumerate().find(|(_, column)| column.name == name);
-    let (place, column) = found.ok_or_else(|| format!("column {name:?}, its version, is gone"))?;
-    if VersionKind::of_type(column.type_oid) != Some(kind) {
-        return Err(format!("column {name:?}, its version, has another type; restart to take it in"));
-    }
-    Ok(Some(VersionColumn { place, kind, in_identity: column.in_identity }))
 }
 
 #[cfg(test)]

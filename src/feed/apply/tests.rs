@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::*;
-use crate::fence::{Fence, Limits, SourceKind};
+use crate::fence::{Fence, Limits, SourceKind, Version};
 use crate::pg::pgoutput::decode;
 use crate::position::Xid;
 

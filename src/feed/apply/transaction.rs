@@ -1,0 +1,82 @@
+//! The transaction that is arriving: its keys, each once.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::fence::{RowChange, RowChanges, Version};
+use crate::guard::{GuardId, Guards};
+use crate::position::Lsn;
+
+/// The versions of a row before and after a change, as far as they are sent.
+#[derive(Clone, Copy)]
+pub(super) struct Versions {
+    pub old: Option<Version>,
+    pub new: Option<Version>,
+}
+
+impl Versions {
+    pub fn updated(self) -> RowChange {
+        RowChange::Updated { old: self.old, new: self.new }
+    }
+}
+
+/// A key of a transaction.
+#[derive(Debug)]
+pub(super) struct Named {
+    /// The guard that named it first.
+    pub guard: GuardId,
+    /// What became of its row: none if other rows may feed it as well.
+    pub row: Option<Box<RowChanges>>,
+}
+
+/// The transaction that is arriving.
+#[derive(Debug, Default)]
+pub(super) struct Transaction {
+    pub xid: u32,
+    /// Each key once, with its db behind it (see [`put_db`]), so that it can be looked up where it was rendered.
+    pub keys: HashMap<Vec<u8>, Named>,
+    /// Those that messages have named, in the same form.
+    pub named: HashSet<Vec<u8>>,
+    /// Where its commit record begins.
+    pub commit_lsn: Lsn,
+    pub commit_time_us: i64,
+    pub truncated: Vec<GuardId>,
+    /// Broken guards whose layout fits again, once this is committed.
+    pub mended: Vec<GuardId>,
+}
+
+impl Transaction {
+    pub fn truncate(&mut self, guard: GuardId) {
+        if !self.truncated.contains(&guard) {
+            self.truncated.push(guard);
+            self.keys.retain(|_, named| named.guard != guard);
+        }
+    }
+
+    /// A change of a key. `row` tells what became of the one row that feeds it, if it is one.
+    pub fn name(&mut self, key: &[u8], guard: GuardId, row: Option<RowChange>) {
+        match (self.keys.get_mut(key), row) {
+            (None, row) => {
+                let row = row.map(|change| Box::new(RowChanges::new(guard, change)));
+                self.keys.insert(key.to_vec(), Named { guard, row });
+            }
+            (Some(Named { guard: of, row: Some(changes) }), Some(change)) if *of == guard => {
+                changes.add(change)
+            }
+            (Some(named), _) => named.row = None,
+        }
+    }
+}
+
+/// A transaction with too many keys: its largest guards are fenced as a whole instead.
+pub(super) fn bound(transaction: &mut Transaction, guards: &Guards, max_keys: usize) {
+    while transaction.keys.len() > max_keys {
+        let mut counts: HashMap<GuardId, usize> = HashMap::new();
+        for guard in transaction.keys.values().map(|named| named.guard) {
+            *counts.entry(guard).or_default() += 1;
+        }
+        let Some((guard, keys)) = counts.into_iter().max_by_key(|(_, count)| *count) else { return };
+        let table = guards.get(guard).map_or("", |guard| guard.label.as_str());
+        tracing::warn!(guard = table, keys, "a huge transaction: the whole guard is fenced and purged");
+        transaction.truncate(guard);
+    }
+}

@@ -1,0 +1,59 @@
+//! The server itself.
+
+use tokio_postgres::Client;
+
+use super::{CatalogError, Problem};
+use crate::position::{Lsn, Snapshot};
+
+/// Logical messages of other output plugins' era: `messages` came to pgoutput with version 14.
+const OLDEST_VERSION: i32 = 140_000;
+
+/// The server itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// `server_version_num`.
+    pub version: i32,
+    /// What must change before it can be followed.
+    pub problems: Vec<Problem>,
+    /// How far its log was flushed when it was asked.
+    pub flushed: Lsn,
+    /// What was visible then.
+    pub snapshot: Snapshot,
+    /// Whom commits wait for.
+    pub synchronous_standby_names: String,
+}
+
+/// Looks at the server: version, `wal_level`.
+///
+/// # Errors
+/// When it cannot be asked, or is a standby.
+pub async fn server(client: &Client) -> Result<Server, CatalogError> {
+    let row = client
+        .query_one(
+            "SELECT current_setting('server_version_num')::int4, current_setting('wal_level'), \
+                    pg_is_in_recovery(), \
+                    CASE WHEN pg_is_in_recovery() THEN '0/0' ELSE pg_current_wal_flush_lsn()::text END, \
+                    pg_current_snapshot()::text, current_setting('synchronous_standby_names')",
+            &[],
+        )
+        .await?;
+    if row.get(2) {
+        return Err(CatalogError::Standby);
+    }
+    let (version, wal_level): (i32, String) = (row.get(0), row.get(1));
+    let (flushed, snapshot): (String, String) = (row.get(3), row.get(4));
+    let mut problems = Vec::new();
+    if version < OLDEST_VERSION {
+        problems.push(Problem::Version { found: version });
+    }
+    if wal_level != "logical" {
+        problems.push(Problem::WalLevel { found: wal_level });
+    }
+    Ok(Server {
+        version,
+        problems,
+        flushed: flushed.parse().map_err(|_| CatalogError::Answer(flushed))?,
+        snapshot: snapshot.parse().map_err(|_| CatalogError::Answer(snapshot))?,
+        synchronous_standby_names: row.get(5),
+    })
+}
