@@ -136,6 +136,10 @@ pub struct Metrics {
     pub named_keys: IntGauge,
     /// ... and those that are no longer, for lack of room.
     pub named_keys_dropped: IntCounter,
+    /// Keys that have been handed on of a large transaction that is arriving.
+    pub transaction_keys: IntGauge,
+    /// Keys that the cache is deleting.
+    pub backlog_keys: IntGauge,
     /// Below this LSN nothing is known of single keys.
     pub floor_lsn: IntGauge,
     /// Up to this LSN all commits are visible on all sources.
@@ -195,6 +199,8 @@ impl Metrics {
             fence_bytes: gauge(&r, "fence_bytes", "Memory of the fence table, about.")?,
             named_keys: gauge(&r, "named_keys", "Keys without a guard that are judged by name.")?,
             named_keys_dropped: counter(&r, "named_keys_dropped_total", "Names dropped for lack of room.")?,
+            transaction_keys: gauge(&r, "transaction_keys", "Keys so far of a large transaction.")?,
+            backlog_keys: gauge(&r, "backlog_keys", "Keys that are being deleted.")?,
             floor_lsn: gauge(&r, "floor_lsn", "Position below which history per key is gone.")?,
             settled_lsn: gauge(
                 &r,
@@ -408,6 +414,8 @@ mod tests {
             "fence_bytes",
             "named_keys",
             "named_keys_dropped_total",
+            "transaction_keys",
+            "backlog_keys",
             "floor_lsn",
             "settled_lsn",
             "applied_lsn",

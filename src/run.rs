@@ -338,6 +338,7 @@ impl Status {
     /// Has the gauges that mirror somebody's state set whenever somebody looks.
     fn mirror(&self) {
         let (fence, feed, sources) = (self.fence.clone(), self.feed.clone(), self.sources.clone());
+        let cache = self.cache.clone();
         let gaps_counted = std::sync::Mutex::new(std::collections::HashMap::new());
         self.metrics.on_collect(move |metrics| {
             let size = fence.size();
@@ -346,6 +347,8 @@ impl Status {
             let (named, dropped) = fence.named();
             metrics.named_keys.set(named as i64);
             metrics.named_keys_dropped.inc_by(dropped.saturating_sub(metrics.named_keys_dropped.get()));
+            metrics.transaction_keys.set(feed.transaction_keys.load(Ordering::Relaxed) as i64);
+            metrics.backlog_keys.set(cache.backlog.load(Ordering::Relaxed) as i64);
             metrics.floor_lsn.set(i64::try_from(fence.floor().0).unwrap_or(0));
             metrics.settled_lsn.set(fence.settled().0 as i64);
             let applied = feed.applied_lsn.load(Ordering::Relaxed);

@@ -16,7 +16,7 @@ use super::reaper::kill_predecessors;
 use super::{CacheError, Connection, Endpoint, Marker, Reply, Standing, Upstreams, purge_guards};
 use crate::command::CommandTable;
 use crate::config::marker_key;
-use crate::feed::{CacheJob, Found, GapReason, Identity, Invalidation};
+use crate::feed::{CacheJob, Found, GapReason, Identity, Invalidation, Room};
 use crate::fence::{Fence, FillId, GuardId, KeyHash};
 use crate::guard::{CacheKey, Guards};
 use crate::metrics::Metrics;
@@ -141,6 +141,8 @@ impl Worker {
         self.retrying(async |worker| worker.connected().await.map(drop)).await;
         let mut batch = Vec::new();
         let mut changes = Vec::new();
+        // Given back when the changes are done, so that no more come than shall be held.
+        let mut rooms: Vec<Room> = Vec::new();
         // What the feed has reached, be it applied or waiting for its turn to be written into the marker.
         let mut reached = Lsn(0);
         loop {
@@ -163,13 +165,15 @@ impl Worker {
             }
             for job in batch.drain(..) {
                 match job {
-                    CacheJob::Invalidate(change) => {
+                    CacheJob::Invalidate(change, room) => {
                         reached = change.end_lsn;
                         changes.push(change);
+                        rooms.push(room);
                     }
                     CacheJob::Advance(lsn) => reached = lsn,
                     CacheJob::Start { identity, slot_position: position, gap, ready } => {
                         self.apply(std::mem::take(&mut changes), reached).await;
+                        rooms.clear();
                         let found = self.start(identity, position, gap).await;
                         reached = position;
                         // Nobody waits if the feed was lost again meanwhile; it will start once more.
@@ -181,6 +185,7 @@ impl Worker {
             let due = at_once || self.marker_written.elapsed() >= MARKER_PACE;
             if due || !changes.is_empty() {
                 self.apply(std::mem::take(&mut changes), reached).await;
+                rooms.clear();
             }
         }
     }
@@ -209,12 +214,12 @@ impl Worker {
             self.state.backlog.store(0, Ordering::Relaxed);
         }
         self.count(&changes);
-        for change in changes {
+        for change in &changes {
             if !change.truncated.is_empty() {
-                self.deleted.lost(change.end_lsn);
+                self.deleted.lost(change.written_lsn);
             }
-            for key in change.keys {
-                self.deleted.push(change.end_lsn, key);
+            for key in &change.keys {
+                self.deleted.push(change.written_lsn, key);
             }
         }
         if advanced > applied {
@@ -311,10 +316,10 @@ impl Worker {
     /// Deletes again what this Redis has not seen deleted, or all that is guarded where that is not known.
     async fn bring_level(&mut self, standing: Standing, gap: Option<GapReason>) -> Result<(), CacheError> {
         let applied = *self.applied.borrow();
+        // Also where it stands at what is applied: of a large transaction that is still arriving more is deleted than
+        // the marker tells, and this Redis may have gone back to any part of it.
         let again = match standing {
-            Standing::At(lsn) if lsn >= applied => Some(Vec::new()),
-            // Copied: a purge needs all of `self`, and this is rare.
-            Standing::At(lsn) => self.deleted.after(lsn).map(|keys| keys.cloned().collect()),
+            Standing::At(lsn) => self.deleted.after(lsn),
             _ => None,
         };
         let purge = match (gap, standing) {
@@ -434,7 +439,8 @@ impl Worker {
             if self.settings.observe {
                 continue;
             }
-            if !change.keys.is_empty() || !change.truncated.is_empty() {
+            // A large transaction counts once, when all of it is deleted.
+            if !change.is_part() {
                 // The two clocks may differ; a commit from the future counts as just now.
                 let seconds = now - change.commit_time_us as f64 / 1e6;
                 self.metrics.invalidation_seconds.observe(seconds.max(0.0));

@@ -1,24 +1,28 @@
 //! Rows to keys, and a commit to fences.
 //!
 //! While a transaction arrives its keys are collected, each once. At its commit every key is fenced, the
-//! settlement hears of it, and what has to be deleted is handed out. Nothing here waits for anything.
+//! settlement hears of it, and what has to be deleted is handed out. A large transaction is fenced and handed out in
+//! parts while it arrives. Nothing here waits for anything.
 //!
 //! ```text
 //!  rules        a table as the stream describes it: which columns make the keys
 //!  render       a row -> its keys
 //!  transaction  the keys of the transaction that is arriving
+//!  progress     what the log is told of a large one
 //! ```
 
+mod progress;
 mod render;
 mod rules;
 mod transaction;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use render::{Row, put_db, render, without_db};
 use rules::{Rules, fit, fit_version};
-use transaction::{Transaction, Versions, bound};
+use transaction::{Transaction, Versions};
 
 use super::catalog::{Table, learn};
 use super::job::Invalidation;
@@ -33,12 +37,9 @@ use crate::position::Lsn;
 /// The prefix of `pg_logical_emit_message` that names keys to fence (fact F7).
 pub const MESSAGE_PREFIX: &str = "cachefence";
 
-/// Keys that one transaction may name before its guards are fenced as a whole: memory stays bounded.
-const MAX_TRANSACTION_KEYS: usize = 1_000_000;
-
-/// Keys that messages of one transaction may name before they are fenced and handed on for deletion without waiting
-/// for the rest of it.
-const MAX_NAMED_KEYS: usize = 10_000;
+/// Keys of one transaction that are collected before they are fenced and handed on for deletion without waiting for
+/// the rest of it: memory stays bounded.
+const PART_KEYS: usize = 10_000;
 
 /// What a message means for the stream.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,8 +66,7 @@ pub struct Applier {
     /// By the table's oid; tables without a guard are not in it.
     relations: HashMap<u32, Rules>,
     transaction: Option<Transaction>,
-    max_keys: usize,
-    max_named: usize,
+    part_keys: usize,
     /// Names were dropped for lack of room, and that was said.
     said_dropped: bool,
     /// Reused for every key: that of the old row, and that of the new one.
@@ -85,8 +85,7 @@ impl Applier {
             tables: Vec::new(),
             relations: HashMap::new(),
             transaction: None,
-            max_keys: MAX_TRANSACTION_KEYS,
-            max_named: MAX_NAMED_KEYS,
+            part_keys: PART_KEYS,
             said_dropped: false,
             key: Default::default(),
         }
@@ -98,11 +97,17 @@ impl Applier {
         self.tables = tables;
         self.relations.clear();
         self.transaction = None;
+        self.state.transaction_keys.store(0, Ordering::Relaxed);
     }
 
     /// Whether a transaction is arriving: positions of keepalives do not count meanwhile.
     pub fn in_transaction(&self) -> bool {
         self.transaction.is_some()
+    }
+
+    /// When the transaction that is arriving was committed, in microseconds since 1970.
+    pub fn arriving_since(&self) -> Option<i64> {
+        self.transaction.as_ref().map(|transaction| transaction.commit_time_us)
     }
 
     /// Takes one message.
@@ -117,9 +122,18 @@ impl Applier {
                 return self.commit(end_lsn, unix_micros(commit_time));
             }
             Message::Relation(relation) => self.relation(&relation),
-            Message::Insert { relation, new } => self.change(relation, None, Some(new), true),
-            Message::Update { relation, old, new } => self.change(relation, old, Some(new), false),
-            Message::Delete { relation, old } => self.change(relation, Some(old), None, false),
+            Message::Insert { relation, new } => {
+                self.change(relation, None, Some(new), true);
+                return self.hand_on_if_full();
+            }
+            Message::Update { relation, old, new } => {
+                self.change(relation, old, Some(new), false);
+                return self.hand_on_if_full();
+            }
+            Message::Delete { relation, old } => {
+                self.change(relation, Some(old), None, false);
+                return self.hand_on_if_full();
+            }
             Message::Truncate(tables) => {
                 for oid in tables.relations() {
                     if let (Some(rules), Some(transaction)) =
@@ -130,7 +144,8 @@ impl Applier {
                 }
             }
             Message::Logical { transactional: true, prefix: MESSAGE_PREFIX, content, .. } => {
-                return self.name(content);
+                self.name(content);
+                return self.hand_on_if_full();
             }
             Message::Logical { .. } | Message::Origin { .. } | Message::Type { .. } => {}
         }
@@ -138,8 +153,8 @@ impl Applier {
     }
 
     /// A message names a key: in the db of those guards that name none, and wherever it is guarded.
-    fn name(&mut self, key: &[u8]) -> Applied {
-        let Some(transaction) = &mut self.transaction else { return Applied::Nothing };
+    fn name(&mut self, key: &[u8]) {
+        let Some(transaction) = &mut self.transaction else { return };
         let guarded = self.guards.dbs().filter(|db| !self.guards.matching(*db, key).is_empty());
         let [rendered, _] = &mut self.key;
         for db in guarded.chain([self.db]) {
@@ -150,36 +165,68 @@ impl Applier {
                 transaction.named.insert(rendered.clone());
             }
         }
-        if transaction.named.len() < self.max_named {
-            return Applied::Nothing;
-        }
-        self.hand_on_names()
     }
 
-    /// A transaction names more keys than shall be held at a time. What arrives is committed already, so those that are
+    /// A transaction may have more keys than shall be held at a time. What arrives is committed already, so those that are
     /// here can be fenced and deleted now. Where the commit record ends is not known yet. But nobody ever stands in the
     /// middle of a record, so to have passed its beginning is to have passed its end; and up to its beginning all is
     /// received, and no more of it may be confirmed: the transaction has to be sent again if we stop here.
-    fn hand_on_names(&mut self) -> Applied {
-        let Some(transaction) = &mut self.transaction else { return Applied::Nothing };
+    ///
+    /// A key that several parts have is fenced and deleted with each of them. Not only with the last: nobody knows which
+    /// that is. And not only with the first: what is known of its row's version after one part is void with the next.
+    fn hand_on_if_full(&mut self) -> Applied {
+        let full = |transaction: &mut Transaction| transaction.collected() >= self.part_keys;
+        let Some(mut transaction) = self.transaction.take_if(full) else { return Applied::Nothing };
         let (end_lsn, commit_time_us) = (transaction.commit_lsn, transaction.commit_time_us);
-        let lsn = Lsn(end_lsn.0.saturating_add(1));
-        let write = Write { xid: self.positions.extend(transaction.xid), lsn };
-        let named = std::mem::take(&mut transaction.named);
+        let written_lsn = Lsn(end_lsn.0.saturating_add(1));
+        let write = Write { xid: self.positions.extend(transaction.xid), lsn: written_lsn };
         let mut draining = Vec::new();
-        let keys = self.fence_names(named, write, &mut draining);
+        let keys = self.fence_collected(&mut transaction, write, true, &mut draining);
+        let handed = transaction.progress.part(keys.len());
+        self.state.transaction_keys.store(handed, Ordering::Relaxed);
+        self.transaction = Some(transaction);
         // A miss is worth less than this write until the transaction is visible, although its end is far off.
         self.positions.received(write);
-        Applied::Commit(Invalidation { end_lsn, commit_time_us, keys, truncated: Vec::new(), draining })
+        let truncated = Vec::new();
+        Applied::Commit(Invalidation { end_lsn, written_lsn, commit_time_us, keys, truncated, draining })
+    }
+
+    /// Fences the keys that have been collected, each once, and leaves none.
+    fn fence_collected(
+        &mut self,
+        transaction: &mut Transaction,
+        write: Write,
+        part: bool,
+        draining: &mut Vec<(KeyHash, FillId)>,
+    ) -> Vec<CacheKey> {
+        let Transaction { keys: rows, named, .. } = transaction;
+        let mut keys = Vec::with_capacity(rows.len() + named.len());
+        // First, and without those that are a row's as well. What a message names has changed by more than its row, of
+        // which the row's version says nothing.
+        named.retain(|key| rows.get_mut(key).map(|of_row| of_row.row = None).is_none());
+        self.fence_names(named.drain(), write, draining, &mut keys);
+        let fence = self.positions.fence();
+        for (key, named) in rows.drain() {
+            let key = without_db(key);
+            let hash = key_hash(key.db, &key.name);
+            match named.row {
+                Some(changes) if part => fence.write_row(hash, write, &changes.in_parts(), draining),
+                Some(changes) => fence.write_row(hash, write, &changes, draining),
+                None => fence.write(hash, write, draining),
+            }
+            keys.push(key);
+        }
+        keys
     }
 
     /// Fences keys that messages have named, and has fills of theirs judged.
     fn fence_names(
         &mut self,
-        named: HashSet<Vec<u8>>,
+        named: impl Iterator<Item = Vec<u8>>,
         write: Write,
         draining: &mut Vec<(KeyHash, FillId)>,
-    ) -> Vec<CacheKey> {
+        keys: &mut Vec<CacheKey>,
+    ) {
         let fence = self.positions.fence();
         let mut room = true;
         let fence_name = |key: Vec<u8>| {
@@ -190,13 +237,12 @@ impl Applier {
             fence.write(hash, write, draining);
             key
         };
-        let keys = named.into_iter().map(fence_name).collect();
+        keys.extend(named.map(fence_name));
         if !room && !std::mem::replace(&mut self.said_dropped, true) {
             tracing::warn!(
                 "more keys were fenced by name than can be remembered: fills of the oldest are not judged any more"
             );
         }
-        keys
     }
 
     /// A table's layout, new or changed.
@@ -297,42 +343,25 @@ impl Applier {
                 transaction.name(new_key, rules.guard, tells.then_some(change));
             }
         }
-        if transaction.keys.len() > self.max_keys {
-            bound(transaction, &self.guards, self.max_keys);
-        }
-        if transaction.keys.len() % 1024 == 1023 {
-            let keys = transaction.keys.len() as u64;
-            self.state.transaction_keys.store(keys, std::sync::atomic::Ordering::Relaxed);
-        }
     }
 
     /// Fence every key, then tell the settlement, then hand out the deletions: a lease that is granted in between
     /// is worth no more than what was settled before.
     fn commit(&mut self, end_lsn: Lsn, commit_time_us: i64) -> Applied {
-        let Some(transaction) = self.transaction.take() else { return Applied::Position(end_lsn) };
-        self.state.transaction_keys.store(0, std::sync::atomic::Ordering::Relaxed);
-        if transaction.keys.is_empty() && transaction.named.is_empty() && transaction.truncated.is_empty() {
+        let Some(mut transaction) = self.transaction.take() else { return Applied::Position(end_lsn) };
+        // With parts on their way its end waits for them, even if nothing is left for itself.
+        let in_parts = transaction.progress.is_under_way();
+        if transaction.collected() == 0 && transaction.truncated.is_empty() && !in_parts {
             return Applied::Position(end_lsn);
         }
         let write = Write { xid: self.positions.extend(transaction.xid), lsn: end_lsn };
         let mut draining = Vec::new();
-        // First, and without those that are a row's as well: each key once. What a message names has changed by more than
-        // its row, of which the row's version says nothing.
-        let (mut named, mut rows) = (transaction.named, transaction.keys);
-        named.retain(|key| rows.get_mut(key).map(|of_row| of_row.row = None).is_none());
-        let named = self.fence_names(named, write, &mut draining);
-        let fence = self.positions.fence();
-        let mut keys = Vec::with_capacity(rows.len() + named.len());
-        for (key, named) in rows {
-            let key = without_db(key);
-            let hash = key_hash(key.db, &key.name);
-            match named.row {
-                Some(changes) => fence.write_row(hash, write, &changes, &mut draining),
-                None => fence.write(hash, write, &mut draining),
-            }
-            keys.push(key);
+        let keys = self.fence_collected(&mut transaction, write, false, &mut draining);
+        if in_parts {
+            transaction.progress.end(keys.len());
+            self.state.transaction_keys.store(0, Ordering::Relaxed);
         }
-        keys.extend(named);
+        let fence = self.positions.fence();
         for guard in &transaction.truncated {
             fence.write_guard(fence::GuardId(guard.0), write, &mut draining);
         }
@@ -345,13 +374,9 @@ impl Applier {
             }
         }
         self.positions.received(write);
-        Applied::Commit(Invalidation {
-            end_lsn,
-            commit_time_us,
-            keys,
-            truncated: transaction.truncated,
-            draining,
-        })
+        let truncated = transaction.truncated;
+        let written_lsn = end_lsn;
+        Applied::Commit(Invalidation { end_lsn, written_lsn, commit_time_us, keys, truncated, draining })
     }
 }
 

@@ -1,8 +1,9 @@
 //! What the feed hands to the cache, in commit order, through a bounded channel.
 
 use std::fmt;
+use std::sync::Arc;
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::fence::{FillId, KeyHash};
 use crate::guard::{CacheKey, GuardId};
@@ -68,11 +69,14 @@ impl fmt::Display for GapReason {
     }
 }
 
-/// A commit whose keys are fenced and have to be deleted.
+/// A commit whose keys are fenced and have to be deleted, or part of a large one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalidation {
-    /// The end of the commit record: the position that is applied once all of this is done.
+    /// The position that is applied once all of this is done: the end of the commit record. Of a part of a transaction
+    /// of which more is to come, where that record begins.
     pub end_lsn: Lsn,
+    /// Where its keys were written, as the fence has it: the same, but beyond it for a part.
+    pub written_lsn: Lsn,
     /// When it was committed, in microseconds since 1970 by Postgres's clock.
     pub commit_time_us: i64,
     /// The keys, each once.
@@ -81,6 +85,45 @@ pub struct Invalidation {
     pub truncated: Vec<GuardId>,
     /// Fills that were let in before the fence and must end before the deletion.
     pub draining: Vec<(KeyHash, FillId)>,
+}
+
+impl Invalidation {
+    /// More of its transaction is to come.
+    pub fn is_part(&self) -> bool {
+        self.written_lsn > self.end_lsn
+    }
+}
+
+/// Keys that may be on their way from the feed to Redis. Jobs are counted by the channel; a job can be a key or
+/// thousands.
+const KEYS_UNDER_WAY: u32 = 50_000;
+
+/// Room for keys on their way. Jobs take it with them, and give it back when they are done.
+#[derive(Debug, Clone)]
+pub(super) struct Rooms(Arc<Semaphore>);
+
+/// The room that a job has taken; given back when this is dropped.
+#[derive(Debug, Default)]
+pub struct Room(#[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>);
+
+impl Default for Rooms {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(KEYS_UNDER_WAY as usize)))
+    }
+}
+
+impl Rooms {
+    /// Takes room for so many keys, if there is.
+    pub fn take_now(&self, keys: u32) -> Option<Room> {
+        let taken = self.0.clone().try_acquire_many_owned(keys.min(KEYS_UNDER_WAY));
+        taken.ok().map(|permit| Room(Some(permit)))
+    }
+
+    /// Takes it as soon as there is.
+    pub async fn take(&self, keys: u32) -> Room {
+        // It is never closed.
+        Room(self.0.clone().acquire_many_owned(keys.min(KEYS_UNDER_WAY)).await.ok())
+    }
 }
 
 /// What the cache found when the feed began.
@@ -111,7 +154,25 @@ pub enum CacheJob {
         ready: oneshot::Sender<Found>,
     },
     /// Delete, write the marker, move the applied position.
-    Invalidate(Invalidation),
+    Invalidate(Invalidation, Room),
     /// Nothing guarded was committed up to here: move the applied position once everything before is done.
     Advance(Lsn),
+}
+
+impl CacheJob {
+    /// The keys that it takes room for.
+    pub(super) fn keys(&self) -> u32 {
+        match self {
+            CacheJob::Invalidate(change, _) => u32::try_from(change.keys.len()).unwrap_or(u32::MAX),
+            CacheJob::Start { .. } | CacheJob::Advance(_) => 0,
+        }
+    }
+
+    /// The same job with its room.
+    pub(super) fn with(self, room: Room) -> Self {
+        match self {
+            CacheJob::Invalidate(change, _) => CacheJob::Invalidate(change, room),
+            other => other,
+        }
+    }
 }

@@ -39,7 +39,7 @@ use tokio_postgres::Client;
 
 pub use apply::MESSAGE_PREFIX;
 pub use catalog::{CatalogError, Problem};
-pub use job::{CacheJob, Found, GapReason, Identity, Invalidation};
+pub use job::{CacheJob, Found, GapReason, Identity, Invalidation, Room};
 pub use positions::Positions;
 pub use reached::{Awaited, Reached};
 pub use sources::{Source, SourceState};
@@ -55,6 +55,7 @@ use crate::position::Lsn;
 use apply::Applier;
 use backoff::Backoff;
 use catalog::{Publication, Table};
+use job::Rooms;
 use standby_names::StandbyNames;
 use state::BROKEN_BY_CATALOG;
 use stream::Stream;
@@ -167,6 +168,7 @@ impl Feed {
             positions: positions.clone(),
             state: state.clone(),
             jobs,
+            rooms: Rooms::default(),
             applied,
             confirmed: Lsn(0),
             feed_lost_after: settings.feed_lost_after,

@@ -53,7 +53,7 @@ pub struct FeedState {
     /// Postgres has commits wait for us: `synchronous_standby_names` names the feed, though the contract is bounded.
     pub synchronous: AtomicBool,
     strict: Option<Strict>,
-    /// Keys of transactions in progress that have been collected so far: the progress of a huge one.
+    /// Keys of a large transaction that is arriving that have been handed on so far; 0 when there is none.
     pub transaction_keys: AtomicU64,
     /// What went wrong last; empty while streaming.
     error: Mutex<Option<String>>,

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::apply::{Applied, Applier};
-use super::job::CacheJob;
+use super::job::{CacheJob, Room, Rooms};
 use super::positions::Positions;
 use super::state::FeedState;
 use super::strict::Strict;
@@ -57,6 +57,7 @@ pub(super) struct Stream {
     pub positions: Arc<Positions>,
     pub state: Arc<FeedState>,
     pub jobs: mpsc::Sender<CacheJob>,
+    pub rooms: Rooms,
     pub applied: watch::Receiver<Lsn>,
     /// The highest position that was ever confirmed in this history.
     pub confirmed: Lsn,
@@ -70,7 +71,7 @@ struct Progress {
     received: Lsn,
     /// The last position that was given to the cache.
     handed: Lsn,
-    /// Jobs that the channel had no room for: at most what one decoded message makes, plus an advance.
+    /// Jobs that there was no room for, in the channel or for their keys: at most what one decoded message makes, plus an advance.
     outbox: VecDeque<CacheJob>,
     /// Commits given to the cache: end, and commit time.
     unapplied: VecDeque<(Lsn, i64)>,
@@ -87,6 +88,16 @@ async fn released(state: &FeedState) {
         Some(strict) => strict.released().await,
         None => std::future::pending().await,
     }
+}
+
+/// Waits until the cache takes a job of so many keys.
+async fn room_for<'a>(
+    keys: u32,
+    rooms: &Rooms,
+    jobs: &'a mpsc::Sender<CacheJob>,
+) -> Result<(Room, mpsc::Permit<'a, CacheJob>), StreamError> {
+    let room = rooms.take(keys).await;
+    Ok((room, jobs.reserve().await.map_err(|_| StreamError::CacheGone)?))
 }
 
 impl Stream {
@@ -107,7 +118,7 @@ impl Stream {
         let mut tick = tokio::time::interval(asks_after.min(BLOCKED_REPORT).max(Duration::from_millis(10)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut asked_at = Instant::now();
-        let jobs = self.jobs.clone();
+        let (jobs, rooms) = (self.jobs.clone(), self.rooms.clone());
 
         loop {
             if progress.outbox.is_empty() {
@@ -119,15 +130,16 @@ impl Stream {
             self.confirm(sender, &mut progress, settled_now).await?;
 
             let cache_has_room = progress.outbox.is_empty();
+            let keys = progress.outbox.front().map_or(0, CacheJob::keys);
             tokio::select! {
                 filled = sender.fill(), if cache_has_room => {
                     filled?;
                     self.state.heard(self.positions.now());
                 }
-                permit = jobs.reserve(), if !cache_has_room => {
-                    let permit = permit.map_err(|_| StreamError::CacheGone)?;
+                room = room_for(keys, &rooms, &jobs), if !cache_has_room => {
+                    let (room, permit) = room?;
                     if let Some(job) = progress.outbox.pop_front() {
-                        permit.send(job);
+                        permit.send(job.with(room));
                     }
                 }
                 changed = self.applied.changed() => changed.map_err(|_| StreamError::CacheGone)?,
@@ -175,7 +187,7 @@ impl Stream {
                             progress.received = progress.received.max(end);
                             progress.handed = progress.handed.max(end);
                             progress.unapplied.push_back((end, invalidation.commit_time_us));
-                            progress.outbox.push_back(CacheJob::Invalidate(invalidation));
+                            progress.outbox.push_back(CacheJob::Invalidate(invalidation, Room::default()));
                             self.push_out(progress)?;
                         }
                     }
@@ -210,10 +222,15 @@ impl Stream {
 
     fn push_out(&self, progress: &mut Progress) -> Result<(), StreamError> {
         while let Some(job) = progress.outbox.pop_front() {
-            match self.jobs.try_send(job) {
+            let Some(room) = self.rooms.take_now(job.keys()) else {
+                progress.outbox.push_front(job);
+                break;
+            };
+            match self.jobs.try_send(job.with(room)) {
                 Ok(()) => {}
                 Err(mpsc::error::TrySendError::Full(job)) => {
-                    progress.outbox.push_front(job);
+                    // Its keys do not take room while it waits here.
+                    progress.outbox.push_front(job.with(Room::default()));
                     break;
                 }
                 Err(mpsc::error::TrySendError::Closed(_)) => return Err(StreamError::CacheGone),
@@ -254,7 +271,9 @@ impl Stream {
         while progress.unapplied.front().is_some_and(|(end, _)| *end <= status.apply) {
             progress.unapplied.pop_front();
         }
-        self.state.set_oldest_unapplied(progress.unapplied.front().map(|(_, time)| *time));
+        let oldest = progress.unapplied.front().map(|(_, time)| *time);
+        // A transaction that is arriving was committed before it came, however long it takes.
+        self.state.set_oldest_unapplied(oldest.or_else(|| self.applier.arriving_since()));
         // All that was received, but for what has yet to be deleted.
         let before_unapplied = |(end, _): &(Lsn, i64)| Lsn(end.0.saturating_sub(1));
         self.state.reached.set(progress.unapplied.front().map_or(progress.received, before_unapplied));

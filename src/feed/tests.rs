@@ -98,7 +98,7 @@ impl Running {
                         let _ = ready.send(Found::Nothing);
                         Note::Start(slot_position, gap)
                     }
-                    CacheJob::Invalidate(invalidation) => {
+                    CacheJob::Invalidate(invalidation, _) => {
                         applied.send_replace(invalidation.end_lsn);
                         let mut keys: Vec<String> = invalidation
                             .keys

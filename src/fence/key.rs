@@ -99,11 +99,15 @@ impl KeyState {
     /// Remembers a write. Writes come in the order of their LSNs; one that was seen before (the feed re-sends
     /// what it has not confirmed) changes nothing, nor does one that the floor has passed already.
     pub fn write(&mut self, write: Write, floor: Lsn) {
-        if write.lsn <= self.last.max(floor) {
+        if write.lsn < self.last || write.lsn <= floor {
             return;
         }
         if let Some(versions) = self.extra.as_deref_mut().and_then(|extra| extra.versions.as_mut()) {
             versions.written_otherwise(write.lsn);
+        }
+        // Known, but perhaps by another part of the transaction, which told of the row.
+        if write.lsn == self.last {
+            return;
         }
         let before = Write { xid: self.xid, lsn: self.last };
         (self.last, self.xid) = (write.lsn, write.xid);
@@ -122,14 +126,18 @@ impl KeyState {
 
     /// The same, of a write that tells of the row that feeds the key. `around` tells of what the key itself does not
     /// know; what it does is put in here.
+    ///
+    /// Parts of one transaction come as one write: each goes on where the one before ended, as if it were a commit of its
+    /// own. Told again, they vouch for nothing, because then the version does not grow.
     pub fn write_row(&mut self, write: Write, changes: &RowChanges, around: Around, floor: Lsn) {
-        if write.lsn <= self.last.max(floor) {
+        let goes_on = changes.is_part() && write.lsn == self.last;
+        if write.lsn <= floor || (write.lsn <= self.last && !goes_on) {
             return;
         }
         let before = self.last(floor);
         // Below the floor writes may have been passed over.
         let known = before.and_then(|_| self.versions()).copied();
-        let versions = Versions::after(known, changes, Around { before, ..around });
+        let versions = Versions::after(known, changes, Around { before, goes_on, ..around });
         self.write(write, floor);
         self.extra().versions = Some(versions);
     }

@@ -257,6 +257,7 @@ impl Fence {
                 whole: self.last_wholly(&[changes.guard()], floor),
                 // The floor moves when something has been settled for the length of a history.
                 complete: floor.0 > self.start.load(Ordering::SeqCst),
+                goes_on: false,
             };
             state.write_row(write, changes, around, floor);
         });

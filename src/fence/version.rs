@@ -38,6 +38,8 @@ pub struct RowChanges {
     /// The largest version that was told, but for the last.
     before: Option<Version>,
     last: Option<Version>,
+    /// Other parts of the transaction may have changed the row before, and may change it again.
+    part: bool,
 }
 
 /// What is known of the row before the transaction.
@@ -59,9 +61,20 @@ impl RowChanges {
             RowChange::Updated { old: Some(_), .. } | RowChange::Deleted(Some(_)) => Began::Known,
             RowChange::Updated { old: None, .. } | RowChange::Deleted(None) => Began::Unknown,
         };
-        let mut changes = Self { guard, began, went: false, before: None, last: None };
+        let mut changes = Self { guard, began, went: false, before: None, last: None, part: false };
         changes.add(first);
         changes
+    }
+
+    /// They are told in parts, each for itself, as those of a large transaction are: each goes on where the one before
+    /// ended, and all are one write.
+    pub fn in_parts(self) -> Self {
+        Self { part: true, ..self }
+    }
+
+    /// Whether what is known of the row's versions after a write of the same end has to go on with these.
+    pub(super) fn is_part(&self) -> bool {
+        self.part
     }
 
     /// The guard of the row's table.
@@ -182,6 +195,8 @@ pub(super) struct Around {
     pub whole: Option<Lsn>,
     /// All of the last `history` is known: this is not a history that has just begun.
     pub complete: bool,
+    /// Of the same transaction other changes of the row have been told.
+    pub goes_on: bool,
 }
 
 impl Versions {
@@ -199,6 +214,9 @@ impl Versions {
             Began::Unknown => changes.before.max(known.and_then(|known| known.last)),
             Began::Absent | Began::Known => changes.before,
         };
+        // A transaction that is sent again goes through states that have been told, and are not those of now.
+        let told = known.filter(|_| around.goes_on).and_then(|known| known.largest);
+        let replaced = replaced.max(told);
         // What is remembered of the key, but not of its row.
         let blind = known.map_or(around.before.unwrap_or_default(), |known| known.blind);
         let unseen = known.map_or(Lsn(0), |known| known.unseen);

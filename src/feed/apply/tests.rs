@@ -255,17 +255,65 @@ fn a_lost_identity_a_rename_and_another_type_break_the_guard() {
     }
 }
 
+/// Runs one transaction that is handed on in parts: each with its keys in order, and in the end the last.
+fn parts(applier: &mut Applier, end: u64, messages: &[Vec<u8>]) -> Vec<Invalidation> {
+    let mut parts = Vec::new();
+    for bytes in [&Bytes::begin(990)].into_iter().chain(messages).chain([&Bytes::commit(end)]) {
+        match applier.apply(decode(bytes).expect("a message")) {
+            Applied::Nothing => {}
+            Applied::Commit(mut part) => {
+                part.keys.sort();
+                parts.push(part);
+            }
+            Applied::Position(_) => panic!("its end has to wait for its parts"),
+        }
+    }
+    parts
+}
+
+/// All of them are its own: the guard's other keys stay. What a part holds does not grow with the transaction.
 #[test]
-fn a_huge_transaction_becomes_a_truncate() {
+fn a_large_transaction_is_handed_on_in_parts() {
     let mut applier = applier();
-    applier.max_keys = 100;
+    applier.part_keys = 100;
     let rows: Vec<Vec<u8>> = (0..1_000).map(|n| insert(&[&n.to_string(), "-"])).collect();
     let messages = [&[layout(), message("cachefence", "k")], &rows[..]].concat();
-    let invalidation = transaction(&mut applier, 500, &messages).expect("an invalidation");
-    assert_eq!(
-        (invalidation.keys, invalidation.truncated),
-        (vec![CacheKey { db: 0, name: b"k".to_vec() }], vec![GuardId(0)])
-    );
+    let parts = parts(&mut applier, 500, &messages);
+    let mut keys: Vec<&[u8]> = parts.iter().flat_map(|part| &part.keys).map(|key| &key.name[..]).collect();
+    // 98 rows, the name and the key of all of them; then 99 rows and that key.
+    assert_eq!(parts.len(), 11);
+    let (last, before) = parts.split_last().expect("parts");
+    assert!(before.iter().all(|part| part.keys.len() == 100 && part.is_part() && part.end_lsn == Lsn(100)));
+    assert_eq!((last.end_lsn, last.is_part(), last.keys.len()), (Lsn(500), false, 12));
+    assert!(parts.iter().all(|part| part.truncated.is_empty()));
+    keys.sort_unstable();
+    keys.dedup();
+    assert_eq!(keys.len(), 1_002);
+    assert_eq!(applier.state.transaction_keys.load(Ordering::Relaxed), 0);
+}
+
+/// With nothing left at its end, it is complete only when its parts are deleted.
+#[test]
+fn the_end_of_a_large_transaction_waits_for_its_parts() {
+    let mut applier = applier();
+    applier.part_keys = 2;
+    let parts = parts(&mut applier, 500, &[layout(), insert(&["1", "-"])]);
+    let ends: Vec<_> =
+        parts.iter().map(|part| (part.end_lsn.0, part.written_lsn.0, part.keys.len())).collect();
+    assert_eq!(ends, [(100, 101, 2), (500, 500, 0)]);
+}
+
+#[test]
+fn a_guard_that_is_truncated_or_breaks_after_a_part_goes_as_a_whole_at_the_end() {
+    let without = Bytes::relation(USERS, "users", &[("id", true, 23)]);
+    for end in [truncate(), without] {
+        let mut applier = applier();
+        applier.part_keys = 2;
+        let messages = [layout(), insert(&["1", "-"]), insert(&["2", "-"]), end, insert(&["3", "-"])];
+        let parts = parts(&mut applier, 500, &messages);
+        let found: Vec<_> = parts.iter().map(|part| (part.keys.len(), part.truncated.len())).collect();
+        assert_eq!(found, [(2, 0), (2, 0), (0, 1)]);
+    }
 }
 
 /// What names too many keys to be held is fenced and handed on in parts. Nothing of it may be confirmed, and no miss
@@ -273,7 +321,7 @@ fn a_huge_transaction_becomes_a_truncate() {
 #[test]
 fn names_beyond_the_bound_are_handed_on_before_the_commit_is_complete() {
     let mut applier = applier();
-    applier.max_named = 2;
+    applier.part_keys = 2;
     let positions = applier.positions.clone();
     let identity = crate::feed::Identity { system_id: 1, timeline: 1 };
     positions.restart(identity, Lsn(50), Lsn(50), false);
@@ -297,8 +345,7 @@ fn names_beyond_the_bound_are_handed_on_before_the_commit_is_complete() {
             _ => None,
         })
         .collect();
-    assert_eq!(handed, [(100, 2), (100, 2), (100, 2)], "up to where its commit record begins");
-    assert_eq!(parts.last(), Some(&Applied::Position(Lsn(500))));
+    assert_eq!(handed, [(100, 2), (100, 2), (100, 2), (500, 0)], "up to where its commit record begins");
     positions.advanced(Lsn(500));
     shows(&unseen);
     assert!(positions.fence().settled() <= Lsn(100));
@@ -404,6 +451,46 @@ fn the_versions_of_a_row_are_told_as_far_as_they_are_sent() {
         assert!(transaction(&mut applier, 500, &changes).is_some());
         assert_eq!(verdict(&applier, 5), expected, "{identity:?} {changes:?}");
     }
+}
+
+/// The parts of a transaction tell of a row one after the other, as commits would: the last one counts.
+#[test]
+fn the_versions_of_a_row_that_changes_in_several_parts_are_those_of_the_last() {
+    use fence::Verdict::{Fresh, Stale};
+    let to = |old: &'static str, new: &'static str| update(Some((b'O', &["1", old])), &["1", new]);
+    let older = Stale(fence::Stale::Superseded(Lsn(101)));
+    let untold = Stale(fence::Stale::NoEvidence(Lsn(101)));
+    // Each key is a part of its own.
+    for (changes, verdicts) in [
+        (vec![to("4", "5")], [older, Fresh, Fresh]),
+        (vec![to("4", "5"), to("5", "6")], [older, older, Fresh]),
+        (vec![to("4", "5"), to("5", "5")], [older, untold, untold]),
+        (vec![to("4", "6"), to("6", "5")], [older, untold, untold]),
+        (vec![to("4", "5"), message("cachefence", "user:1")], [older, untold, untold]),
+        (vec![message("cachefence", "user:1"), to("4", "5")], [older, untold, untold]),
+        (vec![to("4", "5"), delete(b'O', &["1", "5"]), insert(&["1", "6"])], [older, older, Fresh]),
+        // Sent again: all of it, and a part.
+        (vec![to("4", "5"), to("4", "5")], [older, untold, untold]),
+        (vec![to("4", "5"), to("5", "6"), to("4", "5")], [older, untold, untold]),
+    ] {
+        let mut applier = versioned([true, true]);
+        applier.part_keys = 1;
+        assert_eq!(parts(&mut applier, 500, &changes).len(), changes.len() + 1);
+        assert_eq!([4, 5, 6].map(|claimed| verdict(&applier, claimed)), verdicts, "{changes:?}");
+    }
+}
+
+/// Its last part is not handed on before the end, and is a write of its own there.
+#[test]
+fn a_row_that_changes_again_after_a_part_has_the_version_of_the_end() {
+    let mut applier = versioned([true, true]);
+    applier.part_keys = 4;
+    let to = |old: &'static str, new: &'static str| update(Some((b'O', &["1", old])), &["1", new]);
+    let changes = [to("4", "5"), insert(&["2", "1"]), insert(&["3", "1"]), to("5", "6")];
+    let ends: Vec<_> = parts(&mut applier, 500, &changes).iter().map(|part| part.keys.len()).collect();
+    assert_eq!(ends, [4, 2]);
+    assert_eq!(verdict(&applier, 5), fence::Verdict::Stale(OLDER));
+    assert_eq!(verdict(&applier, 6), fence::Verdict::Fresh);
 }
 
 /// Without an old row the columns of the identity have not changed; of the others nothing is known.

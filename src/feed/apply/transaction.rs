@@ -2,8 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::progress::Progress;
 use crate::fence::{RowChange, RowChanges, Version};
-use crate::guard::{GuardId, Guards};
+use crate::guard::GuardId;
 use crate::position::Lsn;
 
 /// The versions of a row before and after a change, as far as they are sent.
@@ -28,7 +29,7 @@ pub(super) struct Named {
     pub row: Option<Box<RowChanges>>,
 }
 
-/// The transaction that is arriving.
+/// The transaction that is arriving: what of it has not been handed on.
 #[derive(Debug, Default)]
 pub(super) struct Transaction {
     pub xid: u32,
@@ -42,9 +43,15 @@ pub(super) struct Transaction {
     pub truncated: Vec<GuardId>,
     /// Broken guards whose layout fits again, once this is committed.
     pub mended: Vec<GuardId>,
+    pub progress: Progress,
 }
 
 impl Transaction {
+    /// Keys that wait to be fenced.
+    pub fn collected(&self) -> usize {
+        self.keys.len() + self.named.len()
+    }
+
     pub fn truncate(&mut self, guard: GuardId) {
         if !self.truncated.contains(&guard) {
             self.truncated.push(guard);
@@ -64,19 +71,5 @@ impl Transaction {
             }
             (Some(named), _) => named.row = None,
         }
-    }
-}
-
-/// A transaction with too many keys: its largest guards are fenced as a whole instead.
-pub(super) fn bound(transaction: &mut Transaction, guards: &Guards, max_keys: usize) {
-    while transaction.keys.len() > max_keys {
-        let mut counts: HashMap<GuardId, usize> = HashMap::new();
-        for guard in transaction.keys.values().map(|named| named.guard) {
-            *counts.entry(guard).or_default() += 1;
-        }
-        let Some((guard, keys)) = counts.into_iter().max_by_key(|(_, count)| *count) else { return };
-        let table = guards.get(guard).map_or("", |guard| guard.label.as_str());
-        tracing::warn!(guard = table, keys, "a huge transaction: the whole guard is fenced and purged");
-        transaction.truncate(guard);
     }
 }
