@@ -176,3 +176,21 @@ impl CacheJob {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_take_room_until_their_job_is_done() {
+        let rooms = Rooms::default();
+        let half = rooms.take_now(KEYS_UNDER_WAY / 2).expect("room");
+        let rest = rooms.take_now(KEYS_UNDER_WAY / 2).expect("room");
+        assert!(rooms.take_now(1).is_none());
+        assert!(rooms.take_now(0).is_some(), "an advance needs none");
+        drop(half);
+        assert!(rooms.take_now(1).is_some());
+        drop(rest);
+        assert!(rooms.take_now(u32::MAX).is_some(), "more than there ever is: alone");
+    }
+}

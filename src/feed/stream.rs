@@ -186,7 +186,10 @@ impl Stream {
                             let end = invalidation.end_lsn;
                             progress.received = progress.received.max(end);
                             progress.handed = progress.handed.max(end);
-                            progress.unapplied.push_back((end, invalidation.commit_time_us));
+                            // Of a transaction in parts, its end alone tells that it is applied.
+                            if !invalidation.is_part() {
+                                progress.unapplied.push_back((end, invalidation.commit_time_us));
+                            }
                             progress.outbox.push_back(CacheJob::Invalidate(invalidation, Room::default()));
                             self.push_out(progress)?;
                         }
@@ -272,8 +275,10 @@ impl Stream {
             progress.unapplied.pop_front();
         }
         let oldest = progress.unapplied.front().map(|(_, time)| *time);
-        // A transaction that is arriving was committed before it came, however long it takes.
-        self.state.set_oldest_unapplied(oldest.or_else(|| self.applier.arriving_since()));
+        // A transaction that is arriving was committed before it came, however long it takes. In strict nobody sees it
+        // before all of it is deleted: what is cached is not behind.
+        let arriving = || self.applier.arriving_since().filter(|_| !self.state.is_strict());
+        self.state.set_oldest_unapplied(oldest.or_else(arriving));
         // All that was received, but for what has yet to be deleted.
         let before_unapplied = |(end, _): &(Lsn, i64)| Lsn(end.0.saturating_sub(1));
         self.state.reached.set(progress.unapplied.front().map_or(progress.received, before_unapplied));

@@ -400,6 +400,36 @@ async fn a_cache_that_stands_still_stops_the_reading_but_not_the_status_messages
     feed.until("confirmed", |r| r.state.confirmed_lsn.load(Ordering::Relaxed) >= now.0).await;
 }
 
+/// It arrives in parts, and is late from its commit on. None of it is applied before all of it is.
+#[tokio::test]
+async fn a_large_transaction_is_held_back_in_the_middle_by_a_cache_that_stands_still() {
+    let db = database().await;
+    db.client.batch_execute("CREATE TABLE users (id int PRIMARY KEY)").await.expect("table");
+    let feed = Running::start(&db, guards(&[("users", &["user:<id>"])]), "cachefence_large");
+    feed.until_streaming().await;
+    feed.until("settled", |r| !r.positions.unsettled()).await;
+    let stalled = feed.stall.lock().await;
+    let sql = "INSERT INTO users SELECT * FROM generate_series(1, 100000)";
+    db.client.batch_execute(sql).await.expect("insert");
+    let end = flushed(&db.client).await;
+    feed.until("a part", |r| r.state.transaction_keys.load(Ordering::Relaxed) > 0).await;
+    feed.until("a lag", |r| r.state.lag_us.load(Ordering::Relaxed) > 1_000_000).await;
+    // The rest is not even read: more keys than that are not on their way at a time.
+    let passing = feed.state.transaction_keys.load(Ordering::Relaxed);
+    assert!((10_000..100_000).contains(&passing), "{passing}");
+    assert!(feed.state.reached.lsn() < end && feed.state.received_lsn.load(Ordering::Relaxed) < end.0);
+    drop(stalled);
+    feed.until("confirmed", |r| r.state.confirmed_lsn.load(Ordering::Relaxed) >= end.0).await;
+    assert_eq!(feed.state.transaction_keys.load(Ordering::Relaxed), 0);
+    let notes = feed.notes.lock().expect("notes");
+    let parts = notes.iter().filter_map(|note| match note {
+        Note::Keys(keys, truncated) => Some((keys.len(), *truncated)),
+        Note::Start(..) => None,
+    });
+    let parts: Vec<_> = parts.collect();
+    assert_eq!(parts, [vec![(10_000, 0); 10], vec![(0, 0)]].concat());
+}
+
 #[tokio::test]
 async fn an_idle_stream_is_quiet() {
     let db = database().await;
