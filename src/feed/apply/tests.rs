@@ -21,7 +21,9 @@ impl Bytes {
 
     /// `columns`: name, in the identity, type.
     fn relation(oid: u32, name: &str, columns: &[(&str, bool, u32)]) -> Vec<u8> {
-        let head = Bytes(vec![b'R']).u32(oid).text("public").text(name).u8(b'd').u16(columns.len() as u16);
+        let identity = if columns.iter().all(|(_, key, _)| *key) { b'f' } else { b'd' };
+        let head =
+            Bytes(vec![b'R']).u32(oid).text("public").text(name).u8(identity).u16(columns.len() as u16);
         columns
             .iter()
             .fold(head, |bytes, (name, key, oid)| bytes.u8(u8::from(*key)).text(name).u32(*oid).u32(0))
@@ -246,6 +248,8 @@ fn a_lost_identity_a_rename_and_another_type_break_the_guard() {
             oid: USERS,
             columns: vec![column("id", 20), column("email", 25)],
             primary_key: vec!["id".into()],
+            parts: Vec::new(),
+            identity: None,
         }]);
         assert!(transaction(&mut applier, 500, &[layout(), insert(&["1", "x"])]).is_some());
         assert!(!applier.state.is_broken(GuardId(0)), "int4 for int8 prints the same texts");
@@ -334,7 +338,9 @@ fn versioned(identity: [bool; 2]) -> Applier {
     };
     let columns = vec![column("id", 23), column("v", 20)];
     let primary_key = vec!["id".into()];
-    applier.restart(vec![Table { guard: GuardId(0), oid: USERS, columns, primary_key }]);
+    let guard = GuardId(0);
+    let parts = Vec::new();
+    applier.restart(vec![Table { guard, oid: USERS, columns, primary_key, parts, identity: None }]);
     applier.positions.fence().restart(Lsn(100));
     let [id, v] = identity;
     let layout = Bytes::relation(USERS, "users", &[("id", id, 23), ("v", v, 20)]);
