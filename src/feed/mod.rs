@@ -521,17 +521,18 @@ async fn tell(
     let of = |tables: &[Table], id| tables.iter().find(|table: &&Table| table.guard == id).cloned();
     let tables: Vec<Table> =
         guards.iter().filter_map(|guard| of(&found, guard.id).or_else(|| of(&held, guard.id))).collect();
-    if tables == held {
+    if tables == held || state.has_found(&tables) {
         return Ok(());
     }
     let mut names = differing(client, guards, &held, &tables).await?;
-    tracing::info!(guards = ?names, "the catalog has changed; the whole of these guards is fenced");
+    tracing::info!(fenced = ?names, "the catalog has changed; guards whose rows may be others now are fenced as a whole");
     names.push("");
     // Before the message, which may come back faster than this goes on.
     state.set_found(Some(tables));
     let sql = "SELECT pg_catalog.pg_logical_emit_message(true, $1, name) FROM pg_catalog.unnest($2::text[]) AS name";
-    client.execute(sql, &[&apply::TABLE_PREFIX, &names]).await?;
-    Ok(())
+    let told = client.execute(sql, &[&apply::TABLE_PREFIX, &names]).await;
+    // The next look tells it again.
+    told.map(drop).inspect_err(|_| state.set_found(None)).map_err(Into::into)
 }
 
 /// The guards whose rows or keys may be others than before, although no commit tells of it.

@@ -238,6 +238,12 @@ impl FeedState {
         *self.found.lock().unwrap_or_else(PoisonError::into_inner) = tables;
     }
 
+    /// Whether the applier is yet to take what a look has found, and that is this.
+    pub(super) fn has_found(&self, tables: &[Table]) -> bool {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.as_deref().is_some_and(|found| found == tables)
+    }
+
     pub(super) fn take_found(&self) -> Option<Vec<Table>> {
         self.found.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
