@@ -88,7 +88,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let fence = Arc::new(Fence::new(limits(&config, guards.len())));
     let kinds: Vec<SourceKind> = read_sources.iter().map(|source| source.kind).collect();
     let positions = Arc::new(Positions::new(fence.clone(), &kinds, started));
-    let feed_state = Arc::new(feed_state(&config, guards.len()));
+    // What the catalog tells of the columns is learnt by the feed.
+    let matching = Arc::new(ArcSwap::new(guards.clone()));
+    let feed_state = Arc::new(feed_state(&config, guards.len()).teaching(matching.clone()));
     let cache_state = Arc::new(CacheState::default());
 
     let incarnation = incarnation();
@@ -96,7 +98,6 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let name = format!("{slot_name}:{incarnation}");
     let (upstreams, abandoned) = Upstreams::new(name.clone());
     let upstreams = Arc::new(upstreams);
-    let matching = Arc::new(ArcSwap::new(guards.clone()));
     let commands = Arc::new(ArcSwap::from_pointee(CommandTable::known()));
     let status = Arc::new(Status {
         fence: fence.clone(),
@@ -144,7 +145,6 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     tokio::spawn(admin::serve(admin, status, gate.clone()));
 
     sweep(fence.clone(), positions.clone(), config.fence.history)?;
-    learn_columns(guards.clone(), matching.clone(), &feed_state);
 
     let (jobs, job_receiver) = mpsc::channel(BACKLOG);
     let (applied, applied_receiver) = watch::channel(Lsn(0));
@@ -309,18 +309,6 @@ fn sweep(fence: Arc<Fence>, positions: Arc<Positions>, history: Duration) -> io:
         }
     })?;
     Ok(())
-}
-
-/// Once the catalog is known, so is which texts a column can print (`user:<id>` no longer matches `user:1:photo`), and
-/// which keys are of one row.
-fn learn_columns(guards: Arc<Guards>, matching: Arc<ArcSwap<Guards>>, feed: &FeedState) {
-    let mut tables = feed.tables();
-    tokio::spawn(async move {
-        while tables.changed().await.is_ok() {
-            let learnt = feed::catalog::learn(&guards, &tables.borrow_and_update());
-            matching.store(Arc::new(learnt));
-        }
-    });
 }
 
 /// What the admin port shows.

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use render::{Row, put_db, render, without_db};
-use rules::{Rules, fit, fit_version};
+use rules::{Known, Layout, Rules, fit, fit_version};
 use transaction::{Transaction, Versions};
 
 use super::catalog::{Table, learn};
@@ -29,13 +29,17 @@ use super::job::Invalidation;
 use super::positions::Positions;
 use super::state::{BROKEN_BY_STREAM, FeedState};
 use crate::fence::{self, FillId, KeyHash, RowChange, Write};
-use crate::guard::{CacheKey, GuardId, Guards, key_hash};
-use crate::pg::pgoutput::{Message, OldTuple, Relation, Tuple};
+use crate::guard::{CacheKey, Guard, GuardId, Guards, key_hash};
+use crate::pg::pgoutput::{Message, OldTuple, Relation, Tuple, table_of_row};
 use crate::pg::replication::unix_micros;
 use crate::position::Lsn;
 
 /// The prefix of `pg_logical_emit_message` that names keys to fence (fact F7).
 pub const MESSAGE_PREFIX: &str = "cachefence";
+
+/// The prefix of a message that names a table whose rows came or went without one: its guard is fenced as a whole. An empty
+/// one names none. With either comes what a look at the catalog has found since (see [`FeedState::set_found`]).
+pub(super) const TABLE_PREFIX: &str = "cachefence:table";
 
 /// Keys of one transaction that are collected before they are fenced and handed on for deletion without waiting for
 /// the rest of it: memory stays bounded.
@@ -63,8 +67,8 @@ pub struct Applier {
     tables: Vec<Table>,
     /// The guards with these.
     learnt: Guards,
-    /// By the table's oid; tables without a guard are not in it.
-    relations: HashMap<u32, Rules>,
+    /// By the table's oid, as the stream has described it.
+    relations: HashMap<u32, Known>,
     transaction: Option<Transaction>,
     part_keys: usize,
     /// Names were dropped for lack of room, and that was said.
@@ -93,11 +97,25 @@ impl Applier {
 
     /// A new stream begins: it describes every table again and starts with whole transactions.
     pub fn restart(&mut self, tables: Vec<Table>) {
-        self.learnt = learn(&self.guards, &tables);
-        self.tables = tables;
+        // Older than these.
+        self.state.set_found(None);
+        self.learn(tables);
         self.relations.clear();
         self.transaction = None;
         self.state.transaction_keys.store(0, Ordering::Relaxed);
+    }
+
+    /// From here on rows are read by these tables, and keys are matched by them.
+    fn learn(&mut self, tables: Vec<Table>) {
+        self.learnt = learn(&self.guards, &tables);
+        self.state.set_tables(&tables, &self.learnt);
+        self.tables = tables;
+    }
+
+    /// Whether a message is of a row that feeds no guard: it need not be decoded.
+    pub fn ignores(&self, message: &[u8]) -> bool {
+        let feeds = |table| self.relations.get(&table).is_some_and(|known| !known.rules.is_empty());
+        table_of_row(message).is_some_and(|table| !feeds(table))
     }
 
     /// Whether a transaction is arriving: positions of keepalives do not count meanwhile.
@@ -136,16 +154,19 @@ impl Applier {
             }
             Message::Truncate(tables) => {
                 for oid in tables.relations() {
-                    if let (Some(rules), Some(transaction)) =
+                    if let (Some(known), Some(transaction)) =
                         (self.relations.get(&oid), &mut self.transaction)
                     {
-                        transaction.truncate(rules.guard);
+                        known.rules.iter().for_each(|rules| transaction.truncate(rules.guard));
                     }
                 }
             }
             Message::Logical { transactional: true, prefix: MESSAGE_PREFIX, content, .. } => {
                 self.name(content);
                 return self.hand_on_if_full();
+            }
+            Message::Logical { transactional: true, prefix: TABLE_PREFIX, content, .. } => {
+                self.take_in(content);
             }
             Message::Logical { .. } | Message::Origin { .. } | Message::Type { .. } => {}
         }
@@ -247,39 +268,110 @@ impl Applier {
 
     /// A table's layout, new or changed.
     fn relation(&mut self, relation: &Relation<'_>) {
-        let guard =
-            self.guards.iter().find(|guard| guard.schema == relation.schema && guard.table == relation.name);
-        let before = self.relations.remove(&relation.oid);
-        let Some(guard) = guard else {
-            // A guarded table that now has another name, and no other has taken its place.
-            if let Some(before) = before
-                && !self.relations.values().any(|rules| rules.guard == before.guard && !rules.broken)
-            {
+        let (oid, layout) = (relation.oid, Layout::of(relation));
+        let before = self.relations.remove(&oid);
+        let guards = self.fed_by(oid, &layout);
+        self.ask_the_catalog(oid, &layout, before.as_ref(), &guards);
+        // A guarded table that now has another name, and no other has taken its place.
+        for guard in before.iter().flat_map(|before| &before.rules).map(|rules| rules.guard) {
+            if !guards.contains(&guard) && !self.rules_of(guard).any(|rules| !rules.broken) {
                 let why = format!("the table was renamed to {}.{}", relation.schema, relation.name);
-                self.break_guard(before.guard, &why);
+                self.break_guard(guard, &why);
             }
-            return;
+        }
+        let mut rules = Vec::new();
+        for guard in guards {
+            let fitted = self.fit(guard, &layout);
+            match fitted {
+                Ok(_) => self.mend(guard),
+                Err(ref why) => self.break_guard(guard, why),
+            }
+            if self.is_replaced(guard, oid, &layout)
+                && let Some(transaction) = &mut self.transaction
+            {
+                // The rows that were there went with no word of it.
+                transaction.truncate(guard);
+            }
+            rules.push(fitted.unwrap_or_else(|_| Rules::broken(guard)));
+        }
+        self.relations.insert(oid, Known { layout, rules });
+    }
+
+    /// The guards that a table's rows feed: its own, and those of the tables that it is a part of.
+    fn fed_by(&self, oid: u32, layout: &Layout) -> Vec<GuardId> {
+        let is_part =
+            |id| self.table(id).is_some_and(|table: &Table| table.parts.iter().any(|part| part.oid == oid));
+        let feeds = |guard: &&Guard| layout.is_of(guard) || is_part(guard.id);
+        self.guards.iter().filter(feeds).map(|guard| guard.id).collect()
+    }
+
+    fn table(&self, guard: GuardId) -> Option<&Table> {
+        self.tables.iter().find(|table| table.guard == guard)
+    }
+
+    /// The rules of all tables that feed a guard.
+    fn rules_of(&self, guard: GuardId) -> impl Iterator<Item = &Rules> {
+        self.relations.values().flat_map(|known| &known.rules).filter(move |rules| rules.guard == guard)
+    }
+
+    fn fit(&self, id: GuardId, layout: &Layout) -> Result<Rules, String> {
+        let Some(guard) = self.learnt.get(id) else { return Ok(Rules::broken(id)) };
+        let known = self.table(id);
+        let templates = fit(guard, known, layout)?;
+        Ok(Rules { guard: id, templates, version: fit_version(guard, known, layout)?, broken: false })
+    }
+
+    /// Whether a table of a guard's name is another one than the catalog had under that name.
+    fn is_replaced(&self, guard: GuardId, oid: u32, layout: &Layout) -> bool {
+        let has_its_name = self.guards.get(guard).is_some_and(|guard| layout.is_of(guard));
+        has_its_name && self.table(guard).is_some_and(|table| table.oid != oid)
+    }
+
+    /// What the stream says of a table can mean that the catalog has more to tell: a new table may be a child of a guarded
+    /// one, and a layout that is sent again may be that of a partition that is new, emptied, or has another identity.
+    fn ask_the_catalog(&self, oid: u32, layout: &Layout, before: Option<&Known>, guards: &[GuardId]) {
+        let is_known = |table: &Table| table.oid == oid || table.parts.iter().any(|part| part.oid == oid);
+        let changed = match before {
+            Some(before) => before.layout != *layout,
+            None => !self.tables.iter().any(is_known),
         };
-        let known = self.tables.iter().find(|table| table.guard == guard.id);
-        let id = guard.id;
-        let version = self.learnt.get(id).map_or(Ok(None), |guard| fit_version(guard, relation));
-        let rules = match fit(guard, known, relation).and_then(|templates| Ok((templates, version?))) {
-            Ok((templates, version)) => {
-                if self.state.is_broken_by(id, BROKEN_BY_STREAM)
-                    && let Some(transaction) = &mut self.transaction
-                {
-                    // What changed meanwhile is not known: everything from before goes.
-                    transaction.truncate(id);
-                    transaction.mended.push(id);
+        let has_parts = |id: &GuardId| self.table(*id).is_some_and(|table| !table.parts.is_empty());
+        if changed || guards.iter().any(has_parts) {
+            self.state.look.notify_one();
+        }
+    }
+
+    /// A guard's layout fits. If it did not, what changed meanwhile is not known: everything from before goes.
+    fn mend(&mut self, guard: GuardId) {
+        if self.state.is_broken_by(guard, BROKEN_BY_STREAM)
+            && let Some(transaction) = &mut self.transaction
+        {
+            transaction.truncate(guard);
+            transaction.mended.push(guard);
+        }
+    }
+
+    /// The stream has come to where a look at the catalog was taken, or to where somebody says that rows of a table came or
+    /// went.
+    fn take_in(&mut self, table: &[u8]) {
+        if let Some(tables) = self.state.take_found() {
+            self.learn(tables);
+            for (oid, Known { layout, .. }) in std::mem::take(&mut self.relations) {
+                // A layout that does not fit is from before. It is sent anew before the next row: nothing is broken yet.
+                let fitted = |guard| self.fit(guard, &layout).unwrap_or_else(|_| Rules::broken(guard));
+                let rules = self.fed_by(oid, &layout).into_iter().map(fitted).collect();
+                self.relations.insert(oid, Known { layout, rules });
+            }
+            for guard in self.guards.clone().iter().map(|guard| guard.id) {
+                if self.rules_of(guard).next().is_some() && self.rules_of(guard).all(|rules| !rules.broken) {
+                    self.mend(guard);
                 }
-                Rules { guard: id, templates, version, broken: false }
             }
-            Err(why) => {
-                self.break_guard(id, &why);
-                Rules { guard: id, templates: Vec::new(), version: None, broken: true }
-            }
-        };
-        self.relations.insert(relation.oid, rules);
+        }
+        let named = self.guards.iter().filter(|guard| guard.label.as_bytes() == table);
+        if let Some(transaction) = &mut self.transaction {
+            named.for_each(|guard| transaction.truncate(guard.id));
+        }
     }
 
     /// From now on fills of the guard are refused, and what is cached goes with this transaction. In that order:
@@ -295,52 +387,32 @@ impl Applier {
 
     /// The keys of a row before and after.
     fn change(&mut self, oid: u32, old: Option<OldTuple<'_>>, new: Option<Tuple<'_>>, is_insert: bool) {
-        let (Some(rules), Some(transaction)) = (self.relations.get(&oid), &mut self.transaction) else {
+        let (Some(known), Some(transaction)) = (self.relations.get(&oid), &mut self.transaction) else {
             return;
         };
-        let Some(guard) = self.learnt.get(rules.guard) else { return };
-        if transaction.truncated.contains(&rules.guard) {
-            return;
-        }
-        if rules.broken {
-            // Its fills are refused since it broke; a whole fence keeps those judged that come after it is mended.
-            transaction.truncate(rules.guard);
+        if known.rules.is_empty() {
             return;
         }
         let old = old.map(|old| old.tuple().values().collect::<Row<'_>>());
         let new = new.map(|new| new.values().collect::<Row<'_>>());
-        let old_value = |column: usize| old.as_ref().and_then(|row| row.get(column)).copied();
-        let new_value = |column: usize| new.as_ref().and_then(|row| row.get(column)).copied();
-        let version = rules.version;
-        let new_version = version.and_then(|v| v.of_row(new_value(v.place)));
-        // Of an old row the columns of the replica identity are sent, and where none is sent, they have not changed.
-        let old_version = match version.filter(|v| v.in_identity) {
-            Some(_) if old.is_none() => new_version,
-            Some(version) => version.of_row(old_value(version.place)),
-            None => None,
-        };
-        let versions = Versions { old: old_version, new: new_version };
-        for (template, columns) in guard.templates.iter().zip(&rules.templates) {
-            let Some(made) = render(template, columns, [old.as_ref(), new.as_ref()], guard.db, &mut self.key)
-            else {
+        for rules in &known.rules {
+            let Some(guard) = self.learnt.get(rules.guard) else { continue };
+            if transaction.truncated.contains(&rules.guard) {
+                continue;
+            }
+            if rules.broken {
+                // Its fills are refused since it broke; a whole fence keeps those judged that come after it is mended.
+                transaction.truncate(rules.guard);
+                continue;
+            }
+            let change = Change { old: old.as_ref(), new: new.as_ref(), is_insert };
+            if !change.name_keys(rules, guard, transaction, &mut self.key) {
                 // Should not happen: Postgres sends large values of the replica identity with the old row.
                 tracing::warn!(
                     guard = guard.label,
                     "a row came without a value that a key needs: the whole guard is fenced"
                 );
                 transaction.truncate(rules.guard);
-                return;
-            };
-            let [old_key, new_key] = &self.key;
-            // Without an old row the columns of the replica identity have not changed, and so has no key.
-            let stays = if old.is_none() { !is_insert } else { made == [true, true] && old_key == new_key };
-            let tells = template.is_one_row() && version.is_some();
-            if made[0] && !stays {
-                transaction.name(old_key, rules.guard, tells.then_some(RowChange::Deleted(versions.old)));
-            }
-            if made[1] {
-                let change = if stays { versions.updated() } else { RowChange::Inserted(versions.new) };
-                transaction.name(new_key, rules.guard, tells.then_some(change));
             }
         }
     }
@@ -367,7 +439,7 @@ impl Applier {
         }
         for guard in transaction.mended {
             // Only if the last word on it in this transaction was good.
-            if !self.relations.values().any(|rules| rules.guard == guard && rules.broken) {
+            if !self.rules_of(guard).any(|rules| rules.broken) {
                 self.state.set_broken(guard, BROKEN_BY_STREAM, false);
                 let table = self.guards.get(guard).map_or("", |guard| guard.label.as_str());
                 tracing::warn!(guard = table, "a broken guard is mended");
@@ -377,6 +449,52 @@ impl Applier {
         let truncated = transaction.truncated;
         let written_lsn = end_lsn;
         Applied::Commit(Invalidation { end_lsn, written_lsn, commit_time_us, keys, truncated, draining })
+    }
+}
+
+/// A row before and after.
+struct Change<'r, 'a> {
+    old: Option<&'r Row<'a>>,
+    new: Option<&'r Row<'a>>,
+    is_insert: bool,
+}
+
+impl Change<'_, '_> {
+    /// Names the keys of a guard that the row feeds. False if a value that they need was not sent.
+    fn name_keys(
+        &self,
+        rules: &Rules,
+        guard: &Guard,
+        transaction: &mut Transaction,
+        keys: &mut [Vec<u8>; 2],
+    ) -> bool {
+        let Self { old, new, is_insert } = *self;
+        let old_value = |column: usize| old.and_then(|row| row.get(column)).copied();
+        let new_value = |column: usize| new.and_then(|row| row.get(column)).copied();
+        let version = rules.version;
+        let new_version = version.and_then(|v| v.of_row(new_value(v.place)));
+        // Of an old row the columns of the replica identity are sent, and where none is sent, they have not changed.
+        let old_version = match version.filter(|v| v.in_identity) {
+            Some(_) if old.is_none() => new_version,
+            Some(version) => version.of_row(old_value(version.place)),
+            None => None,
+        };
+        let versions = Versions { old: old_version, new: new_version };
+        for (template, columns) in guard.templates.iter().zip(&rules.templates) {
+            let Some(made) = render(template, columns, [old, new], guard.db, keys) else { return false };
+            let [old_key, new_key] = &*keys;
+            // Without an old row the columns of the replica identity have not changed, and so has no key.
+            let stays = if old.is_none() { !is_insert } else { made == [true, true] && old_key == new_key };
+            let tells = template.is_one_row() && version.is_some();
+            if made[0] && !stays {
+                transaction.name(old_key, rules.guard, tells.then_some(RowChange::Deleted(versions.old)));
+            }
+            if made[1] {
+                let change = if stays { versions.updated() } else { RowChange::Inserted(versions.new) };
+                transaction.name(new_key, rules.guard, tells.then_some(change));
+            }
+        }
+        true
     }
 }
 

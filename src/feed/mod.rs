@@ -62,6 +62,8 @@ use stream::Stream;
 
 /// Between looks at the catalog while the stream runs.
 const CATALOG_INTERVAL: Duration = Duration::from_secs(10);
+/// And no less than this, however often the stream asks for one.
+const CATALOG_PAUSE: Duration = Duration::from_millis(200);
 /// Between judgements of the feed's health.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(50);
 /// An attempt to set the stream up, waiting for transactions and for the cache left out, takes no longer.
@@ -262,7 +264,6 @@ impl Feed {
                 tracing::warn!(guard = guard.label, why, "version evidence is of no use for a guard");
             }
         }
-        self.state.set_tables(&ready.tables);
         self.stream.applier.restart(std::mem::take(&mut ready.tables));
 
         let (answer, answered) = oneshot::channel();
@@ -351,6 +352,11 @@ impl Feed {
         };
         let identity = Identity { system_id: system.system_id, timeline: system.timeline };
         let mut gap = self.regap.or_else(|| elsewhere(self.identity, identity));
+        // What came or went while no stream ran has no place in it.
+        let held = if self.identity.is_some() { self.state.tables() } else { Vec::new() };
+        if !held.is_empty() && !differing(&client, &self.guards, &held, &tables).await?.is_empty() {
+            gap = gap.or(Some(GapReason::CatalogMended));
+        }
         let position = match slot {
             Some(slot) if slot.active => return Err(CatalogError::SlotInUse(settings.slot.clone()).into()),
             Some(slot) if !slot.lost && !published && !self.outdated => {
@@ -456,13 +462,13 @@ async fn judge_health(state: Arc<FeedState>, positions: Arc<Positions>, settings
     }
 }
 
-/// Looks at the catalog while the stream runs: a table that leaves the publication, or is replaced by another of
-/// its name, is silent in the stream.
+/// Looks at the catalog while the stream runs: a table that leaves the publication, a partition that is attached, detached or
+/// emptied, are silent in the stream. And the stream asks for a look when it meets what it does not know.
 async fn watch_catalog(state: Arc<FeedState>, guards: Arc<Guards>, settings: Settings) {
     let name = &settings.application_name;
     let mut client: Option<Client> = None;
     loop {
-        tokio::time::sleep(CATALOG_INTERVAL).await;
+        let _ = tokio::time::timeout(CATALOG_INTERVAL, state.look.notified()).await;
         if !state.streaming.load(Ordering::Relaxed) {
             continue;
         }
@@ -474,29 +480,80 @@ async fn watch_catalog(state: Arc<FeedState>, guards: Arc<Guards>, settings: Set
                 Err(_) => continue,
             },
         };
-        match look(&connected, &guards, &settings.publication).await {
-            Ok(problems) => {
-                mark(&state, &guards, &problems);
-                client = Some(connected);
-            }
-            Err(error) => tracing::debug!(%error, "the catalog cannot be read"),
+        let looked = async {
+            let (tables, problems) = look(&connected, &guards, &settings.publication).await?;
+            mark(&state, &guards, &problems);
+            tell(&connected, &state, &guards, tables).await
+        };
+        match tokio::time::timeout(SETUP_TIMEOUT, looked).await {
+            Ok(Ok(())) => client = Some(connected),
+            Ok(Err(error)) => tracing::debug!(%error, "the catalog cannot be read"),
+            Err(_) => tracing::debug!("the catalog cannot be read in time"),
         }
+        tokio::time::sleep(CATALOG_PAUSE).await;
     }
 }
 
-async fn look(client: &Client, guards: &Guards, publication: &str) -> Result<Vec<Problem>, CatalogError> {
-    let looked = async {
-        let (_, mut problems) = catalog::tables(client, guards).await?;
-        match catalog::publication(client, publication, guards).await? {
-            Publication::Present(found) => problems.extend(found),
-            Publication::Missing => problems.push(Problem::NoPublication {
-                publication: quoting::quoted_name(publication),
-                create: catalog::create_publication(publication, guards),
-            }),
+async fn look(
+    client: &Client,
+    guards: &Guards,
+    publication: &str,
+) -> Result<(Vec<Table>, Vec<Problem>), CatalogError> {
+    let (tables, mut problems) = catalog::tables(client, guards).await?;
+    match catalog::publication(client, publication, guards).await? {
+        Publication::Present(found) => problems.extend(found),
+        Publication::Missing => problems.push(Problem::NoPublication {
+            publication: quoting::quoted_name(publication),
+            create: catalog::create_publication(publication, guards),
+        }),
+    }
+    Ok((tables, problems))
+}
+
+/// Tells the stream what a look has found, at a place of its own: by a message that comes behind every commit that the look
+/// has seen. It names the guards whose rows may be others now.
+async fn tell(
+    client: &Client,
+    state: &FeedState,
+    guards: &Guards,
+    found: Vec<Table>,
+) -> Result<(), CatalogError> {
+    let held = state.tables();
+    // Of a guard that is broken nothing new is known.
+    let of = |tables: &[Table], id| tables.iter().find(|table: &&Table| table.guard == id).cloned();
+    let tables: Vec<Table> =
+        guards.iter().filter_map(|guard| of(&found, guard.id).or_else(|| of(&held, guard.id))).collect();
+    if tables == held || state.has_found(&tables) {
+        return Ok(());
+    }
+    let mut names = differing(client, guards, &held, &tables).await?;
+    tracing::info!(fenced = ?names, "the catalog has changed; guards whose rows may be others now are fenced as a whole");
+    names.push("");
+    // Before the message, which may come back faster than this goes on.
+    state.set_found(Some(tables));
+    let sql = "SELECT pg_catalog.pg_logical_emit_message(true, $1, name) FROM pg_catalog.unnest($2::text[]) AS name";
+    let told = client.execute(sql, &[&apply::TABLE_PREFIX, &names]).await;
+    // The next look tells it again.
+    told.map(drop).inspect_err(|_| state.set_found(None)).map_err(Into::into)
+}
+
+/// The guards whose rows or keys may be others than before, although no commit tells of it.
+async fn differing<'a>(
+    client: &Client,
+    guards: &'a Guards,
+    before: &[Table],
+    after: &[Table],
+) -> Result<Vec<&'a str>, CatalogError> {
+    let mut differing = Vec::new();
+    for guard in guards {
+        let of = |tables: &'_ [Table]| tables.iter().find(|table| table.guard == guard.id).cloned();
+        if let Some(now) = of(after)
+            && catalog::may_differ(client, guard, of(before).as_ref(), &now).await?
+        {
+            differing.push(guard.label.as_str());
         }
-        Ok(problems)
-    };
-    tokio::time::timeout(SETUP_TIMEOUT, looked).await.map_err(|_| CatalogError::Timeout(SETUP_TIMEOUT))?
+    }
+    Ok(differing)
 }
 
 /// Raises and lowers the guards' flags. A guard that is mended makes the stream start over: what was changed

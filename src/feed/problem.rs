@@ -39,15 +39,41 @@ pub enum Problem {
         /// Where it was looked for.
         database: String,
     },
-    /// Partitions have identities of their own.
-    #[error("guard {table}: {what} are not supported yet")]
+    /// Its changes, or some of them, are not in the stream.
+    #[error("guard {table}: the table cannot be guarded: {why}")]
     Unsupported {
         /// The guard.
         guard: GuardId,
         /// `schema.table`.
         table: String,
-        /// What it is.
-        what: &'static str,
+        /// Why not.
+        why: String,
+    },
+    /// Which partitions there are is known to the stream only if changes come as those of the root.
+    #[error(
+        "guard {table}: the table is partitioned, and publication {publication} publishes each partition under its own name: rows of a new partition would be missed"
+    )]
+    PartitionsApart {
+        /// The guard.
+        guard: GuardId,
+        /// `schema.table`.
+        table: String,
+        /// The publication, quoted for SQL.
+        publication: String,
+    },
+    /// Its rows come under another name.
+    #[error(
+        "guard {table}: the table is a partition, and publication {publication} publishes its rows as those of {root}: guard that table instead, whose templates can use the same columns"
+    )]
+    PublishedAsRoot {
+        /// The guard.
+        guard: GuardId,
+        /// `schema.table`.
+        table: String,
+        /// The table above it that is published, quoted for SQL.
+        root: String,
+        /// The publication, quoted for SQL.
+        publication: String,
     },
     /// Not in the log.
     #[error("guard {table}: the table is unlogged or temporary: its changes are not replicated")]
@@ -99,13 +125,16 @@ pub enum Problem {
     },
     /// An UPDATE would not tell the old key.
     #[error(
-        "guard {table}: template {template:?} uses column {column:?}, which is outside the table's replica identity: an UPDATE or DELETE would not tell the old value"
+        "guard {table}: template {template:?} uses column {column:?}, which is outside the table's replica identity{}: an UPDATE or DELETE would not tell the old value",
+        in_parts(.table, .tables)
     )]
     OutsideIdentity {
         /// The guard.
         guard: GuardId,
-        /// `schema.table`, quoted for SQL.
+        /// `schema.table`.
         table: String,
+        /// Where it is, or those of its partitions and children where it is: quoted for SQL.
+        tables: Vec<String>,
         /// The template.
         template: String,
         /// The column.
@@ -113,13 +142,16 @@ pub enum Problem {
     },
     /// UPDATE and DELETE of a published table would fail.
     #[error(
-        "guard {table}: the table has no replica identity (no primary key, or REPLICA IDENTITY NOTHING): once it is published, UPDATE and DELETE of it fail"
+        "guard {table}: the table has no replica identity{} (no primary key, or REPLICA IDENTITY NOTHING): once it is published, UPDATE and DELETE of it fail",
+        in_parts(.table, .tables)
     )]
     NoIdentity {
         /// The guard.
         guard: GuardId,
-        /// `schema.table`, quoted for SQL.
+        /// `schema.table`.
         table: String,
+        /// Where it is, or those of its partitions and children where it is: quoted for SQL.
+        tables: Vec<String>,
     },
     /// The publication was made without this table.
     #[error("publication {publication} does not contain {table}")]
@@ -178,8 +210,12 @@ impl Problem {
             }
             Problem::Role { role } => Some(format!("ALTER ROLE {} REPLICATION;", quoted_name(role))),
             Problem::Unlogged { table, .. } => Some(format!("ALTER TABLE {table} SET LOGGED;")),
-            Problem::OutsideIdentity { table, .. } | Problem::NoIdentity { table, .. } => {
-                Some(format!("ALTER TABLE {table} REPLICA IDENTITY FULL;"))
+            Problem::OutsideIdentity { tables, .. } | Problem::NoIdentity { tables, .. } => {
+                let each = tables.iter().map(|table| format!("ALTER TABLE {table} REPLICA IDENTITY FULL;"));
+                Some(each.collect::<Vec<_>>().join(" "))
+            }
+            Problem::PartitionsApart { publication, .. } => {
+                Some(format!("ALTER PUBLICATION {publication} SET (publish_via_partition_root = true);"))
             }
             Problem::NotPublished { table, publication, .. } => {
                 Some(format!("ALTER PUBLICATION {publication} ADD TABLE {table};"))
@@ -197,6 +233,7 @@ impl Problem {
             Problem::Version { .. }
             | Problem::NoTable { .. }
             | Problem::Unsupported { .. }
+            | Problem::PublishedAsRoot { .. }
             | Problem::NoColumn { .. }
             | Problem::VersionColumn { .. }
             | Problem::Generated { .. } => None,
@@ -208,6 +245,8 @@ impl Problem {
         match self {
             Problem::NoTable { guard, .. }
             | Problem::Unsupported { guard, .. }
+            | Problem::PartitionsApart { guard, .. }
+            | Problem::PublishedAsRoot { guard, .. }
             | Problem::Unlogged { guard, .. }
             | Problem::NoColumn { guard, .. }
             | Problem::VersionColumn { guard, .. }
@@ -218,6 +257,17 @@ impl Problem {
             | Problem::Filtered { guard, .. } => Some(*guard),
             _ => None,
         }
+    }
+}
+
+/// Which partitions or children it is about, unless it is the table itself.
+fn in_parts(table: &str, tables: &[String]) -> String {
+    match tables {
+        [only] if only.replace('"', "") == table => String::new(),
+        [first, second, third, more @ ..] if !more.is_empty() => {
+            format!(" in {first}, {second}, {third} and {} more", more.len())
+        }
+        tables => format!(" in {}", tables.join(", ")),
     }
 }
 
@@ -302,6 +352,7 @@ mod tests {
         let problem = Problem::OutsideIdentity {
             guard: GuardId(0),
             table: "public.users".into(),
+            tables: vec!["public.users".into()],
             template: "users:by-email:<email>".into(),
             column: "email".into(),
         };
@@ -312,5 +363,24 @@ mod tests {
             "{error}"
         );
         assert!(error.is_permanent());
+    }
+
+    #[test]
+    fn partitions_are_named_but_not_all_of_them() {
+        let problem = |tables: &[&str]| Problem::NoIdentity {
+            guard: GuardId(0),
+            table: "public.m".into(),
+            tables: tables.iter().map(|table| (*table).to_owned()).collect(),
+        };
+        assert!(problem(&["public.m"]).to_string().contains("no replica identity (no primary key"));
+        let two = problem(&["public.m_1", "public.\"M 2\""]);
+        assert!(two.to_string().contains("no replica identity in public.m_1, public.\"M 2\" (no"), "{two}");
+        assert_eq!(
+            two.remedy().as_deref(),
+            Some(
+                "ALTER TABLE public.m_1 REPLICA IDENTITY FULL; ALTER TABLE public.\"M 2\" REPLICA IDENTITY FULL;"
+            )
+        );
+        assert!(problem(&["a", "b", "c", "d", "e"]).to_string().contains(" in a, b, c and 2 more (no"));
     }
 }

@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 
 use super::catalog::CatalogError;
 use super::quoting::{quoted_name, quoted_table};
-use crate::guard::Guards;
+use crate::guard::{Guard, Guards};
 use crate::pg::replication::literal;
 
 const SCHEMA: &str = "\
@@ -54,6 +54,21 @@ COMMENT ON FUNCTION cachefence.fence(text) IS
     'Fences and deletes a cache key when this transaction commits: for keys that no template can derive.';
 GRANT EXECUTE ON FUNCTION cachefence.fence(text) TO PUBLIC;";
 
+/// For what commits do not tell: rows that come or go with a partition or a child. Of a table that is one, the tables above
+/// are meant as well.
+const FENCE_TABLE: &str = "\
+CREATE OR REPLACE FUNCTION cachefence.fence_table(changed regclass) RETURNS void
+LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE AS $cachefence$
+    WITH RECURSIVE above (oid) AS (
+        SELECT changed::pg_catalog.oid
+        UNION SELECT i.inhparent FROM pg_catalog.pg_inherits i JOIN above a ON i.inhrelid = a.oid)
+    SELECT pg_catalog.pg_logical_emit_message(true, 'cachefence:table', n.nspname || '.' || c.relname)
+    FROM above a JOIN pg_catalog.pg_class c ON c.oid = a.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
+$cachefence$;
+COMMENT ON FUNCTION cachefence.fence_table(regclass) IS
+    'Fences and deletes all keys of a table when this transaction commits: for partitions that come, go or are emptied.';
+GRANT EXECUTE ON FUNCTION cachefence.fence_table(regclass) TO PUBLIC;";
+
 /// The statements, each to be run on its own: a slot cannot be made in a transaction that has written. They can be
 /// run again at any time.
 pub fn statements(guards: &Guards, publication: &str, slot: &str) -> Vec<String> {
@@ -61,11 +76,12 @@ pub fn statements(guards: &Guards, publication: &str, slot: &str) -> Vec<String>
 }
 
 /// Each with what it makes.
-fn parts(guards: &Guards, publication: &str, slot: &str) -> [(&'static str, String); 5] {
+fn parts(guards: &Guards, publication: &str, slot: &str) -> [(&'static str, String); 6] {
     [
         ("schema cachefence", SCHEMA.to_owned()),
         ("cachefence.asof()", ASOF.to_owned()),
         ("cachefence.fence()", FENCE.to_owned()),
+        ("cachefence.fence_table()", FENCE_TABLE.to_owned()),
         ("the publication", publication_sql(guards, publication, slot)),
         ("the slot", slot_sql(slot)),
     ]
@@ -85,6 +101,22 @@ pub fn script(guards: &Guards, publication: &str, slot: &str) -> String {
 fn publication_sql(guards: &Guards, publication: &str, slot: &str) -> String {
     let (name, create) = (literal(publication), super::catalog::create_publication(publication, guards));
     let quoted = quoted_name(publication);
+    let is_partitioned = |guard: &Guard| {
+        let table = literal(&quoted_table(guard));
+        format!(
+            "EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass({table}) AND relkind = 'p')"
+        )
+    };
+    let partitioned: Vec<String> = guards.iter().map(is_partitioned).collect();
+    let via_root = match partitioned.as_slice() {
+        [] => String::new(),
+        any => format!(
+            "    IF NOT (SELECT pubviaroot FROM pg_catalog.pg_publication WHERE pubname = {name})\n       \
+             AND ({}) THEN\n        \
+             ALTER PUBLICATION {quoted} SET (publish_via_partition_root = true);\n    END IF;\n",
+            any.join("\n         OR ")
+        ),
+    };
     let add: String = guards
         .iter()
         .map(|guard| {
@@ -103,7 +135,7 @@ fn publication_sql(guards: &Guards, publication: &str, slot: &str) -> String {
          IF NOT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = {name}) THEN\n        \
          PERFORM pg_catalog.pg_drop_replication_slot(slot_name)\n            \
          FROM pg_catalog.pg_replication_slots WHERE slot_name = {slot};\n        \
-         {create};\n    END IF;\n{add}END\n$cachefence$;",
+         {create};\n    END IF;\n{via_root}{add}END\n$cachefence$;",
         slot = literal(slot),
     )
 }

@@ -1,12 +1,14 @@
 //! How the feed is doing, for everyone who must know without asking it: the proxy (is the feed lost, is a guard
 //! broken), metrics, readiness.
 
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 
 use super::catalog::Table;
 use super::job::GapReason;
@@ -14,7 +16,7 @@ use super::reached::Reached;
 use super::standby_names::StandbyNames;
 use super::strict::Strict;
 use crate::fence::Millis;
-use crate::guard::GuardId;
+use crate::guard::{GuardId, Guards};
 use crate::position::Lsn;
 
 /// The stream itself said that a guard's layout no longer fits.
@@ -62,7 +64,13 @@ pub struct FeedState {
     /// Per [`GapReason::ALL`].
     gaps: [AtomicU64; GapReason::ALL.len()],
     /// The guarded tables as the catalog has them, once it has been read.
-    tables: watch::Sender<Vec<Table>>,
+    tables: Mutex<Vec<Table>>,
+    /// The same as a later look has found them, until the stream comes to where that is so.
+    found: Mutex<Option<Vec<Table>>>,
+    /// The guards as everyone else sees them: they learn from the catalog.
+    learnt: Option<Arc<ArcSwap<Guards>>>,
+    /// The stream has met what the catalog should be asked about.
+    pub(super) look: Notify,
     last_message: AtomicU64,
     /// What was committed before this stream began ends here. Until it is applied the feed is not back.
     level_from: AtomicU64,
@@ -94,7 +102,10 @@ impl FeedState {
             error: Mutex::new(None),
             broken: (0..guards).map(|_| AtomicU8::new(0)).collect(),
             gaps: Default::default(),
-            tables: watch::Sender::new(Vec::new()),
+            tables: Mutex::default(),
+            found: Mutex::default(),
+            learnt: None,
+            look: Notify::new(),
             // No message ever.
             last_message: AtomicU64::new(u64::MAX),
             level_from: AtomicU64::new(0),
@@ -106,6 +117,11 @@ impl FeedState {
     /// The same, with the strict contract.
     pub fn strictly(self) -> Self {
         Self { strict: Some(Strict::new()), ..self }
+    }
+
+    /// The same, for guards that others use too.
+    pub fn teaching(self, guards: Arc<ArcSwap<Guards>>) -> Self {
+        Self { learnt: Some(guards), ..self }
     }
 
     /// The strict contract, where it is the one.
@@ -203,20 +219,33 @@ impl FeedState {
         news
     }
 
-    /// The guarded tables, whenever the catalog has been read: the types of their columns tell which texts a
-    /// key can contain.
-    pub fn tables(&self) -> watch::Receiver<Vec<Table>> {
-        self.tables.subscribe()
+    /// The guarded tables, as the applier knows them.
+    pub(super) fn tables(&self) -> Vec<Table> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn set_tables(&self, tables: &[Table]) {
-        self.tables.send_if_modified(|held| {
-            let news = held != tables;
-            if news {
-                *held = tables.to_vec();
-            }
-            news
-        });
+    /// From now on rows are read by these tables. `learnt` is what the guards know by them: which texts a key can contain.
+    /// When this returns, every key is matched by it.
+    pub(super) fn set_tables(&self, tables: &[Table], learnt: &Guards) {
+        tables.clone_into(&mut self.tables.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(guards) = &self.learnt {
+            guards.store(Arc::new(learnt.clone()));
+        }
+    }
+
+    /// What a look at the catalog has found, for the applier to take when the stream has come there.
+    pub(super) fn set_found(&self, tables: Option<Vec<Table>>) {
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = tables;
+    }
+
+    /// Whether the applier is yet to take what a look has found, and that is this.
+    pub(super) fn has_found(&self, tables: &[Table]) -> bool {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.as_deref().is_some_and(|found| found == tables)
+    }
+
+    pub(super) fn take_found(&self) -> Option<Vec<Table>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Postgres was heard.

@@ -179,6 +179,9 @@ impl Stream {
             match event {
                 Event::Data { server_end, payload, .. } => {
                     self.state.server_end_lsn.fetch_max(server_end.0, Ordering::Relaxed);
+                    if self.applier.ignores(payload) {
+                        continue;
+                    }
                     match self.applier.apply(pgoutput::decode(payload)?) {
                         Applied::Nothing => {}
                         Applied::Position(end) => progress.received = progress.received.max(end),

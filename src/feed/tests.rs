@@ -286,13 +286,20 @@ async fn a_catalog_that_does_not_fit_stops_the_start_with_the_sql() {
         "CREATE TABLE users (id int PRIMARY KEY, email text, n int GENERATED ALWAYS AS (id + 1) STORED);
                CREATE UNLOGGED TABLE logs (id int PRIMARY KEY); CREATE TABLE bare (id int);
                CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id);
+               CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (9);
+               CREATE TABLE parts_2 PARTITION OF parts FOR VALUES FROM (9) TO (19);
+               ALTER TABLE parts_2 REPLICA IDENTITY NOTHING;
+               CREATE UNLOGGED TABLE parts_3 PARTITION OF parts FOR VALUES FROM (19) TO (29);
+               CREATE TABLE parent (id int PRIMARY KEY); CREATE VIEW seen AS SELECT 1 AS id;
                CREATE TABLE by_index (id int PRIMARY KEY, a int NOT NULL, b int NOT NULL);
                CREATE UNIQUE INDEX i ON by_index (a) INCLUDE (b);
                ALTER TABLE by_index REPLICA IDENTITY USING INDEX i;
                CREATE TABLE filtered (id int PRIMARY KEY);
                CREATE TABLE late (id int PRIMARY KEY, CONSTRAINT u UNIQUE (id) DEFERRABLE);
-               CREATE PUBLICATION cachefence_catalog FOR TABLE users, filtered WHERE (id > 1)
-                   WITH (publish = 'insert')";
+               CREATE PUBLICATION cachefence_catalog FOR TABLE users, parts, parent, filtered WHERE (id > 1)
+                   WITH (publish = 'insert');
+               CREATE PUBLICATION roots FOR TABLE parts WITH (publish_via_partition_root);
+               CREATE TABLE \"Child\" (PRIMARY KEY (id)) INHERITS (parent)";
     db.client.batch_execute(sql).await.expect("tables");
     let guards = guards(&[
         ("users", &["user:<id>", "users:by-email:<email>", "u:<nope>", "n:<n>"]),
@@ -302,6 +309,8 @@ async fn a_catalog_that_does_not_fit_stops_the_start_with_the_sql() {
         ("by_index", &["i:<a>", "i:<a>:<b>"]),
         ("filtered", &["f:<id>"]),
         ("missing", &["m:<id>"]),
+        ("parent", &["p:<id>"]),
+        ("seen", &["seen:<id>"]),
     ]);
     let (tables, problems) = catalog::tables(&db.client, &guards).await.expect("tables");
     let text = catalog::describe(&problems);
@@ -313,14 +322,18 @@ async fn a_catalog_that_does_not_fit_stops_the_start_with_the_sql() {
         "uses column \"n\", which is generated",
         "; run: ALTER TABLE public.logs SET LOGGED;",
         "; run: ALTER TABLE public.bare REPLICA IDENTITY FULL;",
-        "guard public.parts: partitioned tables are not supported yet",
+        "guard public.parts: the table has no replica identity in public.parts_2 (no primary key",
+        "; run: ALTER TABLE public.parts_2 REPLICA IDENTITY FULL;",
+        "; run: ALTER TABLE public.parts_3 SET LOGGED;",
+        "guard public.seen: the table cannot be guarded: a view has no rows of its own",
         "template \"i:<a>:<b>\" uses column \"b\"",
         "guard public.missing: there is no such table in database \"app\"",
     ] {
         assert!(text.contains(expected), "{expected}");
     }
-    assert_eq!(problems.len(), 8);
-    assert_eq!(tables.iter().map(|t| t.guard.0).collect::<Vec<_>>(), [5]);
+    assert_eq!(problems.len(), 10);
+    assert_eq!(tables.iter().map(|t| t.guard.0).collect::<Vec<_>>(), [5, 7]);
+    assert_eq!((tables[1].parts.len(), tables[1].primary_key.len()), (1, 0), "a child may have the same key");
     let found = catalog::publication(&db.client, "cachefence_catalog", &guards).await.expect("publication");
     let Publication::Present(problems) = found else { panic!("{found:?}") };
     let text = catalog::describe(&problems);
@@ -329,9 +342,20 @@ async fn a_catalog_that_does_not_fit_stops_the_start_with_the_sql() {
         "leaves out update, delete, truncate; run: ALTER PUBLICATION cachefence_catalog SET (publish",
         "does not contain public.bare; run: ALTER PUBLICATION cachefence_catalog ADD TABLE public.bare;",
         "restricts public.filtered by a row filter",
+        "guard public.parts: the table is partitioned, and publication cachefence_catalog publishes each partition",
+        "; run: ALTER PUBLICATION cachefence_catalog SET (publish_via_partition_root = true);",
+        "does not contain public.\"Child\"; run: ALTER PUBLICATION cachefence_catalog ADD TABLE public.\"Child\";",
     ] {
         assert!(text.contains(expected), "{expected}");
     }
+    assert!(!text.contains("does not contain public.parts"), "{text}");
+    let leaf = self::guards(&[("parts_1", &["p:<id>"])]);
+    let found = catalog::publication(&db.client, "roots", &leaf).await.expect("publication");
+    let Publication::Present(problems) = found else { panic!("{found:?}") };
+    assert!(
+        matches!(problems.as_slice(), [Problem::PublishedAsRoot { root, .. }] if root == "public.parts"),
+        "{problems:?}"
+    );
     let feed = Running::start(&db, guards, "cachefence_catalog");
     feed.until("stopped", |r| r.task.is_finished()).await;
 }

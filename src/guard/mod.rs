@@ -107,6 +107,8 @@ pub struct Guard {
     pub version: Option<VersionRule>,
     /// The Redis db that they are in.
     pub db: u32,
+    /// Tells which tables below the guarded one hold rows of it; 0: none do.
+    pub parts: u64,
     /// What happens to fills and reads of its keys.
     pub policy: config::Guard,
 }
@@ -201,6 +203,16 @@ impl Guards {
         Self::of(guards, self.home)
     }
 
+    /// A copy that knows which tables hold the rows, as far as these are not the guarded ones themselves: `parts(guard)` is
+    /// equal for equal tables.
+    pub fn with_parts(&self, parts: impl Fn(&Guard) -> u64) -> Self {
+        let mut guards = self.guards.clone();
+        for guard in &mut guards {
+            guard.parts = parts(guard);
+        }
+        Self { guards, ..self.clone() }
+    }
+
     /// The version rule that applies to fills of a key.
     pub fn version_of(&self, key: &[u8], guarded: &GuardedKey) -> Option<KeyVersion<'_>> {
         let rule = |id: &GuardId| {
@@ -259,21 +271,24 @@ impl Guards {
     }
 
     /// Tells whether the keys in a cache were kept by the same guards: equal for equal tables and templates,
-    /// whatever their order and policies, in every process and version.
+    /// whatever their order and policies, in every process and version. Partitions and children that come or go are other
+    /// tables: rows come and go with them that no commit tells of.
     pub fn digest(&self) -> u64 {
-        let mut lines: Vec<(&str, Vec<&str>, Option<u32>)> = self
+        let mut lines: Vec<(&str, Vec<&str>, Option<u32>, u64)> = self
             .guards
             .iter()
             .map(|guard| {
                 let mut templates: Vec<&str> = guard.templates.iter().map(Template::text).collect();
                 templates.sort_unstable();
-                (guard.label.as_str(), templates, Some(guard.db).filter(|db| *db != self.home))
+                let db = Some(guard.db).filter(|db| *db != self.home);
+                (guard.label.as_str(), templates, db, guard.parts)
             })
             .collect();
         lines.sort_unstable();
         // Lengths go in as well: no two lists of texts run together into the same bytes.
-        lines.iter().fold(FNV_OFFSET, |hash, (label, templates, db)| {
+        lines.iter().fold(FNV_OFFSET, |hash, (label, templates, db, parts)| {
             let hash = db.map_or(hash, |db| fnv1a(hash, &db.to_le_bytes()));
+            let hash = if *parts == 0 { hash } else { fnv1a(hash, &parts.to_le_bytes()) };
             let hash = fnv1a(fnv1a(hash, &(templates.len() as u64).to_le_bytes()), &length_prefixed(label));
             templates.iter().fold(hash, |hash, text| fnv1a(hash, &length_prefixed(text)))
         })
@@ -323,6 +338,7 @@ fn guard(index: usize, policy: &config::Guard, home: u32) -> Result<Guard, Guard
         templates,
         version,
         db: policy.db.unwrap_or(home),
+        parts: 0,
         policy: policy.clone(),
     })
 }
@@ -392,6 +408,8 @@ mod tests {
         });
         assert_eq!(typed.matching(0, b"user:7:orders").as_slice(), [GuardId(1)]);
         assert_eq!(typed.digest(), guards.digest());
+        let parted = |parts| guards.with_parts(|guard| if guard.id.0 == 1 { parts } else { 0 }).digest();
+        assert!(parted(0) == guards.digest() && parted(1) != guards.digest() && parted(1) != parted(2));
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub const SESSION: &[(&str, &str)] = &[
     ("timezone", "UTC"),
     ("extra_float_digits", "1"),
     ("bytea_output", "hex"),
+    ("lc_monetary", "C"),
     ("wal_sender_timeout", "60s"),
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),

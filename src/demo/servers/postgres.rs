@@ -230,6 +230,15 @@ impl Postgres {
         self.start().await
     }
 
+    /// Stops and starts it, with transaction ids that have come round so many times.
+    pub async fn set_epoch(&mut self, epoch: u32) -> Result<(), ServerError> {
+        self.stop(StopMode::Fast).await?;
+        let mut reset = self.program("pg_resetwal");
+        reset.arg("-D").arg(self.data()).args(["-e", &epoch.to_string()]);
+        self.run(&mut reset).await?;
+        self.start().await
+    }
+
     /// Stops every process of the server where it stands: sessions hang, nothing is closed.
     pub fn freeze(&mut self) -> Result<(), ServerError> {
         self.process.as_mut().map_or(Ok(()), |process| process.signal(Signal::STOP))

@@ -21,7 +21,9 @@ impl Bytes {
 
     /// `columns`: name, in the identity, type.
     fn relation(oid: u32, name: &str, columns: &[(&str, bool, u32)]) -> Vec<u8> {
-        let head = Bytes(vec![b'R']).u32(oid).text("public").text(name).u8(b'd').u16(columns.len() as u16);
+        let identity = if columns.iter().all(|(_, key, _)| *key) { b'f' } else { b'd' };
+        let head =
+            Bytes(vec![b'R']).u32(oid).text("public").text(name).u8(identity).u16(columns.len() as u16);
         columns
             .iter()
             .fold(head, |bytes, (name, key, oid)| bytes.u8(u8::from(*key)).text(name).u32(*oid).u32(0))
@@ -246,6 +248,8 @@ fn a_lost_identity_a_rename_and_another_type_break_the_guard() {
             oid: USERS,
             columns: vec![column("id", 20), column("email", 25)],
             primary_key: vec!["id".into()],
+            parts: Vec::new(),
+            identity: None,
         }]);
         assert!(transaction(&mut applier, 500, &[layout(), insert(&["1", "x"])]).is_some());
         assert!(!applier.state.is_broken(GuardId(0)), "int4 for int8 prints the same texts");
@@ -269,6 +273,103 @@ fn parts(applier: &mut Applier, end: u64, messages: &[Vec<u8>]) -> Vec<Invalidat
         }
     }
     parts
+}
+
+fn table(columns: &[(&str, u32)], parts: &[u32]) -> Table {
+    let column = |(name, type_oid): &(&str, u32)| super::super::catalog::Column {
+        name: (*name).into(),
+        type_oid: *type_oid,
+        type_name: String::new(),
+    };
+    Table {
+        guard: GuardId(0),
+        oid: USERS,
+        columns: columns.iter().map(column).collect(),
+        primary_key: vec!["id".into()],
+        parts: parts.iter().map(|oid| super::super::catalog::Part { oid: *oid, storage: 0 }).collect(),
+        identity: None,
+    }
+}
+
+/// A row of the table with this oid.
+fn insert_into(oid: u32, values: &[&str]) -> Vec<u8> {
+    Bytes(vec![b'I']).u32(oid).row(b'N', values).0
+}
+
+#[test]
+fn rows_of_a_part_are_read_by_its_own_layout() {
+    let mut applier = applier();
+    applier.restart(vec![table(&[("id", 23), ("email", 25)], &[7])]);
+    let child = Bytes::relation(7, "child", &[("email", true, 25), ("more", true, 25), ("id", true, 23)]);
+    assert_eq!(
+        keys(&mut applier, &[child, insert_into(7, &["a", "x", "1"])]),
+        ["user:1", "users:all", "users:by-email:a"]
+    );
+    let truncate = Bytes(vec![b'T']).u32(1).u8(0).u32(7).0;
+    let all = transaction(&mut applier, 600, &[truncate]).expect("an invalidation");
+    assert_eq!(all.truncated, [GuardId(0)]);
+    let bare = Bytes::relation(7, "child", &[("email", false, 25), ("id", true, 23)]);
+    assert!(transaction(&mut applier, 700, &[bare]).is_some_and(|all| all.truncated == [GuardId(0)]));
+    assert!(applier.state.is_broken(GuardId(0)));
+}
+
+#[test]
+fn old_rows_of_partitions_have_what_every_partition_keeps() {
+    for (identity, broken) in [(&["id", "email"][..], false), (&["id"], true)] {
+        let mut applier = applier();
+        let identity = Some(identity.iter().map(|name| (*name).to_owned()).collect());
+        applier.restart(vec![Table { identity, ..table(&[("id", 23), ("email", 25)], &[7]) }]);
+        // The root's own identity says neither.
+        for flag in [true, false] {
+            let root = Bytes::relation(USERS, "users", &[("id", true, 23), ("email", flag, 25)]);
+            let _ = transaction(&mut applier, 500, &[root]);
+            assert_eq!(applier.state.is_broken(GuardId(0)), broken);
+        }
+    }
+}
+
+#[test]
+fn rows_that_feed_no_guard_are_not_decoded() {
+    let mut applier = applier();
+    let _ = transaction(&mut applier, 500, &[layout(), Bytes::relation(8, "orders", &[("id", true, 23)])]);
+    assert!(!applier.ignores(&insert(&["1", "a"])));
+    assert!(applier.ignores(&insert_into(8, &["1"])) && applier.ignores(&insert_into(9, &["1"])));
+    for other in [Bytes::begin(1), Bytes::commit(700), truncate(), layout(), message("cachefence", "k")] {
+        assert!(!applier.ignores(&other));
+    }
+    assert!(!applier.ignores(b"") && !applier.ignores(b"I\0\0"));
+}
+
+#[test]
+fn what_the_catalog_tells_is_taken_in_at_its_place_in_the_stream() {
+    let mut applier = applier();
+    applier.restart(vec![table(&[("id", 23), ("email", 25)], &[])]);
+    let found = table(&[("id", 2950), ("email", 25)], &[7]);
+    let retyped = Bytes::relation(USERS, "users", &[("id", true, 2950), ("email", true, 25)]);
+    assert!(transaction(&mut applier, 500, &[layout(), insert(&["1", "a"])]).is_some());
+    // The look comes before the stream has told of it: the layout from before is not read by what is known since.
+    applier.state.set_found(Some(vec![found.clone()]));
+    let taken = transaction(&mut applier, 600, &[message("cachefence:table", "public.users")]);
+    assert_eq!(taken.expect("an invalidation").truncated, [GuardId(0)]);
+    assert_eq!(applier.state.tables(), std::slice::from_ref(&found));
+    assert!(!applier.state.is_broken(GuardId(0)));
+    assert!(
+        transaction(&mut applier, 650, &[insert(&["2", "a"])]).is_some_and(|all| all.truncated.len() == 1)
+    );
+    let now = transaction(&mut applier, 700, &[retyped.clone(), insert(&["x", "-"])]).expect("keys");
+    assert_eq!((now.keys.len(), now.truncated.len()), (2, 0));
+
+    // The other way round.
+    applier.restart(vec![table(&[("id", 23), ("email", 25)], &[])]);
+    assert!(transaction(&mut applier, 800, &[retyped, insert(&["y", "-"])]).is_some());
+    assert!(applier.state.is_broken(GuardId(0)));
+    applier.state.set_found(Some(vec![found]));
+    assert!(transaction(&mut applier, 900, &[message("cachefence:table", "")]).is_some());
+    assert!(!applier.state.is_broken(GuardId(0)));
+    let now = transaction(&mut applier, 950, &[insert(&["z", "-"])]).expect("keys");
+    assert_eq!((now.keys.len(), now.truncated.len()), (2, 0));
+    // Of a table that is not guarded, or without anything that was found.
+    assert_eq!(transaction(&mut applier, 960, &[message("cachefence:table", "public.orders")]), None);
 }
 
 /// All of them are its own: the guard's other keys stay. What a part holds does not grow with the transaction.
@@ -381,7 +482,9 @@ fn versioned(identity: [bool; 2]) -> Applier {
     };
     let columns = vec![column("id", 23), column("v", 20)];
     let primary_key = vec!["id".into()];
-    applier.restart(vec![Table { guard: GuardId(0), oid: USERS, columns, primary_key }]);
+    let guard = GuardId(0);
+    let parts = Vec::new();
+    applier.restart(vec![Table { guard, oid: USERS, columns, primary_key, parts, identity: None }]);
     applier.positions.fence().restart(Lsn(100));
     let [id, v] = identity;
     let layout = Bytes::relation(USERS, "users", &[("id", id, 23), ("v", v, 20)]);

@@ -1,10 +1,12 @@
 //! The database's catalog against the guards: what stops the start, and the SQL that mends it.
 
+mod parts;
 mod publication;
 mod server;
 mod slot;
 mod table;
 
+pub use parts::{Part, may_differ};
 pub use publication::{Publication, create_publication, publication};
 pub use server::{Server, server};
 pub use slot::{Slot, slot};

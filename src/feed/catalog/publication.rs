@@ -22,7 +22,8 @@ pub enum Publication {
 pub async fn publication(client: &Client, name: &str, guards: &Guards) -> Result<Publication, CatalogError> {
     let row = client
         .query_opt(
-            "SELECT pubinsert, pubupdate, pubdelete, pubtruncate, current_setting('server_version_num')::int4 \
+            "SELECT pubinsert, pubupdate, pubdelete, pubtruncate, current_setting('server_version_num')::int4, \
+                    pubviaroot \
              FROM pg_catalog.pg_publication WHERE pubname = $1",
             &[&name],
         )
@@ -45,34 +46,80 @@ pub async fn publication(client: &Client, name: &str, guards: &Guards) -> Result
     } else {
         "false"
     };
-    let sql = format!(
-        "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication_tables t \
-                        WHERE t.pubname = $1 AND t.schemaname = $2 AND t.tablename = $3), \
-                EXISTS (SELECT FROM pg_catalog.pg_publication_rel r \
-                        JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
-                        JOIN pg_catalog.pg_class c ON c.oid = r.prrelid \
-                        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                        WHERE p.pubname = $1 AND n.nspname = $2 AND c.relname = $3 AND ({restricted}))"
-    );
-    let statement = client.prepare(&sql).await?;
+    let statement = client.prepare(&members(restricted)).await?;
+    let via_root: bool = row.get(5);
     for guard in guards {
-        let row = client.query_one(&statement, &[&name, &guard.schema, &guard.table]).await?;
-        let (table, publication) = (quoted_table(guard), quoted.clone());
-        match (row.get(0), row.get(1)) {
-            (false, _) => problems.push(Problem::NotPublished { guard: guard.id, table, publication }),
-            (true, true) => problems.push(Problem::Filtered { guard: guard.id, table, publication }),
-            (true, false) => {}
+        for row in client.query(&statement, &[&name, &guard.schema, &guard.table]).await? {
+            let (id, table, publication) = (guard.id, guard.label.clone(), quoted.clone());
+            let member = format!("{}.{}", quoted_name(row.get(0)), quoted_name(row.get(1)));
+            let (is_partitioned, is_published): (bool, bool) = (row.get(2), row.get(3));
+            if is_partitioned && !via_root {
+                problems.push(Problem::PartitionsApart {
+                    guard: id,
+                    table,
+                    publication: publication.clone(),
+                });
+            }
+            match (is_published, row.get(4), row.get::<_, Option<String>>(5)) {
+                (false, _, Some(root)) if via_root => problems.push(Problem::PublishedAsRoot {
+                    guard: id,
+                    table: guard.label.clone(),
+                    root,
+                    publication,
+                }),
+                (false, ..) => {
+                    problems.push(Problem::NotPublished { guard: id, table: member, publication });
+                }
+                (true, true, _) => problems.push(Problem::Filtered { guard: id, table: member, publication }),
+                (true, false, _) => {}
+            }
         }
     }
     Ok(Publication::Present(problems))
 }
 
-/// `CREATE PUBLICATION` for the guards' tables.
+/// The guarded table, and the children that inherit from it: each of these is published by itself. For each its name,
+/// whether it is partitioned, whether it is in the publication, whether only in part, and the published table above it, if
+/// it is a partition.
+fn members(restricted: &str) -> String {
+    format!(
+        "WITH RECURSIVE published AS MATERIALIZED ( \
+             SELECT schemaname, tablename FROM pg_catalog.pg_publication_tables WHERE pubname = $1), \
+         listed AS MATERIALIZED ( \
+             SELECT r.prrelid, ({restricted}) AS restricted FROM pg_catalog.pg_publication_rel r \
+             JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $1), \
+         members (oid, depth) AS ( \
+             SELECT c.oid, 0 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE n.nspname = $2 AND c.relname = $3 \
+             UNION SELECT i.inhrelid, m.depth + 1 FROM pg_catalog.pg_inherits i JOIN members m ON i.inhparent = m.oid \
+             JOIN pg_catalog.pg_class k ON k.oid = i.inhrelid \
+             WHERE NOT k.relispartition AND k.relpersistence = 'p') \
+         SELECT n.nspname::text, c.relname::text, c.relkind = 'p', \
+                EXISTS (SELECT FROM published t WHERE t.schemaname = n.nspname AND t.tablename = c.relname) \
+                OR c.relkind = 'p' AND (EXISTS (SELECT FROM listed l WHERE l.prrelid = c.oid) \
+                   OR EXISTS (SELECT FROM pg_catalog.pg_publication p WHERE p.pubname = $1 AND p.puballtables)) \
+                   AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication p WHERE p.pubname = $1 AND p.pubviaroot), \
+                EXISTS (SELECT FROM listed l WHERE l.prrelid = c.oid AND l.restricted), \
+                CASE WHEN c.relispartition THEN \
+                    (SELECT pg_catalog.format('%I.%I', an.nspname, ac.relname) \
+                     FROM pg_catalog.pg_partition_ancestors(c.oid) a JOIN pg_catalog.pg_class ac ON ac.oid = a.relid \
+                     JOIN pg_catalog.pg_namespace an ON an.oid = ac.relnamespace \
+                     JOIN published t ON t.schemaname = an.nspname AND t.tablename = ac.relname \
+                     WHERE a.relid <> c.oid LIMIT 1) END \
+         FROM (SELECT oid, min(depth) AS depth FROM members GROUP BY oid) m \
+         JOIN pg_catalog.pg_class c ON c.oid = m.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE m.depth = 0 OR c.relkind = 'r' ORDER BY m.depth, c.oid"
+    )
+}
+
+/// `CREATE PUBLICATION` for the guards' tables. Changes of partitions come as those of their root: so those of a partition
+/// that nobody has heard of yet are known. Other tables are not touched by that.
 pub fn create_publication(name: &str, guards: &Guards) -> String {
     let tables: Vec<String> = guards.iter().map(quoted_table).collect();
-    match tables.as_slice() {
+    let tables = match tables.as_slice() {
         // A publication of nothing is allowed, "FOR TABLE" of nothing is not.
-        [] => format!("CREATE PUBLICATION {}", quoted_name(name)),
-        tables => format!("CREATE PUBLICATION {} FOR TABLE {}", quoted_name(name), tables.join(", ")),
-    }
+        [] => String::new(),
+        tables => format!(" FOR TABLE {}", tables.join(", ")),
+    };
+    format!("CREATE PUBLICATION {}{tables} WITH (publish_via_partition_root = true)", quoted_name(name))
 }

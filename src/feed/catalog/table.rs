@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use tokio_postgres::Client;
 
+use super::parts::{self, FoundPart, Part};
 use super::{CatalogError, Problem};
 use crate::feed::quoting::quoted_table;
 use crate::guard::{ColumnKind, Guard, GuardId, Guards, VersionKind};
@@ -47,6 +48,11 @@ pub struct Table {
     pub columns: Vec<Column>,
     /// Those of its primary key; none if it has none, or one that can be put off to the end of a transaction.
     pub primary_key: Vec<String>,
+    /// The tables below it that hold rows of it.
+    pub parts: Vec<Part>,
+    /// Of a partitioned table: the columns that are in the replica identity of every partition. Its rows come with the
+    /// layout of the root, and old ones with what the partition's own identity has kept, which the layout does not tell.
+    pub identity: Option<Vec<String>>,
 }
 
 impl Table {
@@ -56,7 +62,7 @@ impl Table {
     }
 
     /// What a column holds as a version.
-    fn version_kind(&self, column: &str) -> Option<VersionKind> {
+    pub(super) fn version_kind(&self, column: &str) -> Option<VersionKind> {
         self.columns.iter().find(|c| c.name == column).and_then(|c| VersionKind::of_type(c.type_oid))
     }
 }
@@ -66,11 +72,12 @@ pub fn learn(guards: &Guards, tables: &[Table]) -> Guards {
     let table = |guard: &Guard| tables.iter().find(|table| table.guard == guard.id);
     let typed = guards
         .with_column_kinds(|guard, column| table(guard).map_or(ColumnKind::Any, |table| table.kind(column)));
-    typed.with_rows(|guard| {
+    let rows = typed.with_rows(|guard| {
         let Some(table) = table(guard) else { return (&[], None) };
         let kind = guard.version.as_ref().and_then(|version| table.version_kind(&version.column));
         (&table.primary_key, kind)
-    })
+    });
+    rows.with_parts(|guard| table(guard).map_or(0, |table| parts::digest(&table.parts)))
 }
 
 /// What of a guard's version evidence will be of less use than was hoped for.
@@ -88,8 +95,7 @@ pub fn weak_versions<'a>(guards: &'a Guards, tables: &[Table]) -> Vec<(&'a Guard
 }
 
 const TABLE: &str = "\
-    SELECT c.oid, c.relkind::text, c.relpersistence::text, c.relreplident::text, current_database()::text, \
-           EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid) \
+    SELECT c.oid, c.relkind::text, c.relpersistence::text, c.relreplident::text \
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
     WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')";
 
@@ -135,17 +141,15 @@ async fn table(
         return Ok(None);
     };
     let (oid, kind, persistence): (u32, String, String) = (row.get(0), row.get(1), row.get(2));
-    let (identity, has_children): (String, bool) = (row.get(3), row.get(5));
+    let (identity, is_partitioned): (String, bool) = (row.get(3), kind == "p");
     let unsupported = match kind.as_str() {
-        "p" => Some("partitioned tables"),
-        "v" => Some("views"),
-        "m" => Some("materialized views"),
-        "f" => Some("foreign tables"),
-        _ if has_children => Some("tables with inheritance children"),
+        "v" => Some("a view has no rows of its own; guard the tables that it reads"),
+        "m" => Some("changes of a materialized view are not replicated"),
+        "f" => Some("changes of a foreign table are not in this server's log"),
         _ => None,
     };
-    if let Some(what) = unsupported {
-        problems.push(Problem::Unsupported { guard: guard.id, table: label(), what });
+    if let Some(why) = unsupported {
+        problems.push(Problem::Unsupported { guard: guard.id, table: label(), why: why.into() });
         return Ok(None);
     }
     let quoted = quoted_table(guard);
@@ -153,6 +157,9 @@ async fn table(
         problems.push(Problem::Unlogged { guard: guard.id, table: quoted });
         return Ok(None);
     }
+    let before = problems.len();
+    let below = parts::parts(client, oid).await?;
+    problems.extend(below.iter().filter_map(|part| unfit_part(guard, part)));
 
     let (mut columns, mut primary_key) = (Vec::new(), Vec::new());
     // Name -> (generated, in the identity).
@@ -165,13 +172,23 @@ async fn table(
         }
         columns.push(column);
     }
-    if !flags.values().any(|(_, in_identity)| *in_identity) {
-        problems.push(Problem::NoIdentity { guard: guard.id, table: quoted });
+    // Rows lie in the partitions, if there are any. A child's rows come as they lie there, and so do the parent's own.
+    let own =
+        flags.iter().filter(|(_, (_, in_identity))| *in_identity).map(|(name, _)| name.clone()).collect();
+    let own = (!is_partitioned).then_some((quoted, own));
+    let identities: Vec<(String, Vec<String>)> =
+        own.into_iter().chain(below.iter().map(|part| (part.name.clone(), part.identity.clone()))).collect();
+    let without = |lacks: &dyn Fn(&[String]) -> bool| -> Vec<String> {
+        identities.iter().filter(|(_, columns)| lacks(columns)).map(|(name, _)| name.clone()).collect()
+    };
+    let bare = without(&|columns| columns.is_empty());
+    if !bare.is_empty() {
+        problems.push(Problem::NoIdentity { guard: guard.id, table: label(), tables: bare });
         return Ok(None);
     }
-    let before = problems.len();
     for template in &guard.templates {
         for column in template.columns() {
+            let outside = without(&|columns| !columns.contains(column));
             let (column, template) = (column.clone(), template.text().to_owned());
             match flags.get(&column) {
                 None => problems.push(Problem::NoColumn {
@@ -184,13 +201,14 @@ async fn table(
                 Some((true, _)) => {
                     problems.push(Problem::Generated { guard: guard.id, table: label(), template, column });
                 }
-                Some((false, false)) => problems.push(Problem::OutsideIdentity {
+                Some(_) if !outside.is_empty() => problems.push(Problem::OutsideIdentity {
                     guard: guard.id,
-                    table: quoted.clone(),
+                    table: label(),
+                    tables: outside,
                     template,
                     column,
                 }),
-                Some((false, true)) => {}
+                Some(_) => {}
             }
         }
     }
@@ -202,7 +220,33 @@ async fn table(
     if let Some((column, what)) = version {
         problems.push(Problem::VersionColumn { guard: guard.id, table: label(), column, what });
     }
-    Ok((problems.len() == before).then_some(Table { guard: guard.id, oid, columns, primary_key }))
+    if !is_partitioned && !below.is_empty() {
+        // A primary key is of one table only: a child may have a row of the same key.
+        primary_key.clear();
+    }
+    let in_all = |column: &&Column| without(&|columns| !columns.contains(&column.name)).is_empty();
+    let identity = || columns.iter().filter(in_all).map(|column| column.name.clone()).collect();
+    let table = Table {
+        guard: guard.id,
+        oid,
+        identity: is_partitioned.then(identity),
+        parts: below.into_iter().map(|found| found.part).collect(),
+        columns,
+        primary_key,
+    };
+    Ok((problems.len() == before).then_some(table))
+}
+
+/// Why the rows of a part would not be seen.
+fn unfit_part(guard: &Guard, part: &FoundPart) -> Option<Problem> {
+    let table = part.name.clone();
+    if part.kind != "r" {
+        let why = format!(
+            "{table} holds rows of it and is a foreign table, whose changes are not in this server's log"
+        );
+        return Some(Problem::Unsupported { guard: guard.id, table: guard.label.clone(), why });
+    }
+    (part.persistence != "p").then_some(Problem::Unlogged { guard: guard.id, table })
 }
 
 /// Why a column cannot hold versions.
