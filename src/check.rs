@@ -3,16 +3,15 @@
 
 use std::fmt;
 
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 use crate::cache::{Connection, Endpoint};
 use crate::config::{Config, Contract};
 use crate::feed::catalog::{self, CatalogError, Problem, Publication};
 use crate::feed::standby_names::{StandbyNames, remedy};
 use crate::guard::Guards;
-use crate::pg::error::error_chain;
 use crate::pg::replication::{identifier, literal};
-use crate::pg::target::{Target, parse_url};
+use crate::pg::session;
 
 /// How a precondition stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +98,11 @@ async fn cache(config: &Config, redis: &Endpoint) -> Row {
 
 async fn postgres(config: &Config, guards: &Guards) -> Vec<Row> {
     let postgres = &config.postgres;
-    let client = match catalog::connect(&postgres.url, &postgres.application_name).await {
+    let connected = async {
+        let target = postgres.target()?;
+        catalog::connect(&target, &postgres.application_name).await
+    };
+    let client = match connected.await {
         Ok(client) => client,
         Err(error) => return vec![Row::failed("Postgres", error.to_string())],
     };
@@ -130,7 +133,7 @@ async fn server(client: &Client) -> Result<Vec<Row>, CatalogError> {
 
 async fn walsender(config: &Config) -> Row {
     let connected = async {
-        let target = Target::parse(&config.postgres.url)?;
+        let target = config.postgres.target()?;
         catalog::walsender(&target, &config.postgres.application_name).await
     };
     match connected.await {
@@ -223,12 +226,7 @@ async fn synchronous_commit(config: &Config, client: &Client) -> Result<Vec<Row>
     const NAME: &str = "synchronous_commit";
     let mut rows = Vec::new();
     // In a session without our own settings, which say `local`.
-    let (plain, connection) = parse_url(&config.postgres.url)?.connect(NoTls).await?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(error = error_chain(&error), "an SQL connection ended");
-        }
-    });
+    let (plain, _) = session::as_it_is(&config.postgres.target()?, &config.postgres.application_name).await?;
     let row = plain
         .query_one(
             "SELECT setting, source FROM pg_catalog.pg_settings WHERE name = 'synchronous_commit'",

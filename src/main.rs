@@ -187,7 +187,7 @@ fn init(config: Config, print: bool) -> Result<(), Failure> {
         return Ok(());
     }
     runtime()?.block_on(async {
-        let client = catalog::connect(&config.postgres.url, &config.postgres.application_name).await?;
+        let client = catalog::connect(&config.postgres.target()?, &config.postgres.application_name).await?;
         sql::init(&client, &guards, publication, slot).await
     })?;
     println!("publication {publication}, slot {slot} and the functions of schema cachefence are there");

@@ -24,6 +24,8 @@ use crate::feed::{self, Feed, FeedError, FeedState, Positions, Source, SourceSta
 use crate::fence::{Fence, Limits, Millis, SourceKind};
 use crate::guard::{GuardError, Guards};
 use crate::metrics::Metrics;
+use crate::pg::error::PgError;
+use crate::pg::target::Target;
 use crate::position::Lsn;
 use crate::proxy::{Coalescing, Gate, Greeting, ListenError, Listener, Threads};
 use crate::tls::TlsError;
@@ -78,7 +80,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let redis = Endpoint::new(&config)?;
     let greeting = Greeting::new(&config.proxy)?;
     let observe = config.proxy.mode == Mode::Observe;
-    let sources = sources(&config);
+    let target = config.postgres.target().map_err(FeedError::from)?;
+    let sources = sources(&config, &target).map_err(FeedError::from)?;
     let read_sources: Vec<Arc<SourceState>> =
         sources.iter().filter(|s| s.index.is_some()).map(|s| s.state.clone()).collect();
     let names: Vec<&str> = read_sources.iter().map(|source| source.name.as_str()).collect();
@@ -173,7 +176,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     );
     let feed = Feed::new(
         feed::Settings {
-            url: config.postgres.url.clone(),
+            target,
             slot: config.postgres.slot.clone(),
             publication: config.postgres.publication.clone(),
             application_name: config.postgres.application_name.clone(),
@@ -244,23 +247,28 @@ fn feed_state(config: &Config, guards: usize) -> FeedState {
 }
 
 /// The configured sources, and the primary in any case: its snapshots are needed even if nobody reads there.
-fn sources(config: &Config) -> Vec<Source> {
-    let source = |index, name: &str, url: Option<&String>| {
-        let kind = if url.is_some() { SourceKind::Replica } else { SourceKind::Primary };
-        let url = url.unwrap_or(&config.postgres.url).clone();
-        Source { index, url, state: Arc::new(SourceState::new(name, kind)) }
+fn sources(config: &Config, primary: &Target) -> Result<Vec<Source>, PgError> {
+    let source = |index, name: &str, replica: Option<Target>| {
+        let kind = if replica.is_some() { SourceKind::Replica } else { SourceKind::Primary };
+        let target = replica.unwrap_or_else(|| primary.clone());
+        if kind == SourceKind::Replica && target.host_count() > 1 {
+            tracing::warn!(
+                source = name,
+                "a source has several hosts: only the one that it is connected to is asked what it shows. If applications \
+                 may read another one meanwhile, make each a source of its own"
+            );
+        }
+        Source { index, target, state: Arc::new(SourceState::new(name, kind)) }
     };
-    let mut sources: Vec<Source> = config
-        .sources
-        .iter()
-        .enumerate()
-        .map(|(index, configured)| source(Some(index), &configured.name, configured.url.as_ref()))
-        .collect();
+    let mut sources = Vec::new();
+    for (index, configured) in config.sources.iter().enumerate() {
+        sources.push(source(Some(index), &configured.name, configured.target()?));
+    }
     if !sources.iter().any(|source| source.state.kind == SourceKind::Primary) {
         let listed = if sources.is_empty() { Some(0) } else { None };
         sources.push(source(listed, "primary", None));
     }
-    sources
+    Ok(sources)
 }
 
 fn limits(config: &Config, guards: usize) -> Limits {

@@ -1,4 +1,4 @@
-//! A byte stream to a client or to Redis: TCP, with or without TLS, or a unix socket.
+//! A byte stream to a client, to Redis or to Postgres: TCP, with or without TLS, or a unix socket.
 
 use std::any::Any;
 use std::io::{self, Write};
@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{client, server};
 
-use crate::tls::in_words;
+use crate::tls::Peer;
 
 /// Questions without an answer after which the other end counts as gone.
 const KEEPALIVE_PROBES: u32 = 3;
@@ -32,8 +32,8 @@ enum Stream {
     Unix(UnixStream),
     /// Towards a client.
     TlsServer(Box<Tls<server::TlsStream<TcpStream>>>),
-    /// Towards Redis.
-    TlsClient(Box<Tls<client::TlsStream<TcpStream>>>),
+    /// Towards a server.
+    TlsClient(Box<Tls<client::TlsStream<TcpStream>>>, &'static Peer),
 }
 
 impl Transport {
@@ -52,9 +52,9 @@ impl Transport {
         Self::new(Stream::TlsServer(Box::new(Tls::new(stream))))
     }
 
-    /// TLS with Redis, after its handshake.
-    pub fn tls_client(stream: client::TlsStream<TcpStream>) -> Self {
-        Self::new(Stream::TlsClient(Box::new(Tls::new(stream))))
+    /// TLS with a server, after its handshake.
+    pub fn tls_client(stream: client::TlsStream<TcpStream>, peer: &'static Peer) -> Self {
+        Self::new(Stream::TlsClient(Box::new(Tls::new(stream)), peer))
     }
 
     /// Keeps a value until right before the socket is closed.
@@ -91,9 +91,9 @@ impl AsyncRead for Transport {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::TlsServer(tls) => Pin::new(&mut tls.stream).poll_read(cx, buf),
-            Stream::TlsClient(tls) => {
+            Stream::TlsClient(tls, peer) => {
                 let read = ready!(Pin::new(&mut tls.stream).poll_read(cx, buf));
-                Poll::Ready(read.map(|()| tls.heard = true).map_err(|error| tls.in_words(error)))
+                Poll::Ready(read.map(|()| tls.heard = true).map_err(|error| tls.in_words(error, peer)))
             }
         }
     }
@@ -105,7 +105,9 @@ impl AsyncWrite for Transport {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::TlsServer(tls) => tls.poll_write(cx, bytes),
-            Stream::TlsClient(tls) => tls.poll_write(cx, bytes).map_err(|error| tls.in_words(error)),
+            Stream::TlsClient(tls, peer) => {
+                tls.poll_write(cx, bytes).map_err(|error| tls.in_words(error, peer))
+            }
         }
     }
 
@@ -114,7 +116,7 @@ impl AsyncWrite for Transport {
             Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
             Stream::TlsServer(tls) => Pin::new(&mut tls.stream).poll_flush(cx),
-            Stream::TlsClient(tls) => Pin::new(&mut tls.stream).poll_flush(cx),
+            Stream::TlsClient(tls, _) => Pin::new(&mut tls.stream).poll_flush(cx),
         }
     }
 
@@ -124,7 +126,7 @@ impl AsyncWrite for Transport {
             Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::TlsServer(tls) => Pin::new(&mut tls.stream).poll_shutdown(cx),
-            Stream::TlsClient(tls) => Pin::new(&mut tls.stream).poll_shutdown(cx),
+            Stream::TlsClient(tls, _) => Pin::new(&mut tls.stream).poll_shutdown(cx),
         }
     }
 }
@@ -137,7 +139,7 @@ impl Drop for Stream {
                 let (socket, session) = tls.stream.get_mut();
                 say_goodbye(socket, session);
             }
-            Stream::TlsClient(tls) => {
+            Stream::TlsClient(tls, _) => {
                 let (socket, session) = tls.stream.get_mut();
                 say_goodbye(socket, session);
             }
@@ -172,19 +174,16 @@ impl<S: AsyncWrite + Unpin> Tls<S> {
         Poll::Ready(Ok(std::mem::take(&mut self.taken).min(bytes.len())))
     }
 
-    /// Redis checks a client's certificate after the client's part of the handshake is done, and closes; its reason
-    /// may come too late to be read.
-    fn in_words(&self, error: io::Error) -> io::Error {
+    fn in_words(&self, error: io::Error, peer: &Peer) -> io::Error {
         let kind = error.kind();
         let closed = matches!(
             kind,
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof
         );
         if closed && !self.heard {
-            let hint = "if it asks for a certificate (tls-auth-clients), it does not accept redis.tls.cert";
-            return io::Error::new(kind, format!("Redis closed the connection after the handshake; {hint}"));
+            return peer.closed_early(kind);
         }
-        in_words(error)
+        peer.in_words(error)
     }
 }
 

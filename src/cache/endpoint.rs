@@ -8,7 +8,7 @@ use thiserror::Error;
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::config::{Address, AddressError, Config, RedisUrl};
-use crate::tls::{ClientTls, TlsError};
+use crate::tls::{ClientTls, REDIS, TlsError};
 use crate::transport::{Transport, prepare};
 
 /// Why no connection to Redis can be made as it is set.
@@ -61,7 +61,7 @@ impl Endpoint {
         let stream = TcpStream::connect(address).await?;
         prepare(&stream, self.keepalive);
         Ok(match &self.tls {
-            Some(tls) => Transport::tls_client(tls.connect(stream).await?),
+            Some(tls) => Transport::tls_client(tls.connect(stream).await?, &REDIS),
             None => Transport::tcp(stream),
         })
     }

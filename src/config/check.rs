@@ -1,11 +1,10 @@
 //! What a setting's own type cannot tell: forms of addresses and names, and settings that contradict each other.
 
-use std::str::FromStr;
-
 use super::address::{Address, RedisUrl, redact, socket_mode};
 use super::schema::Wrong;
 use super::{Config, duration};
 use crate::guard::Guards;
+use crate::pg::error::PgError;
 
 /// All that is wrong with settings of the right shape.
 pub(super) fn check(config: &Config) -> Vec<Wrong> {
@@ -70,7 +69,8 @@ fn redis(config: &Config, wrong: &mut Vec<Wrong>) {
 
 fn postgres(config: &Config, wrong: &mut Vec<Wrong>) {
     let postgres = &config.postgres;
-    wrong.extend(postgres_url(&postgres.url).map(|what| Wrong::new("postgres.url", what)));
+    let error = postgres.target().err();
+    wrong.extend(error.map(|error| Wrong::new("postgres.url", target_error(&postgres.url, &error))));
     let slot_byte = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
     if !(1..=63).contains(&postgres.slot.len()) || !postgres.slot.bytes().all(slot_byte) {
         let what = format!("found {:?}; allowed: 1 to 63 of the characters a-z, 0-9 and _", postgres.slot);
@@ -89,27 +89,17 @@ fn postgres(config: &Config, wrong: &mut Vec<Wrong>) {
     }
 }
 
-fn postgres_url(url: &str) -> Option<String> {
-    let found = redact(url);
-    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-        return Some(format!(
-            "found {found:?}; allowed: \"postgres://user[:password]@host[:port]/database\""
-        ));
-    }
-    let query = url.rsplit_once('?').map_or("", |(_, query)| query);
-    let tls = query.split('&').filter_map(|field| field.strip_prefix("sslmode=")).next_back();
-    if let Some(mode @ ("require" | "verify-ca" | "verify-full")) = tls {
-        return Some(format!(
-            "sslmode={mode} is not supported by this version, which has no TLS; allowed: disable, prefer"
-        ));
-    }
-    // The parser's message names an option, never its value.
-    let error = tokio_postgres::Config::from_str(url).err()?;
-    let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-    Some(format!(
-        "found {found:?}: {reason}; allowed: \"postgres://user[:password]@host[:port]/database\", with special \
-         characters of the user and password percent-encoded"
-    ))
+/// What is wrong with a URL of Postgres. No message has a value of it.
+fn target_error(url: &str, error: &PgError) -> String {
+    let reason = match error {
+        PgError::Url(reason) => reason.clone(),
+        error => error.to_string(),
+    };
+    format!(
+        "found {:?}: {reason}; allowed: \"postgres://user[:password]@host[:port][,...]/database[?sslmode=...]\", with \
+         special characters of the user and password percent-encoded",
+        redact(url)
+    )
 }
 
 fn sources(config: &Config, wrong: &mut Vec<Wrong>) {
@@ -127,7 +117,14 @@ fn sources(config: &Config, wrong: &mut Vec<Wrong>) {
         }
         match &source.url {
             Some(url) => {
-                wrong.extend(postgres_url(url).map(|what| Wrong::new(format!("source[{n}].url"), what)));
+                let error = source.target().err();
+                let what = error.map(|error| target_error(url, &error));
+                wrong.extend(what.map(|what| Wrong::new(format!("source[{n}].url"), what)));
+            }
+            None if source.password_file.is_some() => {
+                let what =
+                    "it is for the source's url, which is missing; remove it: postgres.password_file counts";
+                wrong.push(Wrong::new(format!("source[{n}].password_file"), what));
             }
             None => wrong.extend(before.iter().position(|other| other.url.is_none()).map(|first| {
                 let what = format!(

@@ -28,6 +28,9 @@ pub(crate) use address::percent_decoded;
 pub use address::{Address, AddressError, RedisUrl, redact, socket_mode};
 pub use load::{ConfigError, Place, Problem};
 
+use crate::pg::error::PgError;
+use crate::pg::target::Target;
+
 /// All settings, checked.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -149,8 +152,11 @@ pub enum Upstream {
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Postgres {
-    /// `postgres://user[:password]@host:port/database`.
+    /// `postgres://user[:password]@host[:port][,...]/database[?...]`, or libpq's `key=value` words.
     pub url: String,
+    /// A file that holds the password and nothing else.
+    #[serde(default)]
+    pub password_file: Option<PathBuf>,
     /// The logical replication slot.
     #[serde(default = "cachefence_name")]
     pub slot: String,
@@ -190,6 +196,29 @@ pub struct Source {
     pub name: String,
     /// Where it is; absent: the feed's own primary.
     pub url: Option<String>,
+    /// A file that holds the password and nothing else.
+    #[serde(default)]
+    pub password_file: Option<PathBuf>,
+}
+
+impl Postgres {
+    /// Where the feed connects to.
+    ///
+    /// # Errors
+    /// When the URL cannot be read. In settings that were checked it can.
+    pub fn target(&self) -> Result<Target, PgError> {
+        Target::new(&self.url, self.password_file.as_deref())?.of_primary()
+    }
+}
+
+impl Source {
+    /// Where it is, if that is not the feed's own primary.
+    ///
+    /// # Errors
+    /// When the URL cannot be read. In settings that were checked it can.
+    pub fn target(&self) -> Result<Option<Target>, PgError> {
+        self.url.as_deref().map(|url| Target::new(url, self.password_file.as_deref())).transpose()
+    }
 }
 
 /// `[fence]`
@@ -408,6 +437,7 @@ impl fmt::Debug for Postgres {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Postgres")
             .field("url", &redact(&self.url))
+            .field("password_file", &self.password_file)
             .field("slot", &self.slot)
             .field("publication", &self.publication)
             .field("contract", &self.contract)
@@ -421,7 +451,11 @@ impl fmt::Debug for Postgres {
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let url = self.url.as_deref().map(redact);
-        f.debug_struct("Source").field("name", &self.name).field("url", &url).finish()
+        f.debug_struct("Source")
+            .field("name", &self.name)
+            .field("url", &url)
+            .field("password_file", &self.password_file)
+            .finish()
     }
 }
 

@@ -92,6 +92,7 @@ static SETTINGS: [(&str, Node); 7] = [
         Node::Table {
             settings: &[
                 ("url", URL),
+                ("password_file", TEXT),
                 ("slot", TEXT),
                 ("publication", TEXT),
                 ("contract", choice(&["bounded", "strict"])),
@@ -102,7 +103,13 @@ static SETTINGS: [(&str, Node); 7] = [
             required: &["url"],
         },
     ),
-    ("source", Node::List(&Node::Table { settings: &[("name", TEXT), ("url", URL)], required: &["name"] })),
+    (
+        "source",
+        Node::List(&Node::Table {
+            settings: &[("name", TEXT), ("url", URL), ("password_file", TEXT)],
+            required: &["name"],
+        }),
+    ),
     (
         "fence",
         table(&[

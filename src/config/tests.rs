@@ -33,7 +33,7 @@ fn the_environment_goes_over_the_file() {
     let config = parse(
         MINIMAL,
         &[
-            ("CACHEFENCE_POSTGRES__URL", "postgres://db/x"),
+            ("CACHEFENCE_POSTGRES__URL", "postgres://me@db/x"),
             ("CACHEFENCE_GUARD__0__TABLE", "users"),
             ("CACHEFENCE_GUARD__0__KEYS", "[\"user:<id>\"]"),
             ("CACHEFENCE_FENCE__HISTORY", "5m"),
@@ -41,11 +41,11 @@ fn the_environment_goes_over_the_file() {
         ],
     )
     .expect("settings");
-    assert_eq!(config.postgres.url, "postgres://db/x");
+    assert_eq!(config.postgres.url, "postgres://me@db/x");
     assert_eq!(config.guards[0].keys, ["user:<id>"]);
     assert_eq!(config.fence.history, Duration::from_secs(300));
     assert_eq!(config.proxy.mode, Mode::Observe);
-    let alone = Config::parse(None, "", [("CACHEFENCE_POSTGRES__URL".into(), "postgres://db/x".into())]);
+    let alone = Config::parse(None, "", [("CACHEFENCE_POSTGRES__URL".into(), "postgres://me@db/x".into())]);
     assert!(alone.is_ok(), "{alone:?}");
 }
 
@@ -164,10 +164,25 @@ fn a_version_is_in_one_place() {
 }
 
 #[test]
-fn tls_towards_postgres_is_known_and_refused() {
-    let error =
-        parse(&MINIMAL.replace("app", "app?sslmode=verify-full"), &[]).expect_err("an error").to_string();
-    assert!(error.contains("not supported by this version"), "{error}");
+fn urls_of_postgres_are_read_at_once() {
+    let with = |query: &str| parse(&MINIMAL.replace("app", &format!("app?{query}")), &[]);
+    assert!(with("sslmode=verify-full&sslrootcert=/ca.pem").is_ok());
+    let error = |query: &str| with(query).expect_err(query).to_string();
+    assert!(
+        error("sslmode=on")
+            .contains("postgres.url: found \"postgres://cachefence@127.0.0.1:5432/app?sslmode=on\"")
+    );
+    assert!(error("sslmode=on").contains("sslmode: allowed: disable, allow, prefer, require"));
+    assert!(error("sslmod=require").contains("sslmod: there is no such parameter"));
+    assert!(error("target_session_attrs=standby").contains("the feed needs the primary"));
+    let file = "password_file = \"/run/secrets/postgres\"\n";
+    let settings = parse(&format!("{MINIMAL}{file}"), &[]).expect("settings");
+    assert_eq!(settings.postgres.password_file.as_deref(), Some(Path::new("/run/secrets/postgres")));
+    let two = parse(&format!("{}{file}", MINIMAL.replace("cachefence@", "cachefence:secret@")), &[]);
+    let two = two.expect_err("two").to_string();
+    assert!(two.contains("password_file names another") && !two.contains("secret@"), "{two}");
+    let stray = parse(&format!("{MINIMAL}[[source]]\nname = \"primary\"\n{file}"), &[]).expect_err("stray");
+    assert!(stray.to_string().contains("source[0].password_file: it is for the source's url"), "{stray}");
 }
 
 /// What a guard leaves out is as strict wants it; what it says otherwise is refused, with what to write.

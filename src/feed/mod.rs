@@ -74,8 +74,8 @@ const UNDEFINED_OBJECT: &str = "42704";
 /// What the feed needs to know.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// `postgres.url`.
-    pub url: String,
+    /// `postgres.url`, read: where the primary is.
+    pub target: Target,
     /// The replication slot.
     pub slot: String,
     /// The publication.
@@ -311,13 +311,14 @@ impl Feed {
     /// commits may have been missed.
     async fn prepare(&mut self) -> Result<Ready, FeedError> {
         let settings = &self.settings;
-        let target = Target::parse(&settings.url)?;
         let limit = |_| CatalogError::Timeout(SETUP_TIMEOUT);
         let setup = async {
-            let mut sender = catalog::walsender(&target, &settings.application_name).await?;
+            let mut sender = catalog::walsender(&settings.target, &settings.application_name).await?;
             let system = sender.identify().await?;
             self.state.connected.store(true, Ordering::Relaxed);
-            let client = catalog::connect(&settings.url, &settings.application_name).await?;
+            let client =
+                catalog::connect_beside(&mut sender, &settings.target, &settings.application_name).await?;
+            self.state.see_primary(sender.host());
             let server = catalog::server(&client).await?;
             self.positions.seen_next_xid(server.snapshot.xmax());
             self.state.see_synchronous(&server.synchronous_standby_names, &settings.application_name);
@@ -474,7 +475,7 @@ async fn watch_catalog(state: Arc<FeedState>, guards: Arc<Guards>, settings: Set
         }
         let connected = match client.take().filter(|client| !client.is_closed()) {
             Some(client) => client,
-            None => match catalog::connect(&settings.url, name).await {
+            None => match catalog::connect(&state.at_primary(&settings.target), name).await {
                 Ok(client) => client,
                 // The stream's own troubles are told by the stream.
                 Err(_) => continue,

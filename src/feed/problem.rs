@@ -306,12 +306,18 @@ pub enum CatalogError {
         /// Why.
         source: tokio_postgres::Error,
     },
-    /// The walsender connection failed.
+    /// A connection failed, or a command of the walsender's.
     #[error(transparent)]
-    Walsender(#[from] PgError),
+    Postgres(#[from] PgError),
     /// It answered what it should not.
     #[error("unexpected answer from Postgres: {0}")]
     Answer(String),
+    /// Two connections to one address are not with one server.
+    #[error(
+        "connections to Postgres at {0} lead to different servers: name the servers themselves in postgres.url, several \
+         if need be, instead of a balancer"
+    )]
+    Elsewhere(String),
     /// `postgres.url` leads to a standby, now.
     #[error("the Postgres at postgres.url is in recovery: the feed needs the primary")]
     Standby,
@@ -334,8 +340,9 @@ impl CatalogError {
             CatalogError::Sql(error) | CatalogError::Create { source: error, .. } => {
                 error.code().is_some_and(|code| permanent_sqlstate(code.code()))
             }
-            CatalogError::Walsender(error) => error.is_permanent(),
+            CatalogError::Postgres(error) => error.is_permanent(),
             CatalogError::Answer(_)
+            | CatalogError::Elsewhere(_)
             | CatalogError::Standby
             | CatalogError::SlotInUse(_)
             | CatalogError::Timeout(_) => false,

@@ -12,14 +12,18 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
 use super::backoff::Backoff;
-use super::catalog::{self, CatalogError};
+use super::catalog::CatalogError;
 use super::positions::{Epoch, Positions};
 use super::state::FeedState;
 use crate::fence::SourceKind;
+use crate::pg::session;
+use crate::pg::target::{Host, Target};
 use crate::position::{Lsn, Snapshot, Xid};
 
 /// A poll that takes longer makes the source count as lost.
 const POLL_TIMEOUT: Duration = Duration::from_secs(2);
+/// So long may it take to find the right one of several hosts.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between polls while everything is settled.
 const IDLE: Duration = Duration::from_secs(1);
 /// Between looks at suspects.
@@ -79,7 +83,7 @@ pub struct Source {
     /// Its place among the kinds that [`Positions`] was made with; none for a primary that is not listed.
     pub index: Option<usize>,
     /// Where it is.
-    pub url: String,
+    pub target: Target,
     /// What the rest of the program sees of it.
     pub state: Arc<SourceState>,
 }
@@ -91,8 +95,8 @@ enum PollError {
     Catalog(#[from] CatalogError),
     #[error("{}", crate::pg::error::error_chain(.0))]
     Sql(#[from] tokio_postgres::Error),
-    #[error("no answer for {POLL_TIMEOUT:?}")]
-    Timeout,
+    #[error("no answer for {0:?}")]
+    Timeout(Duration),
     #[error("unexpected answer {0:?}")]
     Answer(String),
     #[error("belongs to another cluster (system identifier {found}, the feed's is {expected})")]
@@ -112,14 +116,15 @@ enum PollError {
 impl PollError {
     /// 57P03, cannot connect now: starting up, or shutting down.
     fn is_not_connecting(&self) -> bool {
-        let PollError::Catalog(CatalogError::Sql(error)) = self else { return false };
-        error.code() == Some(&SqlState::CANNOT_CONNECT_NOW)
+        let PollError::Catalog(CatalogError::Postgres(error)) = self else { return false };
+        error.code() == Some(SqlState::CANNOT_CONNECT_NOW.code())
     }
 }
 
 /// A connection to a source, checked once to be what it should be.
 struct Session {
     client: Client,
+    host: Host,
     poll: Statement,
     system_id: u64,
     started: String,
@@ -206,14 +211,22 @@ async fn poll_once(
     application_name: &str,
     epoch: Epoch,
 ) -> Result<(), PollError> {
+    let kind = source.state.kind;
+    if kind == SourceKind::Primary && session.as_ref().map(|session| &session.host) != feed.primary().as_ref()
+    {
+        *session = None;
+    }
     let connected = match session {
         Some(session) => session,
         None => {
-            let opened = tokio::time::timeout(
-                POLL_TIMEOUT,
-                Session::open(&source.url, source.state.kind, application_name),
-            );
-            session.insert(opened.await.map_err(|_| PollError::Timeout)??)
+            let target = match kind {
+                SourceKind::Primary => feed.at_primary(&source.target),
+                SourceKind::Replica => source.target.clone(),
+            };
+            // Where several are named, the first may never answer.
+            let limit = if target.host_count() > 1 { OPEN_TIMEOUT } else { POLL_TIMEOUT };
+            let opened = tokio::time::timeout(limit, Session::open(&target, kind, application_name));
+            session.insert(opened.await.map_err(|_| PollError::Timeout(limit))??)
         }
     };
     if connected.system_id != epoch.identity.system_id {
@@ -228,12 +241,13 @@ async fn poll_once(
             SourceKind::Replica => connected.poll_replica(source, positions, epoch).await,
         }
     };
-    tokio::time::timeout(POLL_TIMEOUT, polled).await.map_err(|_| PollError::Timeout)?
+    tokio::time::timeout(POLL_TIMEOUT, polled).await.map_err(|_| PollError::Timeout(POLL_TIMEOUT))?
 }
 
 impl Session {
-    async fn open(url: &str, kind: SourceKind, application_name: &str) -> Result<Self, PollError> {
-        let client = catalog::connect(url, application_name).await?;
+    async fn open(target: &Target, kind: SourceKind, application_name: &str) -> Result<Self, PollError> {
+        let (client, host) =
+            session::connect(target, application_name).await.map_err(CatalogError::Postgres)?;
         let row = client
             .query_one(
                 "SELECT system_identifier, pg_postmaster_start_time()::text FROM pg_control_system()",
@@ -246,7 +260,7 @@ impl Session {
         };
         // Postgres prints the identifier unsigned in IDENTIFY_SYSTEM and returns it as a signed bigint here.
         let system_id = row.get::<_, i64>(0).cast_unsigned();
-        Ok(Self { client, poll, system_id, started: row.get(1), last: Lsn(0) })
+        Ok(Self { client, host, poll, system_id, started: row.get(1), last: Lsn(0) })
     }
 
     async fn poll_primary(

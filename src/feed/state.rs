@@ -17,6 +17,7 @@ use super::standby_names::StandbyNames;
 use super::strict::Strict;
 use crate::fence::Millis;
 use crate::guard::{GuardId, Guards};
+use crate::pg::target::{Host, Target};
 use crate::position::Lsn;
 
 /// The stream itself said that a guard's layout no longer fits.
@@ -76,6 +77,8 @@ pub struct FeedState {
     level_from: AtomicU64,
     /// Commit time of the oldest commit that is not applied; 0: none.
     oldest_unapplied_us: AtomicI64,
+    /// The server that the stream is from.
+    primary: Mutex<Option<Host>>,
     /// A broken guard was mended: the stream has to start over as after a gap.
     pub(super) mended: Notify,
 }
@@ -110,6 +113,7 @@ impl FeedState {
             last_message: AtomicU64::new(u64::MAX),
             level_from: AtomicU64::new(0),
             oldest_unapplied_us: AtomicI64::new(0),
+            primary: Mutex::new(None),
             mended: Notify::new(),
         }
     }
@@ -142,6 +146,22 @@ impl FeedState {
     /// Whether commits are confirmed before they are visible: they wait for us.
     pub(super) fn confirms_unseen(&self) -> bool {
         self.is_strict() || self.synchronous.load(Ordering::Relaxed)
+    }
+
+    /// The walsender is connected to this server.
+    pub(super) fn see_primary(&self, host: &Host) {
+        *self.primary.lock().unwrap_or_else(PoisonError::into_inner) = Some(host.clone());
+    }
+
+    /// The server that the stream is from, once there was one.
+    pub(super) fn primary(&self) -> Option<Host> {
+        self.primary.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The feed's target, without the hosts that the stream is not from: what others say of a promoted standby and of
+    /// the primary that it has replaced must not be mixed.
+    pub(super) fn at_primary(&self, target: &Target) -> Target {
+        self.primary().map_or_else(|| target.clone(), |host| target.only(&host))
     }
 
     /// A stream began, when the server's log was flushed up to here.

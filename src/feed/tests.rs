@@ -19,6 +19,7 @@ fn guards(settings: &[(&str, &[&str])]) -> Arc<Guards> {
 /// A primary of a test's own.
 struct Database {
     url: String,
+    target: Target,
     client: Client,
     server: Postgres,
 }
@@ -26,8 +27,9 @@ struct Database {
 async fn database() -> Database {
     let server = Postgres::primary(PrimaryOptions::default()).await.expect("a server");
     let url = server.url();
-    let client = catalog::connect(&url, "test").await.expect("a connection");
-    Database { url, client, server }
+    let target = Target::parse(&url).expect("a target");
+    let client = catalog::connect(&target, "test").await.expect("a connection");
+    Database { url, target, client, server }
 }
 
 impl Database {
@@ -117,7 +119,7 @@ impl Running {
             }
         });
         let settings = Settings {
-            url: database.url.clone(),
+            target: database.target.clone(),
             slot: name.to_owned(),
             publication: name.to_owned(),
             application_name: name.to_owned(),
@@ -133,7 +135,7 @@ impl Running {
             .enumerate()
             .map(|(index, (url, kind))| Source {
                 index: Some(index),
-                url: url.to_owned(),
+                target: Target::parse(url).expect("a target"),
                 state: Arc::new(SourceState::new(&format!("source-{index}"), kind)),
             })
             .collect();
@@ -482,7 +484,7 @@ async fn a_commit_that_is_held_invisible_is_not_settled_and_not_confirmed() {
     let (before, held, id) = 'held: {
         for id in 1.. {
             let before = flushed(&db.client).await;
-            let writer = catalog::connect(&db.url, "writer").await.expect("a connection");
+            let writer = catalog::connect(&db.target, "writer").await.expect("a connection");
             let insert = format!("SET synchronous_commit = on; INSERT INTO users VALUES ({id})");
             let commit = tokio::spawn(async move { writer.batch_execute(&insert).await });
             while !commit.is_finished() {

@@ -11,6 +11,7 @@ use super::catalog::{self, CatalogError};
 use super::standby_names::StandbyNames;
 use super::state::FeedState;
 use super::strict::{Hold, Strict, named};
+use crate::pg::target::Target;
 use crate::position::Lsn;
 
 /// Between looks while it is in force.
@@ -87,13 +88,16 @@ async fn look(
 ) -> Result<(), NotInForce> {
     let client = match client {
         Some(client) => client,
-        None => client.insert(catalog::connect(&settings.url, &settings.application_name).await?),
+        None => {
+            let target = state.at_primary(&settings.target);
+            client.insert(catalog::connect(&target, &settings.application_name).await?)
+        }
     };
     stands(client, settings).await?;
     if strict.is_in_force() {
         return Ok(());
     }
-    see_a_commit_wait(strict, settings, client).await?;
+    see_a_commit_wait(strict, &state.at_primary(&settings.target), settings, client).await?;
     catch_up(state, client).await?;
     // Still? Only what holds before and after held in between.
     stands(client, settings).await
@@ -134,8 +138,13 @@ async fn stands(client: &Client, settings: &Settings) -> Result<(), NotInForce> 
 ///
 /// That Postgres counts us is not enough. Every process reads the settings anew in its own time, and whether commits
 /// wait at all is for the checkpointer to say, which in the middle of a checkpoint takes its time.
-async fn see_a_commit_wait(strict: &Strict, settings: &Settings, client: &Client) -> Result<(), NotInForce> {
-    let probe = catalog::connect(&settings.url, &settings.application_name).await?;
+async fn see_a_commit_wait(
+    strict: &Strict,
+    primary: &Target,
+    settings: &Settings,
+    client: &Client,
+) -> Result<(), NotInForce> {
+    let probe = catalog::connect(primary, &settings.application_name).await?;
     probe.batch_execute("SET synchronous_commit = on").await?;
     let pid: i32 = probe.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
     // The commit to come ends beyond this.

@@ -20,9 +20,25 @@ pub enum PgError {
     /// The login cannot work as configured.
     #[error("login at Postgres: {0}")]
     Login(String),
-    /// A setting in the URL that is not supported.
+    /// A setting in the URL that is wrong or not supported.
     #[error("Postgres URL: {0}")]
     Url(String),
+    /// No TLS as it is asked for.
+    #[error("{0}")]
+    Tls(String),
+    /// The server is not of the kind that `target_session_attrs` asks for.
+    #[error("it {0}")]
+    Unfit(&'static str),
+    /// The last of what was tried, and where that was.
+    #[error("{}{place}: {last}", .earlier.iter().map(|error| format!("{error}; ")).collect::<String>())]
+    At {
+        /// What was tried before, and why that failed.
+        earlier: Vec<String>,
+        /// What was tried last.
+        place: String,
+        /// Why that failed.
+        last: Box<PgError>,
+    },
 }
 
 impl PgError {
@@ -30,6 +46,7 @@ impl PgError {
     pub fn code(&self) -> Option<&str> {
         match self {
             PgError::Server(error) => Some(&error.code),
+            PgError::At { last, .. } => last.code(),
             _ => None,
         }
     }
@@ -37,9 +54,19 @@ impl PgError {
     /// Whether trying again later cannot help: a person has to change something.
     pub fn is_permanent(&self) -> bool {
         match self {
-            PgError::Io(_) | PgError::Protocol(_) => false,
-            PgError::Login(_) | PgError::Url(_) => true,
+            PgError::Io(_) | PgError::Protocol(_) | PgError::Unfit(_) => false,
+            PgError::Login(_) | PgError::Url(_) | PgError::Tls(_) => true,
             PgError::Server(error) => permanent_sqlstate(&error.code),
+            PgError::At { last, .. } => last.is_permanent(),
+        }
+    }
+
+    /// That it failed one way, and then another.
+    pub(super) fn and_then(self, first: &str, second: &str, last: PgError) -> Self {
+        PgError::At {
+            earlier: vec![format!("{first}: {self}")],
+            place: second.to_owned(),
+            last: Box::new(last),
         }
     }
 }
@@ -50,6 +77,33 @@ impl PgError {
 /// Everything else (starting up, shutting down, out of slots, object in use) may pass by itself.
 pub fn permanent_sqlstate(code: &str) -> bool {
     ["28", "3D", "42", "0A"].iter().any(|class| code.starts_with(class))
+}
+
+impl From<tokio_postgres::Error> for PgError {
+    /// What `tokio-postgres` has against a login.
+    fn from(error: tokio_postgres::Error) -> Self {
+        if let Some(answer) = error.as_db_error() {
+            return PgError::Server(Box::new(ServerError {
+                severity: answer.severity().to_owned(),
+                code: answer.code().code().to_owned(),
+                message: answer.message().to_owned(),
+                detail: answer.detail().map(str::to_owned),
+                hint: answer.hint().map(str::to_owned),
+            }));
+        }
+        let text = error_chain(&error);
+        if error.is_closed() {
+            return PgError::Io(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+        }
+        let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<io::Error>());
+        match cause {
+            // A wrong answer in SCRAM is one too, and is final.
+            Some(cause) if !matches!(cause.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Other) => {
+                PgError::Io(io::Error::new(cause.kind(), text))
+            }
+            _ => PgError::Login(text),
+        }
+    }
 }
 
 /// Postgres's ErrorResponse (or NoticeResponse).

@@ -5,12 +5,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::{BufMut, BytesMut};
 
 use super::error::{PgError, ServerError};
-use super::target::Target;
+use super::target::{Host, Target};
 use super::wire::Connection;
 use crate::position::Lsn;
 
 /// Microseconds from 1970-01-01 to 2000-01-01, where Postgres starts to count.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+
+/// When the server was started.
+pub const STARTED: &str = "SELECT pg_catalog.pg_postmaster_start_time()::text";
 
 /// Microseconds since 1970 of a Postgres timestamp.
 pub fn unix_micros(postgres: i64) -> i64 {
@@ -81,6 +84,7 @@ pub struct Status {
 #[derive(Debug)]
 pub struct Walsender {
     connection: Connection,
+    host: Host,
 }
 
 impl Walsender {
@@ -89,7 +93,25 @@ impl Walsender {
     /// # Errors
     /// The connection's, or Postgres's.
     pub async fn connect(target: &Target, application_name: &str) -> Result<Self, PgError> {
-        Ok(Self { connection: Connection::replication(target, application_name).await? })
+        let (connection, host) = Connection::replication(target, application_name).await?;
+        Ok(Self { connection, host })
+    }
+
+    /// Where it is connected to.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// When the server was started: no two have it in common.
+    ///
+    /// # Errors
+    /// The connection's, or Postgres's.
+    pub async fn started(&mut self) -> Result<String, PgError> {
+        let rows = self.connection.simple_query(STARTED).await?;
+        match rows.into_iter().next().unwrap_or_default().as_slice() {
+            [Some(started)] => Ok(started.clone()),
+            _ => Err(PgError::Protocol("pg_postmaster_start_time answered nothing".into())),
+        }
     }
 
     /// `IDENTIFY_SYSTEM`.

@@ -10,10 +10,11 @@ use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{self, ScramSha256};
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
 
+use super::connect::{Login, Session, Standing, connect};
 use super::error::{PgError, ServerError};
-use super::target::{Address, SESSION, Target};
+use super::target::{ChannelBinding, Host, SESSION, Target};
+use crate::transport::Transport;
 
 /// The longest message body that is believed. Postgres cannot build a longer one (`MaxAllocSize` is 1 GB).
 const MAX_FRAME: usize = 1 << 30;
@@ -33,95 +34,28 @@ pub struct Frame<'a> {
     pub body: &'a [u8],
 }
 
-#[derive(Debug)]
-enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl Socket {
-    async fn read(&mut self, buf: &mut BytesMut) -> io::Result<usize> {
-        match self {
-            Socket::Tcp(stream) => stream.read_buf(buf).await,
-            Socket::Unix(stream) => stream.read_buf(buf).await,
-        }
-    }
-
-    async fn write(&mut self, buf: &mut BytesMut) -> io::Result<usize> {
-        match self {
-            Socket::Tcp(stream) => stream.write_buf(buf).await,
-            Socket::Unix(stream) => stream.write_buf(buf).await,
-        }
-    }
-}
-
 /// A connection after login.
 #[derive(Debug)]
 pub struct Connection {
-    socket: Socket,
+    socket: Transport,
     input: BytesMut,
     /// Bytes at the front of `input` that the frame handed out last occupied.
     taken: usize,
     output: BytesMut,
+    /// What the server said of itself at the login.
+    standing: Standing,
 }
 
-impl Connection {
-    /// Connects to the first host that answers and logs in, as a walsender of the database.
-    ///
-    /// # Errors
-    /// The last host's error.
-    pub async fn replication(target: &Target, application_name: &str) -> Result<Self, PgError> {
-        let mut last = None;
-        for (host, port) in &target.hosts {
-            let attempt = Self::login(host, *port, target, application_name);
-            match tokio::time::timeout(target.connect_timeout, attempt).await {
-                Ok(Ok(connection)) => return Ok(connection),
-                Ok(Err(error)) => last = Some(error),
-                Err(_) => {
-                    let what = format!("no answer within {:?}", target.connect_timeout);
-                    last = Some(io::Error::new(io::ErrorKind::TimedOut, what).into());
-                }
-            }
-        }
-        Err(last.unwrap_or_else(|| PgError::Url("names no host".into())))
-    }
-
-    async fn login(
-        host: &Address,
-        port: u16,
-        target: &Target,
-        application_name: &str,
-    ) -> Result<Self, PgError> {
-        let named = |error: io::Error, place: String| {
-            PgError::Io(io::Error::new(
-                error.kind(),
-                format!("cannot connect to Postgres at {place}: {error}"),
-            ))
-        };
-        let socket = match host {
-            Address::Tcp(name) => {
-                let stream = TcpStream::connect((name.as_str(), port))
-                    .await
-                    .map_err(|error| named(error, format!("{name}:{port}")))?;
-                // An acknowledgement must leave at once: somebody's COMMIT may wait for it.
-                stream.set_nodelay(true)?;
-                Socket::Tcp(stream)
-            }
-            Address::Unix(directory) => {
-                let path = directory.join(format!(".s.PGSQL.{port}"));
-                let stream = UnixStream::connect(&path)
-                    .await
-                    .map_err(|error| named(error, path.display().to_string()))?;
-                Socket::Unix(stream)
-            }
-        };
-        let mut connection =
-            Self { socket, input: BytesMut::with_capacity(READ_ROOM), taken: 0, output: BytesMut::new() };
+impl Login for Connection {
+    /// As a walsender of the database.
+    async fn login(socket: Transport, session: &Session<'_>) -> Result<Self, PgError> {
+        let mut connection = Self::over(socket);
+        let target = session.target;
         let mut parameters = vec![
             ("user", target.user.as_str()),
             ("database", target.dbname.as_str()),
             ("replication", "database"),
-            ("application_name", application_name),
+            ("application_name", session.application_name),
         ];
         if let Some(options) = &target.options {
             parameters.push(("options", options));
@@ -129,13 +63,40 @@ impl Connection {
         parameters.extend_from_slice(SESSION);
         frontend::startup_message(parameters, &mut connection.output)?;
         connection.flush().await?;
-        connection.authenticate(target).await?;
+        connection.authenticate(session).await?;
         connection.until_ready().await?;
         Ok(connection)
     }
 
-    async fn authenticate(&mut self, target: &Target) -> Result<(), PgError> {
+    fn standing(&self) -> Standing {
+        self.standing
+    }
+}
+
+impl Connection {
+    /// Connects and logs in as a walsender of the database. Says which host that was.
+    ///
+    /// # Errors
+    /// Where all of the hosts failed, each one's.
+    pub async fn replication(target: &Target, application_name: &str) -> Result<(Self, Host), PgError> {
+        connect(target, application_name).await
+    }
+
+    fn over(socket: Transport) -> Self {
+        Self {
+            socket,
+            input: BytesMut::with_capacity(READ_ROOM),
+            taken: 0,
+            output: BytesMut::new(),
+            standing: Standing::default(),
+        }
+    }
+
+    async fn authenticate(&mut self, session: &Session<'_>) -> Result<(), PgError> {
+        let bound = session.target.channel_binding == ChannelBinding::Require;
         let mut scram: Option<ScramSha256> = None;
+        // Whether SCRAM has proved that nobody is in between.
+        let mut proved = false;
         loop {
             let frame = self.next(MAX_LOGIN_FRAME).await?;
             match frame.tag {
@@ -149,28 +110,33 @@ impl Connection {
             let Some((kind, rest)) = frame.body.split_first_chunk::<4>() else {
                 return Err(PgError::Protocol("a login message without a kind".into()));
             };
-            let password = || {
-                target.password.as_deref().ok_or_else(|| {
-                    PgError::Login("Postgres wants a password and the URL has none".to_owned())
-                })
-            };
+            let kind = u32::from_be_bytes(*kind);
+            if bound && (matches!(kind, 3 | 5) || kind == 0 && !proved) {
+                return Err(PgError::Login(
+                    "channel_binding=require, and Postgres does not ask for SCRAM".into(),
+                ));
+            }
             let mut answer = BytesMut::new();
-            match u32::from_be_bytes(*kind) {
+            match kind {
+                // SCRAM's last word is the server's proof: without it, anybody could say that the login is done.
+                0 if scram.is_some() && !proved => {
+                    return Err(PgError::Login(
+                        "Postgres ended the login without proof that it knows us".into(),
+                    ));
+                }
                 0 => return Ok(()),
-                3 => frontend::password_message(password()?, &mut answer)?,
+                3 => frontend::password_message(session.password()?, &mut answer)?,
                 5 => {
                     let salt: [u8; 4] = rest
                         .try_into()
                         .map_err(|_| PgError::Protocol("an MD5 login message without a salt".into()))?;
-                    let hash = md5_hash(target.user.as_bytes(), password()?, salt);
+                    let hash = md5_hash(session.target.user.as_bytes(), session.password()?, salt);
                     frontend::password_message(hash.as_bytes(), &mut answer)?;
                 }
                 10 => {
-                    if !rest.split(|b| *b == 0).any(|name| name == sasl::SCRAM_SHA_256.as_bytes()) {
-                        return Err(PgError::Login("Postgres offers no login method that we know".into()));
-                    }
-                    let started = ScramSha256::new(password()?, sasl::ChannelBinding::unsupported());
-                    frontend::sasl_initial_response(sasl::SCRAM_SHA_256, started.message(), &mut answer)?;
+                    let (mechanism, binding) = mechanism(session, rest)?;
+                    let started = ScramSha256::new(session.password()?, binding);
+                    frontend::sasl_initial_response(mechanism, started.message(), &mut answer)?;
                     scram = Some(started);
                 }
                 11 | 12 => {
@@ -178,11 +144,12 @@ impl Connection {
                         return Err(PgError::Protocol("a SCRAM message out of turn".into()));
                     };
                     let wrong = |error: io::Error| PgError::Login(error.to_string());
-                    if kind[3] == 11 {
+                    if kind == 11 {
                         exchange.update(rest).map_err(wrong)?;
                         frontend::sasl_response(exchange.message(), &mut answer)?;
                     } else {
                         exchange.finish(rest).map_err(wrong)?;
+                        proved = true;
                     }
                 }
                 other => {
@@ -203,6 +170,13 @@ impl Connection {
             match frame.tag {
                 b'Z' => return Ok(()),
                 b'E' => return Err(PgError::Server(Box::new(ServerError::parse(frame.body)))),
+                b'S' => {
+                    let mut words = frame.body.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+                    if let (Some(name), Some(value)) = (words.next(), words.next()) {
+                        let (name, value) = (name.into_owned(), value.into_owned());
+                        self.standing.see(&name, &value);
+                    }
+                }
                 _ => {}
             }
         }
@@ -297,7 +271,7 @@ impl Connection {
             self.input = BytesMut::with_capacity(READ_ROOM);
         }
         self.input.reserve(READ_ROOM);
-        if self.socket.read(&mut self.input).await? == 0 {
+        if self.socket.read_buf(&mut self.input).await? == 0 {
             let closed = "Postgres closed the connection";
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, closed).into());
         }
@@ -330,11 +304,34 @@ impl Connection {
     /// When the connection broke.
     pub async fn flush(&mut self) -> Result<(), PgError> {
         while !self.output.is_empty() {
-            if self.socket.write(&mut self.output).await? == 0 {
+            if self.socket.write_buf(&mut self.output).await? == 0 {
                 return Err(io::Error::from(io::ErrorKind::WriteZero).into());
             }
         }
         Ok(())
+    }
+}
+
+/// Which of the offered mechanisms, and what it binds to. Over TLS the one that binds, where it is offered and not
+/// switched off; where it is not offered we say that we would have, which shows an offer that was cut down.
+fn mechanism(session: &Session<'_>, offered: &[u8]) -> Result<(&'static str, sasl::ChannelBinding), PgError> {
+    let offers = |name: &str| offered.split(|byte| *byte == 0).any(|found| found == name.as_bytes());
+    let wanted = session.target.channel_binding;
+    let end_point = session.end_point.clone().filter(|_| wanted != ChannelBinding::Disable);
+    let can_bind = end_point.is_some();
+    match end_point {
+        Some(end_point) if offers(sasl::SCRAM_SHA_256_PLUS) => {
+            Ok((sasl::SCRAM_SHA_256_PLUS, sasl::ChannelBinding::tls_server_end_point(end_point)))
+        }
+        _ if wanted == ChannelBinding::Require => {
+            let what = if can_bind { "Postgres does not offer it" } else { "there is no TLS to bind to" };
+            Err(PgError::Login(format!("channel_binding=require, and {what}")))
+        }
+        _ if !offers(sasl::SCRAM_SHA_256) => {
+            Err(PgError::Login("Postgres offers no login method that we know".into()))
+        }
+        Some(_) => Ok((sasl::SCRAM_SHA_256, sasl::ChannelBinding::unrequested())),
+        None => Ok((sasl::SCRAM_SHA_256, sasl::ChannelBinding::unsupported())),
     }
 }
 
@@ -361,21 +358,16 @@ fn data_row(body: &[u8]) -> Result<Vec<Option<String>>, PgError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::target::SslMode;
     use super::*;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     /// A connection whose peer is the test.
     async fn pair() -> (Connection, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
         let (ours, theirs) = tokio::join!(TcpStream::connect(address), listener.accept());
-        let connection = Connection {
-            socket: Socket::Tcp(ours.expect("connect")),
-            input: BytesMut::new(),
-            taken: 0,
-            output: BytesMut::new(),
-        };
-        (connection, theirs.expect("accept").0)
+        (Connection::over(Transport::tcp(ours.expect("connect"))), theirs.expect("accept").0)
     }
 
     #[tokio::test]
@@ -435,8 +427,10 @@ mod tests {
             }
             heard
         });
-        let target = Target::parse(&url.replace("PORT", &port.to_string())).expect("a target");
-        let connection = Connection::replication(&target, "cachefence").await;
+        let mut target = Target::parse(&url.replace("PORT", &port.to_string())).expect("a target");
+        target.tls.mode = SslMode::Disable;
+        let connection =
+            Connection::replication(&target, "cachefence").await.map(|(connection, _)| connection);
         (connection, server.await.expect("the server"))
     }
 
@@ -479,7 +473,7 @@ mod tests {
     async fn logins_that_cannot_work_say_why() {
         let refused = backend(b'E', b"VFATAL\0C28P01\0Mpassword authentication failed\0\0");
         let cases = [
-            ("postgres://me@127.0.0.1:PORT/app", backend(b'R', b"\0\0\0\x03"), "the URL has none"),
+            ("postgres://me@127.0.0.1:PORT/app", backend(b'R', b"\0\0\0\x03"), "and there is none"),
             ("postgres://me:x@127.0.0.1:PORT/app", backend(b'R', b"\0\0\0\x07"), "login method 7"),
             ("postgres://me:x@127.0.0.1:PORT/app", backend(b'R', b"\0\0\0\x0aOTHER\0\0"), "no login method"),
             (

@@ -1,8 +1,11 @@
-//! TLS: towards clients, and towards Redis.
+//! TLS: towards clients, towards Redis, and towards Postgres.
 //!
-//! Files are read once, at the start; what is wrong with one is said by its setting and its name.
+//! Files are read once, at the start (for Postgres at every connection); what is wrong with one is said by its setting and
+//! its name.
 
+mod end_point;
 mod files;
+mod postgres;
 mod words;
 
 use std::fmt;
@@ -19,8 +22,10 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use crate::config::{ProxyTls, RedisTls};
+pub(crate) use end_point::server_end_point;
 use files::{certificates, key, roots};
-pub use words::in_words;
+pub(crate) use postgres::PostgresTls;
+pub use words::{POSTGRES, Peer, REDIS};
 
 /// Why TLS cannot be used as it is set.
 #[derive(Debug, Error)]
@@ -60,9 +65,20 @@ pub enum TlsError {
     },
     /// There is no CA to trust.
     #[error(
-        "redis.tls.ca: it is missing, and the system has no CA certificates{0}; name the file of Redis's CA"
+        "{setting}: no file is named, and the system has no CA certificates{why}; name the file of the server's CA"
     )]
-    NoSystemRoots(String),
+    NoSystemRoots {
+        /// The setting that could name a file.
+        setting: &'static str,
+        /// What the system's have against them.
+        why: String,
+    },
+    /// Something is to be verified, and there is nothing to do it with.
+    #[error(
+        "sslrootcert: it is missing, and there is no ~/.postgresql/root.crt; name the file of Postgres's CA, or \"system\" \
+         for the system's"
+    )]
+    NoRoots,
     /// A name that no certificate can be for.
     #[error("{setting}: {name:?} is neither a host name nor an IP address")]
     Name {
@@ -148,7 +164,7 @@ impl ClientTls {
             .map_err(|_| TlsError::Name { setting, name: name.to_owned() })?;
         let roots = match &settings.ca {
             Some(file) => roots("redis.tls.ca", file)?,
-            None => system_roots()?,
+            None => system_roots("redis.tls.ca")?,
         };
         let config = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -168,7 +184,7 @@ impl ClientTls {
     /// # Errors
     /// When either side does not trust the other; in words that say what to do.
     pub async fn connect(&self, stream: TcpStream) -> io::Result<client::TlsStream<TcpStream>> {
-        self.connector.connect(self.name.clone(), stream).await.map_err(in_words)
+        self.connector.connect(self.name.clone(), stream).await.map_err(|error| REDIS.in_words(error))
     }
 }
 
@@ -211,13 +227,13 @@ fn pair_error(
     }
 }
 
-fn system_roots() -> Result<RootCertStore, TlsError> {
+fn system_roots(setting: &'static str) -> Result<RootCertStore, TlsError> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     let (usable, _) = roots.add_parsable_certificates(found.certs);
     if usable == 0 {
         let why = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
-        return Err(TlsError::NoSystemRoots(why));
+        return Err(TlsError::NoSystemRoots { setting, why });
     }
     Ok(roots)
 }

@@ -68,6 +68,7 @@ impl Pki {
         Ok(std::fs::write(self.path(&format!("{name}.key")), key.serialize_pem())?)
     }
 
+    #[allow(dead_code, reason = "each test file uses a part")]
     /// A handshake as a client that trusts `ca.pem`, with a certificate or without.
     pub async fn connect(
         &self,

@@ -11,36 +11,36 @@ pub use publication::{Publication, create_publication, publication};
 pub use server::{Server, server};
 pub use slot::{Slot, slot};
 pub use table::{Column, Table, column_kind, learn, tables, weak_versions};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 pub use super::problem::{CatalogError, Problem, describe};
-use crate::pg::error::error_chain;
-use crate::pg::replication::Walsender;
-use crate::pg::target::{SESSION, Target, parse_url};
+use crate::pg::replication::{STARTED, Walsender};
+use crate::pg::session;
+use crate::pg::target::Target;
 
 /// Connects for SQL, with the session settings that we fix. The connection ends when the client is dropped.
 ///
 /// # Errors
-/// The URL's or the connection's.
-pub async fn connect(url: &str, application_name: &str) -> Result<Client, CatalogError> {
-    let mut config = parse_url(url)?;
-    let mut options = config.get_options().unwrap_or_default().to_owned();
-    for (name, value) in SESSION {
-        // Options are split at blanks; a backslash keeps one.
-        options.push_str(&format!(" -c {name}={}", value.replace(' ', "\\ ")));
+/// The connection's.
+pub async fn connect(target: &Target, application_name: &str) -> Result<Client, CatalogError> {
+    Ok(session::connect(target, application_name).await?.0)
+}
+
+/// Where a stream is from: SQL about it has to go to the same server.
+///
+/// # Errors
+/// The connection's, or that another server answers than the walsender's.
+pub async fn connect_beside(
+    sender: &mut Walsender,
+    target: &Target,
+    application_name: &str,
+) -> Result<Client, CatalogError> {
+    let client = connect(&target.only(sender.host()), application_name).await?;
+    // One address can lead to several servers, by a balancer that is between.
+    let started: String = client.query_one(STARTED, &[]).await?.get(0);
+    if started != sender.started().await? {
+        return Err(CatalogError::Elsewhere(sender.host().to_string()));
     }
-    // Nothing that we ask takes long; a lock that never comes must not hold the start up silently.
-    options.push_str(" -c lock_timeout=10s");
-    config.options(options.trim()).application_name(application_name);
-    if config.get_connect_timeout().is_none() {
-        config.connect_timeout(std::time::Duration::from_secs(10));
-    }
-    let (client, connection) = config.connect(NoTls).await?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(error = error_chain(&error), "an SQL connection ended");
-        }
-    });
     Ok(client)
 }
 

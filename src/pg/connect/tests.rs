@@ -1,0 +1,121 @@
+//! Servers that answer oddly, each played by the test. What real ones do is in `tests/postgres_connections.rs`.
+
+use tokio::net::TcpListener;
+
+use super::*;
+
+/// A client that takes everybody.
+struct Anybody(Standing);
+
+impl Login for Anybody {
+    async fn login(_: Transport, session: &Session<'_>) -> Result<Self, PgError> {
+        // The user's name says what kind of server it was.
+        let standby = session.target.user == "standby";
+        Ok(Self(Standing { standby, read_only: session.target.user == "read-only" }))
+    }
+
+    fn standing(&self) -> Standing {
+        self.0
+    }
+}
+
+/// Answers every connection's first eight bytes with these, and then closes it.
+async fn answering(answer: &'static [u8]) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let port = listener.local_addr().expect("address").port();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut request = [0; 8];
+            if socket.read_exact(&mut request).await.is_ok() {
+                drop(socket.write_all(answer).await);
+            }
+        }
+    });
+    port
+}
+
+async fn connected(url: &str) -> Result<Host, String> {
+    let target = Target::parse(url).expect(url);
+    connect::<Anybody>(&target, "test").await.map(|(_, host)| host).map_err(|error| error.to_string())
+}
+
+#[tokio::test]
+async fn what_stands_between_the_word_for_tls_and_the_handshake_is_refused() {
+    let port = answering(b"SR\0\0\0\x08").await;
+    let error =
+        connected(&format!("postgres://me@127.0.0.1:{port}?sslmode=require")).await.expect_err("injected");
+    assert!(error.contains("bytes between the word for TLS and its handshake"), "{error}");
+}
+
+#[tokio::test]
+async fn an_error_before_the_handshake_is_not_shown() {
+    let port = answering(b"E\0\0\0\x10Mcome here\0\0").await;
+    for mode in ["require", "verify-ca&sslrootcert=system&sslmode=verify-full"] {
+        let error =
+            connected(&format!("postgres://me@127.0.0.1:{port}?sslmode={mode}")).await.expect_err("E");
+        assert!(!error.contains("come here"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_tls() {
+    let port = answering(b"N").await;
+    let url = |mode| format!("postgres://me@127.0.0.1:{port}?sslmode={mode}");
+    for mode in ["disable", "allow", "prefer"] {
+        assert!(connected(&url(mode)).await.is_ok(), "{mode}");
+    }
+    let error = connected(&url("require")).await.expect_err("no TLS");
+    assert!(error.contains("the server does not speak TLS"), "{error}");
+    let error = connected(&url("verify-ca")).await.expect_err("no CA");
+    assert!(error.contains("sslrootcert: it is missing"), "{error}");
+}
+
+#[tokio::test]
+async fn every_host_is_tried_and_named() {
+    let port = answering(b"N").await;
+    // Bound and given up: nobody listens there.
+    let dead =
+        TcpListener::bind("127.0.0.1:0").await.and_then(|listener| listener.local_addr()).expect("a port");
+    let hosts = format!("127.0.0.1:{},127.0.0.1:{port}", dead.port());
+    let reached = connected(&format!("postgres://me@{hosts}")).await.expect("the second");
+    assert_eq!(reached.to_string(), format!("127.0.0.1:{port}"));
+    let error = connected(&format!("postgres://standby@{hosts}?target_session_attrs=primary")).await;
+    let error = error.expect_err("no primary");
+    assert!(
+        error.contains("cannot connect: ") && error.ends_with(&format!(":{port}: it is a standby")),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn servers_of_the_wrong_kind_are_passed_over() {
+    let port = answering(b"N").await;
+    for (user, attrs, fits) in [
+        ("primary", "any", true),
+        ("primary", "read-write", true),
+        ("primary", "read-only", false),
+        ("primary", "primary", true),
+        ("primary", "standby", false),
+        ("primary", "prefer-standby", true),
+        ("standby", "any", true),
+        ("standby", "read-write", false),
+        ("standby", "read-only", true),
+        ("standby", "primary", false),
+        ("standby", "standby", true),
+        ("read-only", "primary", true),
+        ("read-only", "read-write", false),
+        ("read-only", "read-only", true),
+    ] {
+        let url = format!("postgres://{user}@127.0.0.1:{port}?target_session_attrs={attrs}");
+        assert_eq!(connected(&url).await.is_ok(), fits, "{url}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_says_nothing_is_given_up() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let port = silent.local_addr().expect("address").port();
+    let error =
+        connected(&format!("postgres://me@127.0.0.1:{port}?connect_timeout=1")).await.expect_err("silence");
+    assert!(error.contains("no answer within 1s"), "{error}");
+}
