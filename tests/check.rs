@@ -15,6 +15,7 @@ use serde_json::Value;
 use support::{BINARY, Fallible, Outcome, PATIENCE};
 
 const OPERATIONS: &str = include_str!("../docs/operations.md");
+const README: &str = include_str!("../README.md");
 
 const SCHEMA: &str = "
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
@@ -23,6 +24,7 @@ CREATE TABLE users (id bigint PRIMARY KEY, name text NOT NULL, email text NOT NU
 ALTER TABLE users REPLICA IDENTITY FULL;
 INSERT INTO users SELECT id, 'v1', id || '@example.com' FROM generate_series(1, 20) AS id;
 CREATE TABLE orders (id bigint PRIMARY KEY);
+CREATE TABLE days (day date PRIMARY KEY);
 ";
 
 const GUARDS: &str = "
@@ -54,7 +56,9 @@ async fn start() -> Fallible<Stand> {
     let options = PrimaryOptions::default().set("max_slot_wal_keep_size", "1GB");
     let primary = Postgres::primary(options).await?;
     psql(&primary, SCHEMA)?;
-    psql(&primary, documented("CREATE ROLE cachefence")?)?;
+    let role = documented("CREATE ROLE cachefence")?;
+    assert!(README.contains(role), "the README has another role");
+    psql(&primary, role)?;
     let replica = Postgres::replica(&primary, &[]).await?;
     let redis = Redis::start(RedisOptions::default()).await?;
     let acl: Vec<&str> = documented("ACL SETUSER")?.split_whitespace().collect();
@@ -357,6 +361,9 @@ async fn wrong_settings_are_named(stand: &Stand) -> Outcome {
     checked.assert("source", "failed", "is not a standby");
     checked.assert("source", "failed", "refused");
     checked.assert("standby", "warning", "and is no source");
+    checked.assert("table", "warning", "day:<day>");
+    let means = |row: &&Value| row["means"] == "day is date: keys must have it as 2026-01-31";
+    assert_eq!(checked.rows.iter().filter(means).count(), 1, "{:#?}", checked.not_ok());
     checked.assert("redis_role", "failed", "is a replica of 127.0.0.1:1");
     checked.assert("redis_db", "failed", "out of range");
     checked.assert("redis_rights", "ok", "may do all");
