@@ -207,7 +207,7 @@ async fn the_documented_rights_are_enough_and_needed(stand: &Stand) -> Outcome {
                 SELECT xmin, oid FROM pg_namespace WHERE nspname = 'cachefence' ORDER BY 2;
                 SELECT slot_name, confirmed_flush_lsn FROM pg_replication_slots";
     let before = psql(&stand.primary, made)?;
-    let as_owner = stand.settings.replace("cachefence:secret@127.0.0.1", "postgres@127.0.0.1");
+    let as_owner = stand.settings.replace("postgres://cachefence:secret@", "postgres://postgres@");
     for settings in [&stand.settings, &as_owner] {
         let output = cachefence(settings, &["init"])?;
         let said = String::from_utf8(output.stdout)?;

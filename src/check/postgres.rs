@@ -37,13 +37,17 @@ const AFTER_CONNECTING: [&str; 12] = [
     "max_wal_senders",
     "replication",
     "pg_monitor",
+    "open_transactions",
     "functions",
     "table",
     "publication",
-    "open_transactions",
     "slot",
     "slot_wal",
 ];
+
+/// What is not looked at where the slot cannot be.
+const AFTER_SLOT: [&str; 5] =
+    ["max_replication_slots", "max_wal_senders", "replication", "open_transactions", "slot_wal"];
 
 /// Looks at all that concerns the primary; none if it cannot be reached.
 pub(super) async fn look(config: &Config, guards: &Guards, report: &mut Report) -> Option<Primary> {
@@ -51,10 +55,10 @@ pub(super) async fn look(config: &Config, guards: &Guards, report: &mut Report) 
     let connecting = async {
         let client = catalog::connect(&settings.url, &settings.application_name).await?;
         let server = catalog::server(&client).await?;
-        let role: String = client.query_one("SELECT current_user::text", &[]).await?.get(0);
-        Ok::<_, CatalogError>((client, server, role))
+        let row = client.query_one("SELECT current_user::text, current_database()::text", &[]).await?;
+        Ok::<_, CatalogError>((client, server, row.get::<_, String>(0), row.get::<_, String>(1)))
     };
-    let (client, server, role) = match limited(connecting).await {
+    let (client, server, role, database) = match limited(connecting).await {
         Ok(connected) => connected,
         Err(error) => {
             report.push(Row::failed("postgres", error.to_string()));
@@ -62,47 +66,13 @@ pub(super) async fn look(config: &Config, guards: &Guards, report: &mut Report) 
             return None;
         }
     };
-    let target = Target::parse(&settings.url);
-    let database = target.as_ref().map_or("", Target::dbname);
     report.push(Row::good("postgres", format!("database {database:?} answers role {role:?}")));
-    of_server("version", &server.problems, format!("{}", server.version / 10_000), report);
+    let version = format!("{}.{}", server.version / 10_000, server.version % 10_000);
+    of_server("version", &server.problems, version, report);
     of_server("wal_level", &server.problems, "logical".to_owned(), report);
 
     let mut primary = Primary { client, identity: None, sees_all: false, silent: false };
-    let slot = primary.ask(report, "slot", async |client| catalog::slot(client, &settings.slot).await).await;
-    if let Some(slot) = &slot {
-        followable(config, slot.as_ref(), &mut primary, report).await;
-    } else {
-        report.not_looked_at(&["max_replication_slots", "max_wal_senders", "replication"], "see slot");
-    }
-    if let Some(sees_all) = primary.ask(report, "pg_monitor", rights::sees_all).await {
-        primary.sees_all = sees_all;
-        report.push(rights::monitor(&role, sees_all, settings.contract));
-    }
-    primary.rows(report, "functions", async |client| rights::functions(client).await).await;
-    let known = slot.as_ref().and_then(Option::as_ref).map(|slot| (settings.slot.as_str(), slot));
-    primary.rows(report, "table", async |client| tables::tables(client, guards).await).await;
-    primary
-        .rows(report, "publication", async |client| {
-            tables::publication(client, &settings.publication, guards, known).await
-        })
-        .await;
-    if let Some(slot) = &slot {
-        // In the order in which things are to be mended: a slot cannot be created before these have ended.
-        let to_be_made = slot.as_ref().is_none_or(|slot| slot.lost || slot.problem.is_some());
-        let sees_all = primary.sees_all;
-        primary
-            .rows(report, "open_transactions", async |client| {
-                slot::open_transactions(client, to_be_made, sees_all).await
-            })
-            .await;
-        primary
-            .rows(report, "slot", async |client| slot::slot(client, &settings.slot, slot.as_ref()).await)
-            .await;
-    }
-    if settings.contract == Contract::Strict {
-        primary.rows(report, "strict", async |client| strict::look(config, client).await).await;
-    }
+    primary.look(config, guards, &role, report).await;
     Some(primary)
 }
 
@@ -186,6 +156,44 @@ pub(super) async fn limited<T>(asking: impl Future<Output = Result<T, CatalogErr
 }
 
 impl Primary {
+    /// Looks at the rest, in the order in which things are to be mended.
+    async fn look(&mut self, config: &Config, guards: &Guards, role: &str, report: &mut Report) {
+        let settings = &config.postgres;
+        let slot = self.ask(report, "slot", async |client| catalog::slot(client, &settings.slot).await).await;
+        if let Some(slot) = &slot {
+            followable(config, slot.as_ref(), self, report).await;
+        } else {
+            report.not_looked_at(&AFTER_SLOT, "the slots cannot be read");
+        }
+        if let Some(sees_all) = self.ask(report, "pg_monitor", rights::sees_all).await {
+            self.sees_all = sees_all;
+            report.push(rights::monitor(role, sees_all, settings.contract));
+        }
+        if let Some(slot) = &slot {
+            // A slot cannot be created before these have ended, nor can `init` then do it.
+            let to_be_made = slot.as_ref().is_none_or(|slot| slot.lost || slot.problem.is_some());
+            let sees_all = self.sees_all;
+            self.rows(report, "open_transactions", async |client| {
+                slot::open_transactions(client, to_be_made, sees_all).await
+            })
+            .await;
+        }
+        self.rows(report, "functions", async |client| rights::functions(client).await).await;
+        let known = slot.as_ref().and_then(Option::as_ref).map(|slot| (settings.slot.as_str(), slot));
+        self.rows(report, "table", async |client| tables::tables(client, guards).await).await;
+        self.rows(report, "publication", async |client| {
+            tables::publication(client, &settings.publication, guards, known).await
+        })
+        .await;
+        if let Some(slot) = &slot {
+            self.rows(report, "slot", async |client| slot::slot(client, &settings.slot, slot.as_ref()).await)
+                .await;
+        }
+        if settings.contract == Contract::Strict {
+            self.rows(report, "strict", async |client| strict::look(config, client).await).await;
+        }
+    }
+
     /// Asks something; none if it could not be found out, which its row then says.
     pub(super) async fn ask<T>(
         &mut self,
