@@ -200,7 +200,7 @@ async fn the_documented_rights_are_enough_and_needed(stand: &Stand) -> Outcome {
 
     let mut file = tempfile::NamedTempFile::new()?;
     file.write_all(stand.settings.as_bytes())?;
-    shell(&stand.primary, file.path(), documented("init --print")?, "")?;
+    shell(&stand.primary, file.path(), documented("cachefence init --print | psql app")?, "")?;
     // What a second time changes: nothing, be it a role that may or one that may not.
     let made = "SELECT xmin, oid FROM pg_proc WHERE proname IN ('asof', 'fence') UNION ALL \
                 SELECT xmin, oid FROM pg_publication UNION ALL \

@@ -61,7 +61,7 @@ async fn standby(
             return (row, None);
         }
     };
-    let receiver = limited(standbys::receiver(&client)).await.ok();
+    let receiver = limited(standbys::receiver(&client)).await.ok().flatten();
     let Some(identity) = primary.and_then(|primary| primary.identity) else {
         return (Row::not_looked_at(NAME, "the primary's system is not known"), receiver);
     };

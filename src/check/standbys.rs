@@ -24,21 +24,16 @@ struct Sender {
     address: Option<String>,
 }
 
-/// What a source says of its walreceiver. Of one that takes its WAL from an archive there is nothing to say.
-pub(super) async fn receiver(client: &Client) -> Result<Receiver, CatalogError> {
-    let row = client
-        .query_one(
-            "SELECT nullif(slot_name, ''), conninfo, host(inet_server_addr()) \
-             FROM (SELECT) AS one LEFT JOIN pg_catalog.pg_stat_wal_receiver ON true",
-            &[],
-        )
-        .await?;
+/// What a source says of its walreceiver; none if it has none, as a primary, or a standby that reads an archive.
+pub(super) async fn receiver(client: &Client) -> Result<Option<Receiver>, CatalogError> {
+    let sql = "SELECT nullif(slot_name, ''), conninfo, host(inet_server_addr()) FROM pg_catalog.pg_stat_wal_receiver";
+    let Some(row) = client.query_opt(sql, &[]).await? else { return Ok(None) };
     let conninfo: Option<String> = row.get(1);
-    Ok(Receiver {
+    Ok(Some(Receiver {
         slot: row.get(0),
         application_name: conninfo.as_deref().and_then(application_name),
         address: row.get(2),
-    })
+    }))
 }
 
 /// The name that a walreceiver goes by at its primary.
