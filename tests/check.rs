@@ -354,8 +354,9 @@ async fn wrong_settings_are_named(stand: &Stand) -> Outcome {
         .replace(admin, &format!("listen = \"{}\"", taken.local_addr()?))
         .replace(&replica, &primary)
         .replace("table = \"orders\"\n", "table = \"orders\"\ndb = 99\n");
+    let days = "\n[[guard]]\ntable = \"days\"\nkeys = [\"day:<day>\"]\n";
     let checked =
-        check(&(wrong + "\n[[source]]\nname = \"gone\"\nurl = \"postgres://c@127.0.0.1:1/app\"\n"))?;
+        check(&(wrong + days + "\n[[source]]\nname = \"gone\"\nurl = \"postgres://c@127.0.0.1:1/app\"\n"))?;
     run_redis(&mut redis, "REPLICAOF NO ONE").await?;
     checked.assert("admin.listen", "failed", "is taken by another program");
     checked.assert("source", "failed", "is not a standby");
@@ -366,7 +367,7 @@ async fn wrong_settings_are_named(stand: &Stand) -> Outcome {
     assert_eq!(checked.rows.iter().filter(means).count(), 1, "{:#?}", checked.not_ok());
     checked.assert("redis_role", "failed", "is a replica of 127.0.0.1:1");
     checked.assert("redis_db", "failed", "out of range");
-    checked.assert("redis_rights", "ok", "may do all");
+    checked.assert("redis_rights", "failed", "lacks ~day:*");
 
     // Nothing but the settings is right.
     let away = |text: &str, port: u16| text.replace(&format!("127.0.0.1:{port}/"), "127.0.0.1:1/");
