@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::io::{IsTerminal, stderr};
+use std::io::{self, IsTerminal, stderr, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -48,8 +48,12 @@ enum Command {
     /// Run the proxy
     Run,
     /// Test every precondition, and print what to do about those that do not hold
-    Check,
-    /// Create the publication, the slot and the SQL functions
+    Check {
+        /// Print one JSON object instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Create the publication, the slot and the SQL functions, where they are missing
     Init {
         /// Print the SQL instead of running it
         #[arg(long)]
@@ -158,7 +162,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
     let config = Config::load(cli.options.config.as_deref())?;
     match &cli.command {
         Command::Run => run(config),
-        Command::Check => check(&config),
+        Command::Check { json } => check(&config, *json),
         Command::Init { print } => init(config, *print),
         Command::Purge { guard } => purge(config, guard),
         Command::Healthcheck => Ok(admin::health(&config.admin.listen)?),
@@ -186,22 +190,26 @@ fn init(config: Config, print: bool) -> Result<(), Failure> {
         print!("{}", sql::script(&guards, publication, slot));
         return Ok(());
     }
-    runtime()?.block_on(async {
+    let done = runtime()?.block_on(async {
         let client = catalog::connect(&config.postgres.target()?, &config.postgres.application_name).await?;
         sql::init(&client, &guards, publication, slot).await
     })?;
-    println!("publication {publication}, slot {slot} and the functions of schema cachefence are there");
+    done.iter().for_each(|done| println!("{done}"));
     Ok(())
 }
 
-fn check(config: &Config) -> Result<(), Failure> {
+fn check(config: &Config, json: bool) -> Result<(), Failure> {
     let guards = Guards::new(&config.guards, config.redis.db())?;
-    let redis = Endpoint::new(config)?;
-    let rows = runtime()?.block_on(check::check(config, &guards, &redis));
-    rows.iter().for_each(|row| println!("{row}"));
-    match rows.iter().filter(|row| row.standing == Standing::Failed).count() {
+    let report = runtime()?.block_on(check::check(config, &guards));
+    if json {
+        println!("{}", report.json().map_err(io::Error::from)?);
+    } else {
+        let colour = stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+        print!("{}", report.text(colour));
+    }
+    match report.count(Standing::Failed) {
         0 => Ok(()),
-        failed => Err(Failure::Check(failed, rows.len())),
+        failed => Err(Failure::Check(failed, report.rows.len())),
     }
 }
 

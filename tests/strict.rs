@@ -240,7 +240,9 @@ async fn what_redis_forgot_to_delete_is_not_served(world: &mut World) -> Outcome
 fn check(settings: &str) -> Fallible<(bool, String)> {
     let mut file = tempfile::NamedTempFile::new()?;
     file.write_all(settings.as_bytes())?;
-    let output = Command::new(BINARY).arg("check").arg("--config").arg(file.path()).output()?;
+    // Whoever else runs on this machine may have the ports of the defaults.
+    let ports = [("CACHEFENCE_PROXY__LISTEN", "127.0.0.1:0"), ("CACHEFENCE_ADMIN__LISTEN", "127.0.0.1:0")];
+    let output = Command::new(BINARY).arg("check").arg("--config").arg(file.path()).envs(ports).output()?;
     Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned()))
 }
 
@@ -255,7 +257,7 @@ async fn the_doctor_knows_what_is_wrong(world: &World) -> Outcome {
     world.sql.batch_execute("CREATE ROLE batch; ALTER ROLE batch SET synchronous_commit = no").await?;
     let (good, rows) = check(&settings.replace("slot = \"cachefence_a\"", "slot = \"other\""))?;
     for row in [
-        "FAILED  slot                        there is no slot \"other\"",
+        "WARNING slot                        there is no slot \"other\"",
         "database \"app\" has 'local'",
         "run: ALTER DATABASE \"app\" RESET synchronous_commit;",
         "role \"batch\" has 'no'",

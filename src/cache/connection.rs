@@ -95,11 +95,20 @@ impl Connection {
     /// # Errors
     /// When any of it fails.
     pub async fn open(address: &Endpoint, name: &str) -> Result<Self, CacheError> {
+        let mut connection = Self::login(address).await?;
+        connection.introduce(address, name).await?;
+        Ok(connection)
+    }
+
+    /// Connects and logs in.
+    ///
+    /// # Errors
+    /// When either fails.
+    pub async fn login(address: &Endpoint) -> Result<Self, CacheError> {
         let mut connection = Self::stranger(address).await?;
         if let Some(auth) = address.auth() {
             connection.call(&auth).await?;
         }
-        connection.introduce(address, name).await?;
         Ok(connection)
     }
 
@@ -127,12 +136,9 @@ impl Connection {
         self.call(&[b"SELECT", address.db.to_string().as_bytes()]).await?;
         let info = self.call(&[b"INFO", b"server"]).await?;
         let info = text(&info).unwrap_or_default();
-        let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
-        self.run_id = run_id.trim().to_owned();
-        let version =
-            info.lines().find_map(|line| line.strip_prefix("redis_version:")).unwrap_or_default().trim();
-        let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
-        if major.is_some_and(|major| major < OLDEST_REDIS) {
+        self.run_id = info_field(info, "run_id").unwrap_or_default().to_owned();
+        let version = info_field(info, "redis_version").unwrap_or_default();
+        if is_too_old(version) {
             let (address, version) = (address.to_string(), version.to_owned());
             return Err(CacheError::TooOld { address, version });
         }
@@ -239,6 +245,17 @@ impl Connection {
         let seconds = REPLY_TIMEOUT.as_secs();
         CacheError::Silent { address: self.address.clone(), command: command.to_owned(), seconds }
     }
+}
+
+/// Whether a version is older than what the proxy needs.
+pub(crate) fn is_too_old(version: &str) -> bool {
+    let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    major.is_some_and(|major| major < OLDEST_REDIS)
+}
+
+/// A field of `INFO`.
+pub(crate) fn info_field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
 /// A reply's text; none if it has no text.

@@ -17,6 +17,7 @@ mod upstreams;
 mod worker;
 
 pub use connection::{CacheError, Connection, Reply};
+pub(crate) use connection::{info_field, is_too_old, text};
 pub use endpoint::{Endpoint, EndpointError};
 pub use marker::{Marker, Standing};
 pub use purge::purge_guards;

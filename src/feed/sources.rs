@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
+use super::Identity;
 use super::backoff::Backoff;
 use super::catalog::CatalogError;
 use super::positions::{Epoch, Positions};
@@ -229,10 +230,7 @@ async fn poll_once(
             session.insert(opened.await.map_err(|_| PollError::Timeout(limit))??)
         }
     };
-    if connected.system_id != epoch.identity.system_id {
-        let (found, expected) = (connected.system_id, epoch.identity.system_id);
-        return Err(PollError::System { found, expected });
-    }
+    connected.belongs_to(epoch.identity)?;
     let polled = async {
         match source.state.kind {
             SourceKind::Primary => {
@@ -242,6 +240,21 @@ async fn poll_once(
         }
     };
     tokio::time::timeout(POLL_TIMEOUT, polled).await.map_err(|_| PollError::Timeout(POLL_TIMEOUT))?
+}
+
+/// Polls a standby once, for the doctor: how far it has replayed.
+///
+/// # Errors
+/// In words, why its polls would not count.
+pub async fn look_at_replica(target: &Target, application_name: &str, feed: Identity) -> Result<Lsn, String> {
+    let looked = async {
+        let session = Session::open(target, SourceKind::Replica, application_name).await?;
+        session.belongs_to(feed)?;
+        session.replayed(feed).await
+    };
+    let looked =
+        tokio::time::timeout(POLL_TIMEOUT, looked).await.map_err(|_| PollError::Timeout(POLL_TIMEOUT));
+    looked.and_then(|looked| looked).map_err(|error| error.to_string())
 }
 
 impl Session {
@@ -332,23 +345,7 @@ impl Session {
         positions: &Positions,
         epoch: Epoch,
     ) -> Result<(), PollError> {
-        let row = self.client.query_one(&self.poll, &[]).await?;
-        if !row.get::<_, bool>(0) {
-            return Err(PollError::NotStandby);
-        }
-        if row.get::<_, &str>(1) != self.started {
-            return Err(PollError::Restarted);
-        }
-        let (received, checkpoint): (i64, i64) = (row.get(3), row.get(4));
-        let expected = epoch.identity.timeline;
-        // Between a failover and its next restartpoint a standby's control file still names the old timeline;
-        // a newer one than the feed's it can never name rightly. What it receives must be the feed's.
-        let wrong = |timeline: i64| timeline > i64::from(expected);
-        if wrong(checkpoint) || (received != 0 && received != i64::from(expected)) {
-            let found = u32::try_from(if received != 0 { received } else { checkpoint }).unwrap_or_default();
-            return Err(PollError::Timeline { found, expected });
-        }
-        let replay: Lsn = parse(row.get(2))?;
+        let replay = self.replayed(epoch.identity).await?;
         let from = std::mem::replace(&mut self.last, replay);
         if replay < from {
             return Err(PollError::WentBack { from, to: replay });
@@ -358,6 +355,33 @@ impl Session {
             positions.replica(epoch, index, replay);
         }
         Ok(())
+    }
+
+    /// How far it has replayed, if it is a standby of the feed's system.
+    async fn replayed(&self, feed: Identity) -> Result<Lsn, PollError> {
+        let row = self.client.query_one(&self.poll, &[]).await?;
+        if !row.get::<_, bool>(0) {
+            return Err(PollError::NotStandby);
+        }
+        if row.get::<_, &str>(1) != self.started {
+            return Err(PollError::Restarted);
+        }
+        let (received, checkpoint): (i64, i64) = (row.get(3), row.get(4));
+        let expected = feed.timeline;
+        // Between a failover and its next restartpoint a standby's control file still names the old timeline;
+        // a newer one than the feed's it can never name rightly. What it receives must be the feed's.
+        let wrong = |timeline: i64| timeline > i64::from(expected);
+        if wrong(checkpoint) || (received != 0 && received != i64::from(expected)) {
+            let found = u32::try_from(if received != 0 { received } else { checkpoint }).unwrap_or_default();
+            return Err(PollError::Timeline { found, expected });
+        }
+        parse(row.get(2))
+    }
+
+    /// That it is of the feed's cluster.
+    fn belongs_to(&self, feed: Identity) -> Result<(), PollError> {
+        let (found, expected) = (self.system_id, feed.system_id);
+        if found == expected { Ok(()) } else { Err(PollError::System { found, expected }) }
     }
 }
 

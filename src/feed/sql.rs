@@ -1,8 +1,10 @@
 //! The SQL that `cachefence init` runs, or prints: the functions for applications, the publication, the slot.
 
+use std::fmt;
+
 use tokio_postgres::Client;
 
-use super::catalog::CatalogError;
+use super::catalog::{self, CatalogError, Problem, Publication};
 use super::quoting::{quoted_name, quoted_table};
 use crate::guard::{Guard, Guards};
 use crate::pg::replication::literal;
@@ -69,29 +71,104 @@ COMMENT ON FUNCTION cachefence.fence_table(regclass) IS
     'Fences and deletes all keys of a table when this transaction commits: for partitions that come, go or are emptied.';
 GRANT EXECUTE ON FUNCTION cachefence.fence_table(regclass) TO PUBLIC;";
 
-/// The statements, each to be run on its own: a slot cannot be made in a transaction that has written. They can be
-/// run again at any time.
-pub fn statements(guards: &Guards, publication: &str, slot: &str) -> Vec<String> {
-    parts(guards, publication, slot).into_iter().map(|(_, statement)| statement).collect()
+/// A function for applications.
+#[derive(Debug, Clone, Copy)]
+pub struct Function {
+    /// As SQL calls it.
+    pub name: &'static str,
+    create: &'static str,
 }
 
-/// Each with what it makes.
-fn parts(guards: &Guards, publication: &str, slot: &str) -> [(&'static str, String); 6] {
-    [
-        ("schema cachefence", SCHEMA.to_owned()),
-        ("cachefence.asof()", ASOF.to_owned()),
-        ("cachefence.fence()", FENCE.to_owned()),
-        ("cachefence.fence_table()", FENCE_TABLE.to_owned()),
-        ("the publication", publication_sql(guards, publication, slot)),
-        ("the slot", slot_sql(slot)),
-    ]
+/// The functions for applications.
+pub const FUNCTIONS: [Function; 3] = [
+    Function { name: "cachefence.asof()", create: ASOF },
+    Function { name: "cachefence.fence(text)", create: FENCE },
+    Function { name: "cachefence.fence_table(regclass)", create: FENCE_TABLE },
+];
+
+/// Whether something that `init` makes is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// As it should be.
+    Present,
+    /// Something of that name which is not as it should be.
+    Other,
+    /// No.
+    Missing,
 }
 
-/// The same as one script for psql.
+impl Function {
+    /// Whether it is there, and the same as this version's.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub async fn found(&self, client: &Client) -> Result<Found, CatalogError> {
+        // By name and not by regprocedure, which needs a right on the schema.
+        let rows = client
+            .query(
+                "SELECT p.prosrc FROM pg_catalog.pg_proc p \
+                 JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace \
+                 WHERE pg_catalog.concat(n.nspname, '.', p.proname, '(', \
+                                         pg_catalog.oidvectortypes(p.proargtypes), ')') = $1",
+                &[&self.name],
+            )
+            .await?;
+        let body = self.create.split("$cachefence$").nth(1);
+        Ok(match rows.first() {
+            None => Found::Missing,
+            Some(row) if body == Some(row.get(0)) => Found::Present,
+            Some(_) => Found::Other,
+        })
+    }
+}
+
+/// One thing that `init` makes.
+struct Part {
+    kind: Kind,
+    name: String,
+    create: String,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Schema,
+    Function(Function),
+    Publication,
+    Slot,
+}
+
+impl Kind {
+    const fn words(self) -> &'static str {
+        match self {
+            Kind::Schema => "the schema",
+            Kind::Function(_) => "the function",
+            Kind::Publication => "the publication",
+            Kind::Slot => "the slot",
+        }
+    }
+}
+
+/// They can be made again at any time. Each is made on its own: a slot cannot be created in a transaction that has
+/// written. The publication comes before the slot (fact F14).
+fn parts(guards: &Guards, publication: &str, slot: &str) -> Vec<Part> {
+    let part = |kind, name: &str, create: String| Part { kind, name: name.to_owned(), create };
+    let mut parts = vec![part(Kind::Schema, "cachefence", SCHEMA.to_owned())];
+    parts.extend(
+        FUNCTIONS.map(|function| part(Kind::Function(function), function.name, function.create.to_owned())),
+    );
+    parts.push(part(Kind::Publication, publication, publication_sql(guards, publication, slot)));
+    parts.push(part(Kind::Slot, slot, slot_sql(slot)));
+    parts
+}
+
+/// What `init` runs as one script for psql.
 pub fn script(guards: &Guards, publication: &str, slot: &str) -> String {
     // As in our own sessions: where commits wait for the proxy, these must not wait for one that is not there yet.
-    let local = "SET synchronous_commit = local;".to_owned();
-    let mut text = [vec![local], statements(guards, publication, slot)].concat().join("\n\n");
+    let mut text = "SET synchronous_commit = local;".to_owned();
+    for part in parts(guards, publication, slot) {
+        text += "\n\n";
+        text += &part.create;
+    }
     text.push('\n');
     text
 }
@@ -99,7 +176,7 @@ pub fn script(guards: &Guards, publication: &str, slot: &str) -> String {
 /// Creates the publication, or adds the tables that it lacks. A slot that is older than the publication cannot decode
 /// with it, so it goes.
 fn publication_sql(guards: &Guards, publication: &str, slot: &str) -> String {
-    let (name, create) = (literal(publication), super::catalog::create_publication(publication, guards));
+    let (name, create) = (literal(publication), catalog::create_publication(publication, guards));
     let quoted = quoted_name(publication);
     let is_partitioned = |guard: &Guard| {
         let table = literal(&quoted_table(guard));
@@ -148,19 +225,85 @@ fn slot_sql(slot: &str) -> String {
     )
 }
 
-/// Runs the statements.
+/// What `init` did about one thing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Done {
+    /// What it is: "the slot".
+    pub what: &'static str,
+    /// Its name.
+    pub name: String,
+    /// How it was found. Unless that was as it should be, it has been made so.
+    pub found: Found,
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = match self.found {
+            Found::Present => "was there",
+            Found::Other => "was there and has been brought up to date",
+            Found::Missing => "has been made",
+        };
+        write!(f, "{} {}: {how}", self.what, self.name)
+    }
+}
+
+/// Makes what is missing, and touches nothing else: a role that may not make it can still find that it is there.
 ///
 /// # Errors
-/// The first one's that fails.
+/// The first part's that cannot be made.
 pub async fn init(
     client: &Client,
     guards: &Guards,
     publication: &str,
     slot: &str,
-) -> Result<(), CatalogError> {
-    for (what, statement) in parts(guards, publication, slot) {
-        let done = client.batch_execute(&statement).await;
-        done.map_err(|source| CatalogError::Create { what, source })?;
+) -> Result<Vec<Done>, CatalogError> {
+    let mut done = Vec::new();
+    for Part { kind, name, create } in parts(guards, publication, slot) {
+        let what = kind.words();
+        let found = match kind {
+            Kind::Schema => schema_found(client).await?,
+            Kind::Function(function) => function.found(client).await?,
+            Kind::Publication => publication_found(client, guards, publication).await?,
+            Kind::Slot => slot_found(client, slot).await?,
+        };
+        if found != Found::Present {
+            let created = client.batch_execute(&create).await;
+            created.map_err(|source| CatalogError::Create { what, source })?;
+        }
+        done.push(Done { what, name, found });
     }
-    Ok(())
+    Ok(done)
+}
+
+async fn schema_found(client: &Client) -> Result<Found, CatalogError> {
+    let sql = "SELECT pg_catalog.has_schema_privilege('public', oid, 'USAGE') FROM pg_catalog.pg_namespace \
+               WHERE nspname = 'cachefence'";
+    Ok(match client.query_opt(sql, &[]).await? {
+        None => Found::Missing,
+        Some(row) if row.get(0) => Found::Present,
+        Some(_) => Found::Other,
+    })
+}
+
+/// A table that it lacks is what `init` adds; what else can be wrong with it is for the doctor to say.
+async fn publication_found(client: &Client, guards: &Guards, name: &str) -> Result<Found, CatalogError> {
+    Ok(match catalog::publication(client, name, guards).await? {
+        Publication::Missing => Found::Missing,
+        Publication::Present(problems)
+            if problems.iter().any(|problem| matches!(problem, Problem::NotPublished { .. })) =>
+        {
+            Found::Other
+        }
+        Publication::Present(_) => Found::Present,
+    })
+}
+
+async fn slot_found(client: &Client, name: &str) -> Result<Found, CatalogError> {
+    Ok(match catalog::slot(client, name).await? {
+        None => Found::Missing,
+        Some(slot) => match slot.problem {
+            Some(problem) => return Err(CatalogError::Problems(vec![problem])),
+            None => Found::Present,
+        },
+    })
 }
