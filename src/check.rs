@@ -162,7 +162,7 @@ async fn publication(config: &Config, guards: &Guards, client: &Client) -> Resul
 
 async fn slot(config: &Config, client: &Client) -> Result<Row, CatalogError> {
     let name = &config.postgres.slot;
-    Ok(match catalog::slot(client, name).await? {
+    Ok(match catalog::slot(client, name, config.postgres.temporary_slot).await? {
         None => {
             let found = format!("there is no slot {name:?}; the proxy makes it at its start");
             Row::failed("slot", found).run("cachefence init")

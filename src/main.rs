@@ -181,7 +181,8 @@ fn run(config: Config) -> Result<(), Failure> {
 
 fn init(config: Config, print: bool) -> Result<(), Failure> {
     let guards = Guards::new(&config.guards, config.redis.db())?;
-    let (publication, slot) = (&config.postgres.publication, &config.postgres.slot);
+    let publication = &config.postgres.publication;
+    let slot = (!config.postgres.temporary_slot).then_some(config.postgres.slot.as_str());
     if print {
         print!("{}", sql::script(&guards, publication, slot));
         return Ok(());
@@ -190,7 +191,8 @@ fn init(config: Config, print: bool) -> Result<(), Failure> {
         let client = catalog::connect(&config.postgres.url, &config.postgres.application_name).await?;
         sql::init(&client, &guards, publication, slot).await
     })?;
-    println!("publication {publication}, slot {slot} and the functions of schema cachefence are there");
+    let slot = slot.map_or_else(String::new, |slot| format!(", slot {slot}"));
+    println!("publication {publication}{slot} and the functions of schema cachefence are there");
     Ok(())
 }
 

@@ -93,6 +93,8 @@ static SETTINGS: [(&str, Node); 7] = [
             settings: &[
                 ("url", URL),
                 ("slot", TEXT),
+                ("temporary_slot", Node::Leaf(Kind::Switch)),
+                ("failover_slot", Node::Leaf(Kind::Switch)),
                 ("publication", TEXT),
                 ("contract", choice(&["bounded", "strict"])),
                 ("application_name", TEXT),

@@ -105,6 +105,11 @@ impl Applier {
         self.transaction.is_some()
     }
 
+    /// When the transaction that is arriving was committed.
+    pub fn arriving_since(&self) -> Option<i64> {
+        self.transaction.as_ref().map(|transaction| transaction.commit_time_us)
+    }
+
     /// Takes one message.
     pub fn apply(&mut self, message: Message<'_>) -> Applied {
         match message {

@@ -54,35 +54,31 @@ COMMENT ON FUNCTION cachefence.fence(text) IS
     'Fences and deletes a cache key when this transaction commits: for keys that no template can derive.';
 GRANT EXECUTE ON FUNCTION cachefence.fence(text) TO PUBLIC;";
 
-/// The statements, each to be run on its own: a slot cannot be made in a transaction that has written. They can be
-/// run again at any time.
-pub fn statements(guards: &Guards, publication: &str, slot: &str) -> Vec<String> {
-    parts(guards, publication, slot).into_iter().map(|(_, statement)| statement).collect()
-}
-
-/// Each with what it makes.
-fn parts(guards: &Guards, publication: &str, slot: &str) -> [(&'static str, String); 5] {
-    [
+/// Each with what it makes. They are to be run on their own: a slot cannot be made in a transaction that has written.
+/// They can be run again at any time. A temporary slot (`slot` is none) can only be made by who reads it.
+fn parts(guards: &Guards, publication: &str, slot: Option<&str>) -> Vec<(&'static str, String)> {
+    let always = [
         ("schema cachefence", SCHEMA.to_owned()),
         ("cachefence.asof()", ASOF.to_owned()),
         ("cachefence.fence()", FENCE.to_owned()),
         ("the publication", publication_sql(guards, publication, slot)),
-        ("the slot", slot_sql(slot)),
-    ]
+    ];
+    always.into_iter().chain(slot.map(|slot| ("the slot", slot_sql(slot)))).collect()
 }
 
 /// The same as one script for psql.
-pub fn script(guards: &Guards, publication: &str, slot: &str) -> String {
+pub fn script(guards: &Guards, publication: &str, slot: Option<&str>) -> String {
     // As in our own sessions: where commits wait for the proxy, these must not wait for one that is not there yet.
     let local = "SET synchronous_commit = local;".to_owned();
-    let mut text = [vec![local], statements(guards, publication, slot)].concat().join("\n\n");
+    let parts = parts(guards, publication, slot).into_iter().map(|(_, statement)| statement);
+    let mut text = std::iter::once(local).chain(parts).collect::<Vec<_>>().join("\n\n");
     text.push('\n');
     text
 }
 
 /// Creates the publication, or adds the tables that it lacks. A slot that is older than the publication cannot decode
 /// with it, so it goes.
-fn publication_sql(guards: &Guards, publication: &str, slot: &str) -> String {
+fn publication_sql(guards: &Guards, publication: &str, slot: Option<&str>) -> String {
     let (name, create) = (literal(publication), super::catalog::create_publication(publication, guards));
     let quoted = quoted_name(publication);
     let add: String = guards
@@ -98,21 +94,32 @@ fn publication_sql(guards: &Guards, publication: &str, slot: &str) -> String {
             )
         })
         .collect();
+    let drop_slot = slot.map_or_else(String::new, |slot| {
+        format!(
+            "PERFORM pg_catalog.pg_drop_replication_slot(slot_name)\n            \
+             FROM pg_catalog.pg_replication_slots WHERE slot_name = {};\n        ",
+            literal(slot)
+        )
+    });
     format!(
         "DO $cachefence$\nBEGIN\n    \
          IF NOT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = {name}) THEN\n        \
-         PERFORM pg_catalog.pg_drop_replication_slot(slot_name)\n            \
-         FROM pg_catalog.pg_replication_slots WHERE slot_name = {slot};\n        \
-         {create};\n    END IF;\n{add}END\n$cachefence$;",
-        slot = literal(slot),
+         {drop_slot}{create};\n    END IF;\n{add}END\n$cachefence$;",
     )
 }
 
+/// One that survives a failover where Postgres knows how: the running proxy alters it if it shall not.
 fn slot_sql(slot: &str) -> String {
     let slot = literal(slot);
     format!(
-        "SELECT pg_catalog.pg_create_logical_replication_slot({slot}, 'pgoutput')\n\
-         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = {slot});"
+        "DO $cachefence$\nBEGIN\n    \
+         IF EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = {slot}) THEN\n        \
+         RETURN;\n    END IF;\n    \
+         IF pg_catalog.current_setting('server_version_num')::int >= 170000 THEN\n        \
+         PERFORM pg_catalog.pg_create_logical_replication_slot(\n            \
+         {slot}, 'pgoutput', temporary => false, twophase => false, failover => true);\n    ELSE\n        \
+         PERFORM pg_catalog.pg_create_logical_replication_slot({slot}, 'pgoutput');\n    \
+         END IF;\nEND\n$cachefence$;"
     )
 }
 
@@ -124,7 +131,7 @@ pub async fn init(
     client: &Client,
     guards: &Guards,
     publication: &str,
-    slot: &str,
+    slot: Option<&str>,
 ) -> Result<(), CatalogError> {
     for (what, statement) in parts(guards, publication, slot) {
         let done = client.batch_execute(&statement).await;

@@ -119,6 +119,8 @@ impl Running {
         let settings = Settings {
             url: database.url.clone(),
             slot: name.to_owned(),
+            temporary_slot: false,
+            failover_slot: true,
             publication: name.to_owned(),
             application_name: name.to_owned(),
             feed_lost_after: Duration::from_secs(1),
@@ -185,8 +187,8 @@ async fn commits_become_keys_and_are_confirmed_and_resumed() {
                ALTER TABLE users REPLICA IDENTITY FULL; CREATE TABLE other (id int PRIMARY KEY)";
     db.client.batch_execute(sql).await.expect("tables");
     let guards = guards(&[("users", &["user:<id>", "users:by-email:<email>"])]);
-    sql::init(&db.client, &guards, "cachefence_stream", "cachefence_stream").await.expect("init");
-    sql::init(&db.client, &guards, "cachefence_stream", "cachefence_stream").await.expect("init again");
+    sql::init(&db.client, &guards, "cachefence_stream", Some("cachefence_stream")).await.expect("init");
+    sql::init(&db.client, &guards, "cachefence_stream", Some("cachefence_stream")).await.expect("init again");
 
     let feed = Running::start(&db, guards.clone(), "cachefence_stream");
     feed.until_streaming().await;
@@ -360,7 +362,7 @@ async fn a_column_dropped_while_running_breaks_the_guard() {
 #[tokio::test]
 async fn asof_puts_the_own_transaction_in_progress() {
     let mut db = database().await;
-    sql::init(&db.client, &guards(&[]), "cachefence_asof", "cachefence_asof").await.expect("init");
+    sql::init(&db.client, &guards(&[]), "cachefence_asof", Some("cachefence_asof")).await.expect("init");
     let transaction = db.client.transaction().await.expect("begin");
     let sql = "SELECT pg_current_xact_id()::text, cachefence.asof(), pg_current_snapshot()::text";
     transaction.query_one(sql, &[]).await.expect("an xid");
