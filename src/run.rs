@@ -377,7 +377,8 @@ impl Status {
             metrics.strict_in_force.set(i64::from(feed.strict().is_some_and(Strict::is_in_force)));
             let held = feed.held();
             metrics.slot_retained_bytes.set(held.as_ref().map_or(0.0, |held| held.retained as f64));
-            let safe = held.map_or(Some(0), |held| held.safe.or(held.limit.map(|_| 0)));
+            // Without room, Postgres says nothing of it.
+            let safe = held.and_then(|held| held.safe.or(held.limit.map(|_| 0)));
             metrics.slot_safe_bytes.set(safe.map_or(f64::INFINITY, |safe| safe as f64));
             metrics.feed_connected.set(i64::from(feed.streaming.load(Ordering::Relaxed)));
             for (index, source) in &sources {

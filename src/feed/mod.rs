@@ -299,7 +299,8 @@ impl Feed {
         self.regap = None;
         self.outdated = false;
         ready.sender.start(&settings.slot, position, &settings.publication).await?;
-        unmoved(&ready.client, settings, position).await?;
+        let held = unmoved(&ready.client, settings, position).await?;
+        self.state.see_held(&settings.slot, Some(held));
         self.state.heard(self.positions.now());
         self.state.begun(ready.flushed);
         self.ever_streamed = true;
@@ -420,13 +421,15 @@ fn elsewhere(before: Option<Identity>, now: Identity) -> Option<GapReason> {
 
 /// The stream has begun, and nobody else can move or drop the slot any more. Somebody may have before, since it was looked
 /// at: the server then goes on from there without a word, and what is in between never comes.
-async fn unmoved(client: &Client, settings: &Settings, from: Lsn) -> Result<(), FeedError> {
+async fn unmoved(client: &Client, settings: &Settings, from: Lsn) -> Result<Held, FeedError> {
     let looked = catalog::slot(client, &settings.slot, settings.temporary_slot);
     let looked = tokio::time::timeout(SETUP_TIMEOUT, looked).await;
     let found = looked.map_err(|_| CatalogError::Timeout(SETUP_TIMEOUT))??;
-    match found.map(|slot| slot.confirmed) {
-        Some(to) if to > from => Err(StreamError::SlotMoved { from, to }.into()),
-        Some(_) => Ok(()),
+    match found {
+        Some(slot) if slot.confirmed > from => {
+            Err(StreamError::SlotMoved { from, to: slot.confirmed }.into())
+        }
+        Some(slot) => Ok(slot.held),
         None => Err(CatalogError::Answer("a stream from a slot that is not there".into()).into()),
     }
 }
