@@ -393,16 +393,17 @@ mod tests {
         state.applied_lsn.store(100, Ordering::Relaxed);
         assert_eq!(judge(700), (0, false));
         // A poll sees more than has come.
-        state.see_flushed(Lsn(200), 800);
-        assert_eq!(state.server_end_lsn.load(Ordering::Relaxed), 200);
+        let much = 100_000_000;
+        state.see_flushed(Lsn(much), 800);
+        assert_eq!(state.server_end_lsn.load(Ordering::Relaxed), much);
         assert_eq!(judge(900), (100, false));
         assert_eq!(judge(3_801), (3_001, true), "Postgres holds back what it has");
-        state.applied_lsn.store(200, Ordering::Relaxed);
+        state.applied_lsn.store(much, Ordering::Relaxed);
         assert_eq!(judge(3_900), (0, false));
         // An idle database, and no stream.
         state.ended(4_000);
         assert_eq!(judge(9_000), (5_000, true));
-        state.begun(Lsn(200));
+        state.begun(Lsn(much));
         assert_eq!(judge(9_100), (0, false));
     }
 
