@@ -367,7 +367,7 @@ impl Feed {
         };
         let identity = Identity { system_id: system.system_id, timeline: system.timeline };
         let mut gap = self.regap.or_else(|| elsewhere(self.identity, identity));
-        self.state.see_held(&settings.slot, slot.as_ref().map(|slot| slot.held.clone()));
+        let held = slot.as_ref().map(|slot| slot.held.clone());
         let can_failover = server.version >= FAILOVER_SLOTS;
         let position = match slot {
             Some(slot) if slot.active => return Err(CatalogError::SlotInUse(settings.slot.clone()).into()),
@@ -399,6 +399,7 @@ impl Feed {
                 create_slot(&mut sender, &client, settings, lasts, &self.state, &system).await?
             }
         };
+        self.state.see_held(&settings.slot, held);
         // A new process does not know since when the publication has contained each table: what was committed
         // before now may have gone by unseen. So it starts to vouch from here; a running one knows.
         let flushed = server.flushed;

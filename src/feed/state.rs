@@ -78,6 +78,7 @@ pub struct FeedState {
     pub(super) mended: Notify,
     /// The process is to end: the stream confirms what it has, and lets go of the slot.
     pub(super) stopping: Notify,
+    told_to_stop: AtomicBool,
 }
 
 impl FeedState {
@@ -111,6 +112,7 @@ impl FeedState {
             held: Mutex::new(None),
             mended: Notify::new(),
             stopping: Notify::new(),
+            told_to_stop: AtomicBool::new(false),
         }
     }
 
@@ -269,6 +271,7 @@ impl FeedState {
 
     /// Has the stream confirm what it has received and let go of its slot; [`super::Feed::run`] then returns.
     pub fn stop(&self) {
+        self.told_to_stop.store(true, Ordering::Relaxed);
         self.stopping.notify_one();
     }
 
@@ -316,7 +319,8 @@ impl FeedState {
         let behind = self.is_catching_up();
         let lost = interrupted || silent || behind || Duration::from_micros(lag) > max_lag;
         if self.lost.swap(lost, Ordering::Relaxed) != lost {
-            if lost {
+            // Who stops is lost by intention.
+            if lost && !self.told_to_stop.load(Ordering::Relaxed) {
                 tracing::error!(
                     lag_us = lag,
                     silent,
@@ -324,7 +328,7 @@ impl FeedState {
                     behind,
                     "the feed is lost: guards do what when_feed_lost says"
                 );
-            } else {
+            } else if !lost {
                 tracing::info!("the feed is level again");
             }
         }

@@ -311,6 +311,8 @@ impl Stream {
         progress: &mut Progress,
         mut settled: watch::Receiver<Lsn>,
     ) {
+        // Nothing is read any more: until the process has ended, guards do what when_feed_lost says.
+        self.state.streaming.store(false, Ordering::Relaxed);
         let goal = progress.received;
         let confirming = async {
             while self.confirmed < goal {

@@ -281,6 +281,32 @@ async fn publication_and_slot_are_created_and_a_dropped_slot_is_a_gap() {
     feed.until_note(&keys(&["user:5"])).await;
 }
 
+/// Between the look at the slot and the start of the stream anybody can advance it, and Postgres starts from there.
+#[tokio::test]
+async fn a_slot_that_moves_while_it_is_being_taken_is_a_gap() {
+    let db = database().await;
+    db.client.batch_execute("CREATE TABLE users (id int PRIMARY KEY)").await.expect("table");
+    let feed = Running::start(&db, guards(&[("users", &["user:<id>"])]), "cachefence_moved");
+    feed.until_streaming().await;
+    feed.until("settled", |r| !r.positions.unsettled()).await;
+
+    // The cache does not answer the next start, so the feed waits between the two.
+    let stalled = feed.stall.lock().await;
+    feed.state.see_held("cachefence_moved", None);
+    let kill = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active";
+    db.client.execute(kill, &[]).await.expect("kill");
+    feed.until("a look at the slot", |r| r.state.held().is_some()).await;
+    db.client.batch_execute("INSERT INTO users VALUES (1)").await.expect("insert");
+    let advance = "SELECT pg_replication_slot_advance('cachefence_moved', pg_current_wal_flush_lsn())";
+    db.client.batch_execute(advance).await.expect("advance");
+    drop(stalled);
+    feed.until("two more starts", |r| r.starts().len() == 3).await;
+    assert_eq!(feed.starts(), [Some(GapReason::FreshSlot), None, Some(GapReason::SlotAdvanced)]);
+    feed.until_streaming().await;
+    db.client.batch_execute("INSERT INTO users VALUES (2)").await.expect("insert");
+    feed.until_note(&keys(&["user:2"])).await;
+}
+
 #[tokio::test]
 async fn a_catalog_that_does_not_fit_stops_the_start_with_the_sql() {
     let db = database().await;
