@@ -6,6 +6,7 @@ mod support;
 use cachefence::demo::client::Reply;
 use cachefence::demo::servers::{Cachefence, Postgres, PrimaryOptions, wait_until};
 use cachefence::position::Lsn;
+use rustix::process::{Pid, Signal, kill_process};
 use support::{BINARY, EXACT, Fallible, Outcome, PATIENCE, Setup, World, lsn, text};
 
 const CONFIRMED: &str =
@@ -66,7 +67,10 @@ async fn away(world: &mut World) -> Outcome {
 
 #[tokio::test]
 async fn the_slot_of_the_feed() -> Outcome {
-    let mut world = Setup::new(EXACT).start().await?;
+    let mut setup = Setup::new(EXACT);
+    // No silence: what ends the stream is seen without it.
+    setup.replace("[postgres]\n", "[postgres]\nfeed_lost_after = \"60s\"\n");
+    let mut world = setup.start().await?;
     an_end_in_order_confirms_all_and_frees_the_slot(&mut world).await?;
     other_databases_do_not_hold_back_the_log(&world).await?;
     advanced_while_the_proxy_is_away(&mut world).await?;
@@ -81,14 +85,19 @@ async fn the_slot_of_the_feed() -> Outcome {
 /// the next start is sent nothing again and purges nothing.
 async fn an_end_in_order_confirms_all_and_frees_the_slot(world: &mut World) -> Outcome {
     world.warm(2).await?;
-    for n in 0..20 {
-        world.rename(1, &format!("v{n}")).await?;
-    }
+    world.marked().await?;
+    world.redis.freeze()?;
+    world.rename(1, "v2").await?;
     let written = world.flushed().await?;
     wait_until("the last commit to arrive", PATIENCE, async || {
         world.status().await.is_ok_and(|status| lsn(&status, "/feed/received_lsn") >= Some(written))
     })
     .await?;
+    // Nothing could be deleted so far: the process has to wait for it.
+    let pid = world.proxy.pid().and_then(|pid| Pid::from_raw(pid.cast_signed())).ok_or("no process")?;
+    kill_process(pid, Signal::TERM)?;
+    wait_until("the proxy to be stopping", PATIENCE, async || world.proxy.log().contains("SIGTERM")).await?;
+    world.redis.thaw()?;
     world.proxy.stop().await?;
     assert_eq!(text(&world.sql, ACTIVE).await?, "0", "{}", world.proxy.log());
     let confirmed: Lsn = text(&world.sql, CONFIRMED).await?.parse()?;
