@@ -185,7 +185,8 @@ fn run(config: Config) -> Result<(), Failure> {
 
 fn init(config: Config, print: bool) -> Result<(), Failure> {
     let guards = Guards::new(&config.guards, config.redis.db())?;
-    let (publication, slot) = (&config.postgres.publication, &config.postgres.slot);
+    let publication = &config.postgres.publication;
+    let slot = (!config.postgres.temporary_slot).then_some(config.postgres.slot.as_str());
     if print {
         print!("{}", sql::script(&guards, publication, slot));
         return Ok(());

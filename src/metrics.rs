@@ -122,8 +122,12 @@ pub struct Metrics {
     pub invalidation_seconds: Histogram,
     /// WAL that the database has and the feed has not applied.
     pub feed_lag_bytes: IntGauge,
-    /// How old the feed's position is.
+    /// For how long the feed has been behind.
     pub feed_lag_seconds: Gauge,
+    /// WAL that the slot holds back.
+    pub slot_retained_bytes: Gauge,
+    /// WAL that can be written before Postgres may give the slot up; infinite without a limit.
+    pub slot_safe_bytes: Gauge,
     /// 1 while the feed streams, else 0.
     pub feed_connected: IntGauge,
     /// 1 while commits wait until their keys are deleted, as the strict contract has it, else 0.
@@ -187,7 +191,15 @@ impl Metrics {
             feed_lag_bytes: gauge(&r, "feed_lag_bytes", "WAL that the feed has not applied.")?,
             feed_lag_seconds: register(
                 &r,
-                Gauge::new("cachefence_feed_lag_seconds", "How old the feed's position is.")?,
+                Gauge::new("cachefence_feed_lag_seconds", "For how long the feed has been behind.")?,
+            )?,
+            slot_retained_bytes: register(
+                &r,
+                Gauge::new("cachefence_slot_retained_bytes", "WAL that the replication slot holds back.")?,
+            )?,
+            slot_safe_bytes: register(
+                &r,
+                Gauge::new("cachefence_slot_safe_bytes", "WAL until Postgres may give the slot up.")?,
             )?,
             feed_connected: gauge(&r, "feed_connected", "Whether the feed is streaming.")?,
             strict_in_force: gauge(

@@ -104,6 +104,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let commands = Arc::new(ArcSwap::from_pointee(CommandTable::known()));
     let status = Arc::new(Status {
         fence: fence.clone(),
+        positions: positions.clone(),
         guards: guards.clone(),
         metrics: metrics.clone(),
         feed: feed_state.clone(),
@@ -169,6 +170,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             drain_timeout: config.fence.drain_timeout,
             observe,
             strict: config.postgres.contract == Contract::Strict,
+            temporary_slot: config.postgres.temporary_slot,
         },
         cache::Shared { fence, guards: matching, upstreams, commands, metrics },
         cache_state,
@@ -178,6 +180,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         feed::Settings {
             target,
             slot: config.postgres.slot.clone(),
+            temporary_slot: config.postgres.temporary_slot,
+            failover_slot: config.postgres.failover_slot,
             publication: config.postgres.publication.clone(),
             application_name: config.postgres.application_name.clone(),
             feed_lost_after: config.postgres.feed_lost_after,
@@ -189,7 +193,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         guards,
         sources,
         positions,
-        feed_state,
+        feed_state.clone(),
         jobs,
         applied_receiver,
     );
@@ -204,10 +208,12 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     // A task of its own: a purge must not delay an acknowledgement.
     let mut feed = tokio::spawn(feed.run());
+    let worker = worker.run(job_receiver);
+    tokio::pin!(worker);
     let ended = tokio::select! {
         ended = &mut feed => feed_ended(ended),
         // It ends when the feed does, which alone knows why.
-        () = worker.run(job_receiver) => feed_ended(feed.await),
+        () = &mut worker => feed_ended((&mut feed).await),
         ended = tokio::spawn(reaper.run()) => {
             Err(ended.map_or_else(|error| failed("the reaper", &error), |()| RunError::Ended("the reaper")))
         }
@@ -216,7 +222,21 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     };
     // The files of unix sockets go with their listeners.
     listening.shutdown().await;
+    if ended.is_ok() && feed_state.streaming.load(Ordering::Relaxed) {
+        feed_state.stop();
+        // The worker deletes what the feed still hands out.
+        tokio::select! {
+            _ = tokio::time::timeout(feed::STOP_WITHIN, &mut feed) => {}
+            () = &mut worker => {}
+        }
+    }
     ended
+}
+
+/// What the database has logged and the feed has not applied.
+fn lag_bytes(feed: &FeedState) -> u64 {
+    let applied = feed.applied_lsn.load(Ordering::Relaxed);
+    feed.server_end_lsn.load(Ordering::Relaxed).saturating_sub(applied)
 }
 
 fn feed_ended(ended: Result<Result<(), FeedError>, tokio::task::JoinError>) -> Result<(), RunError> {
@@ -322,6 +342,7 @@ fn sweep(fence: Arc<Fence>, positions: Arc<Positions>, history: Duration) -> io:
 /// What the admin port shows.
 struct Status {
     fence: Arc<Fence>,
+    positions: Arc<Positions>,
     guards: Arc<Guards>,
     metrics: Arc<Metrics>,
     feed: Arc<FeedState>,
@@ -349,11 +370,15 @@ impl Status {
             metrics.settled_lsn.set(fence.settled().0 as i64);
             let applied = feed.applied_lsn.load(Ordering::Relaxed);
             let received = feed.received_lsn.load(Ordering::Relaxed);
-            let end = feed.server_end_lsn.load(Ordering::Relaxed);
             metrics.applied_lsn.set(applied as i64);
-            metrics.feed_lag_bytes.set(end.saturating_sub(applied) as i64);
+            metrics.feed_lag_bytes.set(lag_bytes(&feed) as i64);
             metrics.feed_lag_seconds.set(feed.lag_us.load(Ordering::Relaxed) as f64 / 1e6);
             metrics.strict_in_force.set(i64::from(feed.strict().is_some_and(Strict::is_in_force)));
+            let held = feed.held();
+            metrics.slot_retained_bytes.set(held.as_ref().map_or(0.0, |held| held.retained as f64));
+            // Without room, Postgres says nothing of it.
+            let safe = held.and_then(|held| held.safe.or(held.limit.map(|_| 0)));
+            metrics.slot_safe_bytes.set(safe.map_or(f64::INFINITY, |safe| safe as f64));
             metrics.feed_connected.set(i64::from(feed.streaming.load(Ordering::Relaxed)));
             for (index, source) in &sources {
                 let Some(index) = index else { continue };
@@ -375,12 +400,16 @@ impl Status {
         if let Some(error) = self.feed.error() {
             return error;
         }
-        let lag = Duration::from_micros(self.feed.lag_us.load(Ordering::Relaxed));
-        if lag > self.config.postgres.max_lag {
-            return format!("a commit has waited for {lag:?}, longer than postgres.max_lag");
-        }
-        if self.feed.streaming.load(Ordering::Relaxed) && self.feed.is_catching_up() {
+        let (postgres, feed) = (&self.config.postgres, &self.feed);
+        let streaming = feed.streaming.load(Ordering::Relaxed);
+        if streaming && feed.is_catching_up() {
             return "what was committed meanwhile is being caught up with".into();
+        }
+        let silent =
+            feed.silent_for(self.positions.now()).is_none_or(|silence| silence > postgres.feed_lost_after);
+        let lag = Duration::from_micros(feed.lag_us.load(Ordering::Relaxed));
+        if streaming && !silent && lag > postgres.max_lag {
+            return format!("it has been behind for {lag:?}, longer than postgres.max_lag");
         }
         "nothing has been heard from Postgres".into()
     }
@@ -422,7 +451,12 @@ impl AdminSource for Status {
         for guard in self.feed.broken().filter_map(|guard| self.guards.get(guard)) {
             reasons.push(format!("guard {} is broken: see the log for what to run", guard.label));
         }
-        if reasons.is_empty() { Ok(self.source_troubles()) } else { Err(reasons) }
+        let slot = self.feed.held().and_then(|held| held.trouble());
+        if reasons.is_empty() {
+            Ok(slot.into_iter().chain(self.source_troubles()).collect())
+        } else {
+            Err(reasons)
+        }
     }
 
     fn status(&self) -> serde_json::Value {
@@ -462,6 +496,12 @@ impl AdminSource for Status {
                 "received_lsn": lsn(self.feed.received_lsn.load(Ordering::Relaxed)),
                 "applied_lsn": lsn(self.feed.applied_lsn.load(Ordering::Relaxed)),
                 "confirmed_lsn": lsn(self.feed.confirmed_lsn.load(Ordering::Relaxed)),
+                "lag_bytes": lag_bytes(&self.feed),
+                "slot": self.feed.held().map(|held| json!({
+                    "retained_bytes": held.retained,
+                    "safe_bytes": held.safe,
+                    "wal_status": held.wal_status,
+                })),
                 "lag_seconds": self.feed.lag_us.load(Ordering::Relaxed) as f64 / 1e6,
                 "error": self.feed.error(),
             },

@@ -31,8 +31,8 @@ pub enum Standing {
     Missing,
     /// It was written for another system, timeline or slot, or cannot be read.
     Foreign,
-    /// It was written for other guards: keys that are guarded now were not then.
-    OtherGuards,
+    /// It was written for other guards: keys that are guarded now were not then. Those of then were deleted up to here.
+    OtherGuards(Lsn),
 }
 
 impl Marker {
@@ -43,7 +43,7 @@ impl Marker {
         if found.identity != self.identity || found.slot != self.slot {
             Standing::Foreign
         } else if found.guards != self.guards {
-            Standing::OtherGuards
+            Standing::OtherGuards(found.applied)
         } else {
             Standing::At(found.applied)
         }
@@ -105,7 +105,7 @@ mod tests {
         assert_eq!(written(&|m| m.identity.system_id += 1), Standing::Foreign);
         assert_eq!(written(&|m| m.identity.timeline += 1), Standing::Foreign);
         assert_eq!(written(&|m| m.slot.push('2')), Standing::Foreign);
-        assert_eq!(written(&|m| m.guards += 1), Standing::OtherGuards);
+        assert_eq!(written(&|m| m.guards += 1), Standing::OtherGuards(Lsn(0x16B_3748)));
         assert_eq!(written(&|m| m.incarnation.push('x')), Standing::At(Lsn(0x16B_3748)), "a predecessor's");
     }
 }

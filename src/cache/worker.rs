@@ -41,6 +41,8 @@ pub struct WorkerSettings {
     pub observe: bool,
     /// Commits wait for us, those that change no guarded key too.
     pub strict: bool,
+    /// The slot goes with its connection, and nobody comes back to it: its marker goes, too.
+    pub temporary_slot: bool,
 }
 
 /// What others may know of the worker.
@@ -87,6 +89,8 @@ const WINDOW: usize = 256 * 1024;
 const MARKER_PACE: Duration = Duration::from_millis(100);
 /// How often the connection is looked after while nothing is to be deleted.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// How long the marker of a temporary slot outlives its process, in seconds. It is written anew far more often.
+const TEMPORARY_MARKER: &str = "3600";
 
 /// What the worker shares with the rest of the proxy.
 pub struct Shared {
@@ -194,7 +198,25 @@ impl Worker {
     /// in it: clients would read whatever it holds.
     async fn look_after(&mut self) {
         if !self.settings.observe {
-            self.retrying(async |worker| worker.connected().await?.call(&[b"PING"]).await.map(drop)).await;
+            self.retrying(async |worker| {
+                if worker.settings.temporary_slot && worker.identity.is_some() {
+                    worker.connected().await?;
+                    let applied = *worker.applied.borrow();
+                    return worker.unlink(&[], applied).await;
+                }
+                worker.connected().await?.call(&[b"PING"]).await.map(drop)
+            })
+            .await;
+        }
+    }
+
+    /// Deletes keys and writes the marker.
+    async fn unlink(&mut self, keys: &[&CacheKey], applied: Lsn) -> Result<(), CacheError> {
+        let marker = self.marker(applied);
+        let expires = self.settings.temporary_slot;
+        match &mut self.connection {
+            Some(connection) => unlink(connection, keys, marker.as_ref(), expires).await,
+            None => Err(not_connected(&self.settings.address)),
         }
     }
 
@@ -260,9 +282,7 @@ impl Worker {
             self.purge("truncate", |guard| change.truncated.contains(&guard)).await?;
         }
         let keys: Vec<&CacheKey> = changes.iter().flat_map(|change| &change.keys).collect();
-        let marker = self.marker(advanced);
-        let connection = self.connected().await?;
-        unlink(connection, &keys, marker.as_ref()).await?;
+        self.unlink(&keys, advanced).await?;
         self.marker_written = Instant::now();
         Ok(())
     }
@@ -295,7 +315,11 @@ impl Worker {
             worker.bring_level(standing, gap).await?;
             Ok(match standing {
                 Standing::Missing => Found::Nothing,
-                Standing::At(_) | Standing::OtherGuards => Found::Predecessor { same_history: true },
+                // Behind the slot's position, what is in between was confirmed by somebody else, or is not known to
+                // Redis any more: nobody knows whether it was visible then.
+                Standing::At(lsn) | Standing::OtherGuards(lsn) => {
+                    Found::Predecessor { same_history: lsn >= position }
+                }
                 Standing::Foreign => Found::Predecessor { same_history: false },
             })
         })
@@ -328,7 +352,7 @@ impl Worker {
             (None, Standing::At(_)) => Some("marker_behind"),
             (None, Standing::Missing) => Some("marker_missing"),
             (None, Standing::Foreign) => Some("marker_foreign"),
-            (None, Standing::OtherGuards) => Some("guards_changed"),
+            (None, Standing::OtherGuards(_)) => Some("guards_changed"),
         };
         if let Some(reason) = purge {
             self.state.purging.store(true, Ordering::Relaxed);
@@ -340,12 +364,7 @@ impl Worker {
         if !again.is_empty() {
             info!(%applied, keys = again.len(), "this Redis is behind: deleting again");
         }
-        let marker = self.marker(applied);
-        let Some(connection) = &mut self.connection else {
-            return Err(not_connected(&self.settings.address));
-        };
-        let again: Vec<&CacheKey> = again.iter().collect();
-        unlink(connection, &again, marker.as_ref()).await
+        self.unlink(&again.iter().collect::<Vec<_>>(), applied).await
     }
 
     /// Deletes every key of the guards.
@@ -466,6 +485,7 @@ async fn unlink(
     connection: &mut Connection,
     keys: &[&CacheKey],
     marker: Option<&Marker>,
+    expires: bool,
 ) -> Result<(), CacheError> {
     // Most have one db, whose keys stay in their order.
     let mut dbs: BTreeMap<u32, Vec<&[u8]>> = BTreeMap::new();
@@ -487,7 +507,9 @@ async fn unlink(
     }
     sent += connection.queue_select(connection.home);
     if let Some(marker) = marker {
-        connection.queue(&[b"SET", marker_key(&marker.slot).as_bytes(), marker.to_string().as_bytes()]);
+        let (key, text) = (marker_key(&marker.slot), marker.to_string());
+        let set: [&[u8]; 5] = [b"SET", key.as_bytes(), text.as_bytes(), b"EX", TEMPORARY_MARKER.as_bytes()];
+        connection.queue(if expires { &set } else { &set[..3] });
         sent += 1;
     }
     settle(connection, &mut sent).await

@@ -159,7 +159,9 @@ impl Primary {
     /// Looks at the rest, in the order in which things are to be mended.
     async fn look(&mut self, config: &Config, guards: &Guards, role: &str, report: &mut Report) {
         let settings = &config.postgres;
-        let slot = self.ask(report, "slot", async |client| catalog::slot(client, &settings.slot).await).await;
+        let (name, temporary) = (&settings.slot, settings.temporary_slot);
+        let slot =
+            self.ask(report, "slot", async |client| catalog::slot(client, name, temporary).await).await;
         if let Some(slot) = &slot {
             followable(config, slot.as_ref(), self, report).await;
         } else {
@@ -186,8 +188,7 @@ impl Primary {
         })
         .await;
         if let Some(slot) = &slot {
-            self.rows(report, "slot", async |client| slot::slot(client, &settings.slot, slot.as_ref()).await)
-                .await;
+            self.rows(report, "slot", async |client| slot::slot(client, settings, slot.as_ref()).await).await;
         }
         if settings.contract == Contract::Strict {
             self.rows(report, "strict", async |client| strict::look(config, client).await).await;

@@ -4,6 +4,7 @@ use tokio_postgres::Client;
 
 use super::report::Row;
 use super::size;
+use crate::config::Postgres;
 use crate::feed::catalog::{CatalogError, Slot};
 use crate::pg::replication::literal;
 
@@ -13,7 +14,18 @@ const WAL: &str = "slot_wal";
 const MUCH: i64 = 1 << 30;
 
 /// The slot's state, and the WAL that it holds back.
-pub(super) async fn slot(client: &Client, name: &str, slot: Option<&Slot>) -> Result<Vec<Row>, CatalogError> {
+pub(super) async fn slot(
+    client: &Client,
+    settings: &Postgres,
+    slot: Option<&Slot>,
+) -> Result<Vec<Row>, CatalogError> {
+    let name = settings.slot.as_str();
+    if settings.temporary_slot && slot.is_none_or(|slot| slot.problem.is_none()) {
+        return Ok(vec![
+            Row::good(SLOT, format!("{name:?} is temporary: the proxy makes it at each start, and purges")),
+            Row::good(WAL, "a temporary slot holds nothing back while the proxy is away"),
+        ]);
+    }
     let limit = limit(client).await?;
     let Some(slot) = slot else {
         let missing = Row::warning(SLOT, format!("there is no slot {name:?}"))

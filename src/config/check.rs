@@ -2,7 +2,8 @@
 
 use super::address::{Address, RedisUrl, redact, socket_mode};
 use super::schema::Wrong;
-use super::{Config, duration};
+use super::slot::LONGEST;
+use super::{Config, Contract, duration};
 use crate::guard::Guards;
 use crate::pg::error::PgError;
 
@@ -72,7 +73,13 @@ fn postgres(config: &Config, wrong: &mut Vec<Wrong>) {
     let error = postgres.target().err();
     wrong.extend(error.map(|error| Wrong::new("postgres.url", target_error(&postgres.url, &error))));
     let slot_byte = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-    if !(1..=63).contains(&postgres.slot.len()) || !postgres.slot.bytes().all(slot_byte) {
+    if postgres.temporary_slot && postgres.contract == Contract::Strict {
+        // A new slot waits for commits that wait for us: each lost connection would need a person.
+        let what = "found true, with which postgres.contract = \"strict\" cannot be kept: a broken connection would lose \
+                    commits; write false, or set postgres.contract = \"bounded\"";
+        wrong.push(Wrong::new("postgres.temporary_slot", what));
+    }
+    if !(1..=LONGEST).contains(&postgres.slot.len()) || !postgres.slot.bytes().all(slot_byte) {
         let what = format!("found {:?}; allowed: 1 to 63 of the characters a-z, 0-9 and _", postgres.slot);
         wrong.push(Wrong::new("postgres.slot", what));
     }

@@ -11,7 +11,7 @@ use toml::{Spanned, Table, Value};
 
 use super::environment::{self, variable};
 use super::schema::{ROOT, Wrong};
-use super::{Config, check, strict};
+use super::{Config, check, slot, strict};
 
 const DEFAULT_FILE: &str = "cachefence.toml";
 
@@ -135,6 +135,7 @@ impl Config {
         let mut settings = Value::Table(settings);
         ROOT.check("", &settings, &mut wrong);
         if wrong.is_empty() {
+            slot::apply(&mut settings);
             wrong = strict::apply(&mut settings);
         }
         problems.extend(wrong.into_iter().map(|wrong| origin.problem(wrong)));

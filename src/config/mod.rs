@@ -9,6 +9,7 @@ mod duration;
 mod environment;
 mod load;
 mod schema;
+mod slot;
 mod strict;
 /// The key in Redis that holds the marker of a slot's feed. No template may cover it.
 pub fn marker_key(slot: &str) -> String {
@@ -160,6 +161,12 @@ pub struct Postgres {
     /// The logical replication slot.
     #[serde(default = "cachefence_name")]
     pub slot: String,
+    /// The slot goes with the feed's connection: every new connection is a gap.
+    #[serde(default)]
+    pub temporary_slot: bool,
+    /// The slot survives a failover, where Postgres can do that.
+    #[serde(default = "yes")]
+    pub failover_slot: bool,
     /// The publication of the guarded tables.
     #[serde(default = "cachefence_name")]
     pub publication: String,
@@ -439,6 +446,8 @@ impl fmt::Debug for Postgres {
             .field("url", &redact(&self.url))
             .field("password_file", &self.password_file)
             .field("slot", &self.slot)
+            .field("temporary_slot", &self.temporary_slot)
+            .field("failover_slot", &self.failover_slot)
             .field("publication", &self.publication)
             .field("contract", &self.contract)
             .field("application_name", &self.application_name)
@@ -506,6 +515,10 @@ impl Default for Admin {
 
 fn cachefence_name() -> String {
     "cachefence".into()
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn one_second() -> Duration {

@@ -94,6 +94,8 @@ static SETTINGS: [(&str, Node); 7] = [
                 ("url", URL),
                 ("password_file", TEXT),
                 ("slot", TEXT),
+                ("temporary_slot", Node::Leaf(Kind::Switch)),
+                ("failover_slot", Node::Leaf(Kind::Switch)),
                 ("publication", TEXT),
                 ("contract", choice(&["bounded", "strict"])),
                 ("application_name", TEXT),

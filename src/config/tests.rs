@@ -336,3 +336,15 @@ fn the_annotated_file_names_every_setting() {
     let all: toml::Table = with_defaults_in(ANNOTATED).parse().expect("TOML");
     compare("", &ROOT, Some(&toml::Value::Table(all)));
 }
+
+#[test]
+fn a_temporary_slot_is_called_after_the_host_and_is_not_for_strict() {
+    let postgres = |more: &str| parse(&format!("{MINIMAL}{more}"), &[]).expect("settings").postgres;
+    assert_eq!(postgres("").slot, "cachefence");
+    assert!(!postgres("").temporary_slot && postgres("").failover_slot);
+    let slot = postgres("temporary_slot = true").slot;
+    assert!(slot.len() > "cachefence_".len() && slot.starts_with("cachefence_"), "{slot}");
+    assert_eq!(postgres("temporary_slot = true\nslot = \"mine\"").slot, "mine");
+    let wrong = errors("temporary_slot = true\ncontract = \"strict\"");
+    assert!(wrong.starts_with("c.toml:3: postgres.temporary_slot: found true"), "{wrong}");
+}

@@ -8,6 +8,7 @@
 //!  sources   polls what the sources show -> settlement
 //!  reached   how far every key is deleted, and who waits for that
 //!  strict    do commits wait for us?  watch_strict asks Postgres
+//!  lag       how far behind the feed is, in time
 //!  state     how all this is doing, for everyone else
 //! ```
 //!
@@ -18,6 +19,7 @@ pub mod apply;
 mod backoff;
 pub mod catalog;
 mod job;
+mod lag;
 mod positions;
 mod problem;
 mod quoting;
@@ -38,18 +40,18 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_postgres::Client;
 
 pub use apply::MESSAGE_PREFIX;
-pub use catalog::{CatalogError, Problem};
+pub use catalog::{CatalogError, Held, Problem};
 pub use job::{CacheJob, Found, GapReason, Identity, Invalidation, Room};
 pub use positions::Positions;
 pub use reached::{Awaited, Reached};
 pub use sources::{Source, SourceState};
 pub use state::FeedState;
-pub use stream::StreamError;
+pub use stream::{STOP_WITHIN, StreamError};
 pub use strict::Strict;
 
 use crate::fence::Millis;
 use crate::guard::{GuardId, Guards};
-use crate::pg::replication::{System, Walsender, now_unix_micros};
+use crate::pg::replication::{Lasts, System, Walsender, identifier};
 use crate::pg::target::Target;
 use crate::position::Lsn;
 use apply::Applier;
@@ -68,6 +70,8 @@ const CATALOG_PAUSE: Duration = Duration::from_millis(200);
 const HEALTH_INTERVAL: Duration = Duration::from_millis(50);
 /// An attempt to set the stream up, waiting for transactions and for the cache left out, takes no longer.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(30);
+/// The first Postgres whose slots can survive a failover.
+const FAILOVER_SLOTS: i32 = 170_000;
 /// What a stream ends with when the publication is not there, as of the commit that it decodes.
 const UNDEFINED_OBJECT: &str = "42704";
 
@@ -78,6 +82,10 @@ pub struct Settings {
     pub target: Target,
     /// The replication slot.
     pub slot: String,
+    /// It goes with the connection.
+    pub temporary_slot: bool,
+    /// It survives a failover, where Postgres can do that.
+    pub failover_slot: bool,
     /// The publication.
     pub publication: String,
     /// The name in `pg_stat_replication`.
@@ -142,6 +150,7 @@ pub struct Feed {
 /// All is in place for a stream.
 struct Ready {
     sender: Walsender,
+    client: Client,
     position: Lsn,
     /// How far the server's log was flushed.
     flushed: Lsn,
@@ -189,7 +198,8 @@ impl Feed {
         }
     }
 
-    /// Follows the database for ever. Everything it starts ends when the future is dropped.
+    /// Follows the database until it is told to [stop](FeedState::stop). Everything it starts ends when the future is
+    /// dropped.
     ///
     /// # Errors
     /// Before the first stream: what a person has to mend. Later: only if the cache's task has ended.
@@ -215,13 +225,19 @@ impl Feed {
                 Ok(()) => continue,
                 Err(error) => error,
             };
-            self.state.ended();
+            self.state.ended(self.positions.now());
+            if matches!(error, FeedError::Stream(StreamError::Stopped)) {
+                return Ok(());
+            }
             let cache_gone = matches!(error, FeedError::Stream(StreamError::CacheGone));
             if cache_gone || (error.is_permanent() && !self.ever_streamed) {
                 return Err(error);
             }
             if matches!(error, FeedError::Stream(StreamError::Mended)) {
                 self.regap = Some(GapReason::CatalogMended);
+            }
+            if matches!(error, FeedError::Stream(StreamError::SlotMoved { .. })) {
+                self.regap = Some(GapReason::SlotAdvanced);
             }
             if matches!(&error, FeedError::Stream(StreamError::Postgres(e)) if e.code() == Some(UNDEFINED_OBJECT))
             {
@@ -286,6 +302,8 @@ impl Feed {
         self.regap = None;
         self.outdated = false;
         ready.sender.start(&settings.slot, position, &settings.publication).await?;
+        let held = unmoved(&ready.client, settings, position).await?;
+        self.state.see_held(&settings.slot, Some(held));
         self.state.heard(self.positions.now());
         self.state.begun(ready.flushed);
         self.ever_streamed = true;
@@ -324,19 +342,19 @@ impl Feed {
             self.state.see_synchronous(&server.synchronous_standby_names, &settings.application_name);
             let (tables, problems) = catalog::tables(&client, &self.guards).await?;
             // All at once: a person mends them in one go.
-            let mut problems = [server.problems, problems].concat();
+            let mut problems = [server.problems.clone(), problems].concat();
             let publication = catalog::publication(&client, &settings.publication, &self.guards).await?;
             if let Publication::Present(found) = &publication {
                 problems.extend_from_slice(found);
             }
-            let slot = catalog::slot(&client, &settings.slot).await?;
+            let slot = catalog::slot(&client, &settings.slot, settings.temporary_slot).await?;
             problems.extend(slot.iter().filter_map(|slot| slot.problem.clone()));
             if !problems.is_empty() {
                 return Err(CatalogError::Problems(problems));
             }
-            Ok((sender, system, client, server.flushed, tables, publication, slot))
+            Ok((sender, system, client, server, tables, publication, slot))
         };
-        let (mut sender, system, client, flushed, tables, publication, slot) =
+        let (mut sender, system, client, server, tables, publication, slot) =
             tokio::time::timeout(SETUP_TIMEOUT, setup).await.map_err(limit)??;
 
         // The publication comes first: a slot decodes with the catalog of its time, and knows no publication that
@@ -354,16 +372,21 @@ impl Feed {
         let identity = Identity { system_id: system.system_id, timeline: system.timeline };
         let mut gap = self.regap.or_else(|| elsewhere(self.identity, identity));
         // What came or went while no stream ran has no place in it.
-        let held = if self.identity.is_some() { self.state.tables() } else { Vec::new() };
-        if !held.is_empty() && !differing(&client, &self.guards, &held, &tables).await?.is_empty() {
+        let known = if self.identity.is_some() { self.state.tables() } else { Vec::new() };
+        if !known.is_empty() && !differing(&client, &self.guards, &known, &tables).await?.is_empty() {
             gap = gap.or(Some(GapReason::CatalogMended));
         }
+        let held = slot.as_ref().map(|slot| slot.held.clone());
+        let can_failover = server.version >= FAILOVER_SLOTS;
         let position = match slot {
             Some(slot) if slot.active => return Err(CatalogError::SlotInUse(settings.slot.clone()).into()),
             Some(slot) if !slot.lost && !published && !self.outdated => {
                 // More was confirmed than we did: commits in between are gone.
                 if gap.is_none() && self.identity.is_some() && slot.confirmed > self.stream.confirmed {
                     gap = Some(GapReason::SlotAdvanced);
+                }
+                if can_failover && slot.failover != settings.failover_slot {
+                    alter_slot(&mut sender, settings).await;
                 }
                 slot.confirmed
             }
@@ -377,13 +400,20 @@ impl Feed {
                     sender.drop_slot(&settings.slot).await?;
                 }
                 gap = gap.or(Some(reason));
-                create_slot(&mut sender, &client, settings, &self.state, &system).await?
+                let lasts = match (settings.temporary_slot, settings.failover_slot && can_failover) {
+                    (true, _) => Lasts::Connection,
+                    (false, true) => Lasts::Failover,
+                    (false, false) => Lasts::Server,
+                };
+                create_slot(&mut sender, &client, settings, lasts, &self.state, &system).await?
             }
         };
+        self.state.see_held(&settings.slot, held);
         // A new process does not know since when the publication has contained each table: what was committed
         // before now may have gone by unseen. So it starts to vouch from here; a running one knows.
+        let flushed = server.flushed;
         let floor = position.max(flushed);
-        Ok(Ready { sender, position, flushed, floor, identity, gap, tables })
+        Ok(Ready { sender, client, position, flushed, floor, identity, gap, tables })
     }
 }
 
@@ -399,6 +429,36 @@ fn elsewhere(before: Option<Identity>, now: Identity) -> Option<GapReason> {
     }
 }
 
+/// The stream has begun, and nobody else can move or drop the slot any more. Somebody may have before, since it was looked
+/// at: the server then goes on from there without a word, and what is in between never comes.
+async fn unmoved(client: &Client, settings: &Settings, from: Lsn) -> Result<Held, FeedError> {
+    let looked = catalog::slot(client, &settings.slot, settings.temporary_slot);
+    let looked = tokio::time::timeout(SETUP_TIMEOUT, looked).await;
+    let found = looked.map_err(|_| CatalogError::Timeout(SETUP_TIMEOUT))??;
+    match found {
+        Some(slot) if slot.confirmed > from => {
+            Err(StreamError::SlotMoved { from, to: slot.confirmed }.into())
+        }
+        Some(slot) => Ok(slot.held),
+        None => Err(CatalogError::Answer("a stream from a slot that is not there".into()).into()),
+    }
+}
+
+/// Has the slot survive a failover, or not, as the settings say. Without it nothing is lost but time: after a failover a
+/// slot would have to be made anew.
+async fn alter_slot(sender: &mut Walsender, settings: &Settings) {
+    let (slot, failover) = (&settings.slot, settings.failover_slot);
+    match sender.alter_slot(slot, failover).await {
+        Ok(()) => tracing::info!(slot, failover, "altered the slot"),
+        Err(error) => tracing::warn!(
+            slot, %error,
+            "the slot's failover cannot be set to {failover}; run it in a replication connection (psql \
+             \"dbname=... replication=database\") as a role that may: ALTER_REPLICATION_SLOT {} (FAILOVER {failover});",
+            identifier(slot)
+        ),
+    }
+}
+
 /// Creates the slot. Postgres waits for every transaction that is running: say so while it does.
 ///
 /// Those that have committed and wait for us do not end before we confirm them, and we confirm nothing without a slot
@@ -407,16 +467,17 @@ async fn create_slot(
     sender: &mut Walsender,
     client: &Client,
     settings: &Settings,
+    lasts: Lasts,
     state: &FeedState,
     system: &System,
 ) -> Result<Lsn, CatalogError> {
-    let creating = sender.create_slot(&settings.slot);
+    let creating = sender.create_slot(&settings.slot, lasts);
     tokio::pin!(creating);
     loop {
         tokio::select! {
             created = &mut creating => {
                 let position = created?.consistent_point;
-                tracing::info!(slot = settings.slot, %position, system = system.system_id, "created the slot");
+                tracing::info!(slot = settings.slot, %position, ?lasts, system = system.system_id, "created the slot");
                 return Ok(position);
             }
             () = tokio::time::sleep(Duration::from_secs(1)) => {
@@ -459,20 +520,18 @@ async fn judge_health(state: Arc<FeedState>, positions: Arc<Positions>, settings
     let mut tick = tokio::time::interval(HEALTH_INTERVAL);
     loop {
         tick.tick().await;
-        state.judge(positions.now(), now_unix_micros(), settings.feed_lost_after, settings.max_lag);
+        state.judge(positions.now(), settings.feed_lost_after, settings.max_lag);
     }
 }
 
 /// Looks at the catalog while the stream runs: a table that leaves the publication, a partition that is attached, detached or
-/// emptied, are silent in the stream. And the stream asks for a look when it meets what it does not know.
+/// emptied, are silent in the stream. And the stream asks for a look when it meets what it does not know. Looks at what
+/// the slot holds back also while nothing streams.
 async fn watch_catalog(state: Arc<FeedState>, guards: Arc<Guards>, settings: Settings) {
     let name = &settings.application_name;
     let mut client: Option<Client> = None;
     loop {
         let _ = tokio::time::timeout(CATALOG_INTERVAL, state.look.notified()).await;
-        if !state.streaming.load(Ordering::Relaxed) {
-            continue;
-        }
         let connected = match client.take().filter(|client| !client.is_closed()) {
             Some(client) => client,
             None => match catalog::connect(&state.at_primary(&settings.target), name).await {
@@ -482,14 +541,20 @@ async fn watch_catalog(state: Arc<FeedState>, guards: Arc<Guards>, settings: Set
             },
         };
         let looked = async {
-            let (tables, problems) = look(&connected, &guards, &settings.publication).await?;
-            mark(&state, &guards, &problems);
-            tell(&connected, &state, &guards, tables).await
+            let slot = catalog::slot(&connected, &settings.slot, settings.temporary_slot).await?;
+            state.see_held(&settings.slot, slot.map(|slot| slot.held));
+            // Before a stream the start looks for itself.
+            if state.streaming.load(Ordering::Relaxed) {
+                let (tables, problems) = look(&connected, &guards, &settings.publication).await?;
+                mark(&state, &guards, &problems);
+                tell(&connected, &state, &guards, tables).await?;
+            }
+            Ok::<(), CatalogError>(())
         };
-        match tokio::time::timeout(SETUP_TIMEOUT, looked).await {
-            Ok(Ok(())) => client = Some(connected),
-            Ok(Err(error)) => tracing::debug!(%error, "the catalog cannot be read"),
-            Err(_) => tracing::debug!("the catalog cannot be read in time"),
+        let looked = tokio::time::timeout(SETUP_TIMEOUT, looked).await;
+        match looked.unwrap_or(Err(CatalogError::Timeout(SETUP_TIMEOUT))) {
+            Ok(()) => client = Some(connected),
+            Err(error) => tracing::debug!(%error, "the catalog cannot be read"),
         }
         tokio::time::sleep(CATALOG_PAUSE).await;
     }

@@ -192,7 +192,10 @@ pub enum Problem {
         missing: String,
     },
     /// The slot is someone else's.
-    #[error("replication slot {slot:?} {what}")]
+    #[error(
+        "replication slot {slot:?} {what}: it may be somebody else's; give this proxy another postgres.slot, or drop it if \
+         nobody needs it"
+    )]
     Slot {
         /// Its name.
         slot: String,

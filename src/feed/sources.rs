@@ -306,7 +306,7 @@ impl Session {
         let snapshot: Snapshot = parse(row.get(2))?;
         let flushed: Lsn = parse(row.get(3))?;
         source.state.position.store(flushed.0, Ordering::Relaxed);
-        feed.server_end_lsn.fetch_max(flushed.0, Ordering::Relaxed);
+        feed.see_flushed(flushed, positions.now());
         positions.primary(epoch, snapshot);
         Ok(())
     }

@@ -150,19 +150,20 @@ impl Kind {
 
 /// They can be made again at any time. Each is made on its own: a slot cannot be created in a transaction that has
 /// written. The publication comes before the slot (fact F14).
-fn parts(guards: &Guards, publication: &str, slot: &str) -> Vec<Part> {
+fn parts(guards: &Guards, publication: &str, slot: Option<&str>) -> Vec<Part> {
     let part = |kind, name: &str, create: String| Part { kind, name: name.to_owned(), create };
     let mut parts = vec![part(Kind::Schema, "cachefence", SCHEMA.to_owned())];
     parts.extend(
         FUNCTIONS.map(|function| part(Kind::Function(function), function.name, function.create.to_owned())),
     );
     parts.push(part(Kind::Publication, publication, publication_sql(guards, publication, slot)));
-    parts.push(part(Kind::Slot, slot, slot_sql(slot)));
+    // A temporary slot (then `slot` is none) can only be made by who reads it.
+    parts.extend(slot.map(|slot| part(Kind::Slot, slot, slot_sql(slot))));
     parts
 }
 
 /// What `init` runs as one script for psql.
-pub fn script(guards: &Guards, publication: &str, slot: &str) -> String {
+pub fn script(guards: &Guards, publication: &str, slot: Option<&str>) -> String {
     // As in our own sessions: where commits wait for the proxy, these must not wait for one that is not there yet.
     let mut text = "SET synchronous_commit = local;".to_owned();
     for part in parts(guards, publication, slot) {
@@ -175,7 +176,7 @@ pub fn script(guards: &Guards, publication: &str, slot: &str) -> String {
 
 /// Creates the publication, or adds the tables that it lacks. A slot that is older than the publication cannot decode
 /// with it, so it goes.
-fn publication_sql(guards: &Guards, publication: &str, slot: &str) -> String {
+fn publication_sql(guards: &Guards, publication: &str, slot: Option<&str>) -> String {
     let (name, create) = (literal(publication), catalog::create_publication(publication, guards));
     let quoted = quoted_name(publication);
     let is_partitioned = |guard: &Guard| {
@@ -207,21 +208,32 @@ fn publication_sql(guards: &Guards, publication: &str, slot: &str) -> String {
             )
         })
         .collect();
+    let drop_slot = slot.map_or_else(String::new, |slot| {
+        format!(
+            "PERFORM pg_catalog.pg_drop_replication_slot(slot_name)\n            \
+             FROM pg_catalog.pg_replication_slots WHERE slot_name = {};\n        ",
+            literal(slot)
+        )
+    });
     format!(
         "DO $cachefence$\nBEGIN\n    \
          IF NOT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = {name}) THEN\n        \
-         PERFORM pg_catalog.pg_drop_replication_slot(slot_name)\n            \
-         FROM pg_catalog.pg_replication_slots WHERE slot_name = {slot};\n        \
-         {create};\n    END IF;\n{via_root}{add}END\n$cachefence$;",
-        slot = literal(slot),
+         {drop_slot}{create};\n    END IF;\n{via_root}{add}END\n$cachefence$;",
     )
 }
 
+/// One that survives a failover where Postgres knows how: the running proxy alters it if it shall not.
 fn slot_sql(slot: &str) -> String {
     let slot = literal(slot);
     format!(
-        "SELECT pg_catalog.pg_create_logical_replication_slot({slot}, 'pgoutput')\n\
-         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = {slot});"
+        "DO $cachefence$\nBEGIN\n    \
+         IF EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = {slot}) THEN\n        \
+         RETURN;\n    END IF;\n    \
+         IF pg_catalog.current_setting('server_version_num')::int >= 170000 THEN\n        \
+         PERFORM pg_catalog.pg_create_logical_replication_slot(\n            \
+         {slot}, 'pgoutput', temporary => false, twophase => false, failover => true);\n    ELSE\n        \
+         PERFORM pg_catalog.pg_create_logical_replication_slot({slot}, 'pgoutput');\n    \
+         END IF;\nEND\n$cachefence$;"
     )
 }
 
@@ -255,7 +267,7 @@ pub async fn init(
     client: &Client,
     guards: &Guards,
     publication: &str,
-    slot: &str,
+    slot: Option<&str>,
 ) -> Result<Vec<Done>, CatalogError> {
     let mut done = Vec::new();
     for Part { kind, name, create } in parts(guards, publication, slot) {
@@ -264,7 +276,7 @@ pub async fn init(
             Kind::Schema => schema_found(client).await?,
             Kind::Function(function) => function.found(client).await?,
             Kind::Publication => publication_found(client, guards, publication).await?,
-            Kind::Slot => slot_found(client, slot).await?,
+            Kind::Slot => slot_found(client, &name).await?,
         };
         if found != Found::Present {
             let created = client.batch_execute(&create).await;
@@ -299,7 +311,7 @@ async fn publication_found(client: &Client, guards: &Guards, name: &str) -> Resu
 }
 
 async fn slot_found(client: &Client, name: &str) -> Result<Found, CatalogError> {
-    Ok(match catalog::slot(client, name).await? {
+    Ok(match catalog::slot(client, name, false).await? {
         None => Found::Missing,
         Some(slot) => match slot.problem {
             Some(problem) => return Err(CatalogError::Problems(vec![problem])),

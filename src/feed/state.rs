@@ -10,8 +10,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
-use super::catalog::Table;
+use super::catalog::{Held, Table};
 use super::job::GapReason;
+use super::lag::Behind;
 use super::reached::Reached;
 use super::standby_names::StandbyNames;
 use super::strict::Strict;
@@ -45,7 +46,9 @@ pub struct FeedState {
     pub confirmed_lsn: AtomicU64,
     /// How far the server has come, as far as we know.
     pub server_end_lsn: AtomicU64,
-    /// Age of the oldest commit that has arrived and whose keys are not deleted yet, in microseconds.
+    /// How long the feed has been behind, in microseconds: the age of the oldest commit that has arrived and whose keys
+    /// are not deleted, or the time since the stream ended or went silent, or since a poll saw a position that is not
+    /// applied yet.
     pub lag_us: AtomicU64,
     /// Times that the stream had to be set up again.
     pub reconnects: AtomicU64,
@@ -75,12 +78,18 @@ pub struct FeedState {
     last_message: AtomicU64,
     /// What was committed before this stream began ends here. Until it is applied the feed is not back.
     level_from: AtomicU64,
-    /// Commit time of the oldest commit that is not applied; 0: none.
+    /// When the oldest commit that is not applied was committed, by our clock; `i64::MAX`: there is none.
     oldest_unapplied_us: AtomicI64,
     /// The server that the stream is from.
     primary: Mutex<Option<Host>>,
+    behind: Behind,
+    /// What the slot holds back.
+    held: Mutex<Option<Held>>,
     /// A broken guard was mended: the stream has to start over as after a gap.
     pub(super) mended: Notify,
+    /// The process is to end: the stream confirms what it has, and lets go of the slot.
+    pub(super) stopping: Notify,
+    told_to_stop: AtomicBool,
 }
 
 impl FeedState {
@@ -112,9 +121,13 @@ impl FeedState {
             // No message ever.
             last_message: AtomicU64::new(u64::MAX),
             level_from: AtomicU64::new(0),
-            oldest_unapplied_us: AtomicI64::new(0),
+            oldest_unapplied_us: AtomicI64::new(i64::MAX),
             primary: Mutex::new(None),
+            behind: Behind::new(),
+            held: Mutex::new(None),
             mended: Notify::new(),
+            stopping: Notify::new(),
+            told_to_stop: AtomicBool::new(false),
         }
     }
 
@@ -167,13 +180,15 @@ impl FeedState {
     /// A stream began, when the server's log was flushed up to here.
     pub(super) fn begun(&self, flushed: Lsn) {
         self.level_from.store(flushed.0, Ordering::Relaxed);
+        self.behind.resumed(flushed);
         self.streaming.store(true, Ordering::Relaxed);
         self.set_error(None);
         self.strict.iter().for_each(Strict::begin);
     }
 
     /// The stream, or the attempt to start one, ended.
-    pub(super) fn ended(&self) {
+    pub(super) fn ended(&self, now: Millis) {
+        self.behind.interrupted(now);
         self.connected.store(false, Ordering::Relaxed);
         self.streaming.store(false, Ordering::Relaxed);
         self.reconnects.fetch_add(1, Ordering::Relaxed);
@@ -281,6 +296,34 @@ impl FeedState {
         }
     }
 
+    /// The primary's log was seen flushed up to here.
+    pub(super) fn see_flushed(&self, flushed: Lsn, now: Millis) {
+        self.server_end_lsn.fetch_max(flushed.0, Ordering::Relaxed);
+        self.behind.flushed(flushed, Lsn(self.applied_lsn.load(Ordering::Relaxed)), now);
+    }
+
+    /// What the slot holds back, when it was last looked at.
+    pub fn held(&self) -> Option<Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes what the slot holds back, and warns when that becomes too much.
+    pub(super) fn see_held(&self, slot: &str, held: Option<Held>) {
+        let trouble = held.as_ref().and_then(Held::trouble);
+        let before = std::mem::replace(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner), held);
+        if let Some(trouble) = trouble
+            && before.and_then(|held| held.trouble()).is_none()
+        {
+            tracing::warn!(slot, "{trouble}");
+        }
+    }
+
+    /// Has the stream confirm what it has received and let go of its slot; [`super::Feed::run`] then returns.
+    pub fn stop(&self) {
+        self.told_to_stop.store(true, Ordering::Relaxed);
+        self.stopping.notify_one();
+    }
+
     /// Takes the server's `synchronous_standby_names`, and says so if they name the feed.
     pub(super) fn see_synchronous(&self, names: &str, application_name: &str) {
         if let Some(strict) = &self.strict {
@@ -296,25 +339,37 @@ impl FeedState {
         }
     }
 
-    pub(super) fn set_oldest_unapplied(&self, commit_time_us: Option<i64>) {
-        self.oldest_unapplied_us.store(commit_time_us.unwrap_or(0), Ordering::Relaxed);
+    /// When the oldest commit that is not applied was committed, by the clock that [`FeedState::judge`] is given.
+    pub(super) fn set_oldest_unapplied(&self, committed_us: Option<i64>) {
+        self.oldest_unapplied_us.store(committed_us.unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+
+    /// How long the feed has been behind, in microseconds.
+    fn lag(&self, now: Millis, silence: Option<Duration>) -> u64 {
+        let now_us = i64::try_from(now).unwrap_or(i64::MAX).saturating_mul(1_000);
+        let oldest = self.oldest_unapplied_us.load(Ordering::Relaxed);
+        let waiting = u64::try_from(now_us.saturating_sub(oldest)).unwrap_or(0);
+        let since = self.behind.since(Lsn(self.applied_lsn.load(Ordering::Relaxed)));
+        let behind = since.map_or(0, |since| now.saturating_sub(since).saturating_mul(1_000));
+        let silence = silence.map_or(0, |silence| u64::try_from(silence.as_micros()).unwrap_or(u64::MAX));
+        waiting.max(behind).max(silence)
     }
 
     /// Works out the lag and whether the feed is lost.
-    pub(super) fn judge(&self, now: Millis, unix_us: i64, lost_after: Duration, max_lag: Duration) {
-        let lag = match self.oldest_unapplied_us.load(Ordering::Relaxed) {
-            0 => 0,
-            oldest => u64::try_from(unix_us.saturating_sub(oldest)).unwrap_or(0),
-        };
+    pub(super) fn judge(&self, now: Millis, lost_after: Duration, max_lag: Duration) {
+        let silence = self.silent_for(now);
+        let silent = silence.is_none_or(|silence| silence > lost_after);
+        // An idle database says nothing for a while.
+        let lag = self.lag(now, silence.filter(|_| silent));
         self.lag_us.store(lag, Ordering::Relaxed);
-        let silent = self.silent_for(now).is_none_or(|silence| silence > lost_after);
         // At once when the stream ends: a successor may have taken the slot, and may have deleted already what
         // we would still let in.
         let interrupted = !self.streaming.load(Ordering::Relaxed);
         let behind = self.is_catching_up();
         let lost = interrupted || silent || behind || Duration::from_micros(lag) > max_lag;
         if self.lost.swap(lost, Ordering::Relaxed) != lost {
-            if lost {
+            // Who stops is lost by intention.
+            if lost && !self.told_to_stop.load(Ordering::Relaxed) {
                 tracing::error!(
                     lag_us = lag,
                     silent,
@@ -322,7 +377,7 @@ impl FeedState {
                     behind,
                     "the feed is lost: guards do what when_feed_lost says"
                 );
-            } else {
+            } else if !lost {
                 tracing::info!("the feed is level again");
             }
         }
@@ -339,34 +394,70 @@ mod tests {
     fn lost_until_heard_and_after_silence_or_lag() {
         let state = FeedState::new(1);
         assert!(state.is_lost());
-        state.judge(0, 0, SECOND, SECOND);
+        state.judge(0, SECOND, SECOND);
         assert!(state.is_lost(), "nothing has been heard");
         state.heard(100);
-        state.judge(100, 0, SECOND, SECOND);
+        state.judge(100, SECOND, SECOND);
         assert!(state.is_lost(), "connected is not streaming");
-        state.streaming.store(true, Ordering::Relaxed);
-        state.judge(1_100, 0, SECOND, SECOND);
+        state.begun(Lsn(0));
+        state.judge(1_100, SECOND, SECOND);
         assert!(!state.is_lost());
-        state.judge(1_101, 0, SECOND, SECOND);
+        assert_eq!(lag(&state), 0, "an idle database says nothing for a while");
+        state.judge(1_101, SECOND, SECOND);
         assert!(state.is_lost(), "silent for too long");
+        assert_eq!(lag(&state), 1_001);
         state.heard(1_101);
-        state.set_oldest_unapplied(Some(5_000_000));
-        state.judge(1_101, 6_000_000, SECOND, SECOND);
+        state.set_oldest_unapplied(Some(101_000));
+        state.judge(1_101, SECOND, SECOND);
         assert!(!state.is_lost());
-        state.judge(1_101, 6_000_001, SECOND, SECOND);
+        state.heard(1_102);
+        state.judge(1_102, SECOND, SECOND);
         assert!(state.is_lost(), "too far behind");
         state.set_oldest_unapplied(None);
-        state.judge(1_101, 6_000_001, SECOND, SECOND);
+        state.judge(1_102, SECOND, SECOND);
         assert!(!state.is_lost());
-        state.ended();
-        state.judge(1_101, 6_000_001, SECOND, SECOND);
+        state.ended(1_102);
+        state.judge(1_102, SECOND, SECOND);
         assert!(state.is_lost(), "the stream has just ended");
         state.begun(Lsn(100));
-        state.judge(1_101, 6_000_001, SECOND, SECOND);
+        state.judge(1_102, SECOND, SECOND);
         assert!(state.is_lost(), "what was committed meanwhile is not applied yet");
         state.applied_lsn.store(100, Ordering::Relaxed);
-        state.judge(1_101, 6_000_001, SECOND, SECOND);
+        state.judge(1_102, SECOND, SECOND);
         assert!(!state.is_lost());
+    }
+
+    /// In milliseconds.
+    fn lag(state: &FeedState) -> u64 {
+        state.lag_us.load(Ordering::Relaxed) / 1_000
+    }
+
+    #[test]
+    fn the_lag_grows_while_nothing_arrives() {
+        let state = FeedState::new(1);
+        let judge = |now| {
+            state.heard(now);
+            state.judge(now, SECOND, 3 * SECOND);
+            (lag(&state), state.is_lost())
+        };
+        assert_eq!(judge(500), (500, true), "not begun: since the start of the process");
+        state.begun(Lsn(100));
+        assert_eq!(judge(600), (600, true), "not level yet");
+        state.applied_lsn.store(100, Ordering::Relaxed);
+        assert_eq!(judge(700), (0, false));
+        // A poll sees more than has come.
+        let much = 100_000_000;
+        state.see_flushed(Lsn(much), 800);
+        assert_eq!(state.server_end_lsn.load(Ordering::Relaxed), much);
+        assert_eq!(judge(900), (100, false));
+        assert_eq!(judge(3_801), (3_001, true), "Postgres holds back what it has");
+        state.applied_lsn.store(much, Ordering::Relaxed);
+        assert_eq!(judge(3_900), (0, false));
+        // An idle database, and no stream.
+        state.ended(4_000);
+        assert_eq!(judge(9_000), (5_000, true));
+        state.begun(Lsn(much));
+        assert_eq!(judge(9_100), (0, false));
     }
 
     #[test]
@@ -385,7 +476,7 @@ mod tests {
         state.see_synchronous("", "cachefence");
         assert!(state.is_unguarded(), "a poll has seen the setting");
         strict.rise(first);
-        state.ended();
+        state.ended(0);
         assert!(state.is_unguarded(), "the stream has ended");
         strict.rise(first);
         assert!(state.is_unguarded(), "what was seen of a stream that has ended");

@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::apply::{Applied, Applier};
 use super::job::{CacheJob, Room, Rooms};
+use super::lag::ServerClock;
 use super::positions::Positions;
 use super::state::FeedState;
 use super::strict::Strict;
@@ -26,6 +27,14 @@ use crate::position::Lsn;
 const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// While the cache takes nothing more, the server hears of us this often (it gives up after 60 s).
 const BLOCKED_REPORT: Duration = Duration::from_secs(1);
+
+/// When the process ends, what has been received is given so long to be deleted and to become visible, ...
+const STOP_CONFIRMING: Duration = Duration::from_secs(2);
+/// ... and Postgres so long to let go of the slot.
+const STOP_LEAVING: Duration = Duration::from_secs(1);
+/// A feed that is told to stop has returned after so long, or never will.
+pub const STOP_WITHIN: Duration =
+    STOP_CONFIRMING.saturating_add(STOP_LEAVING).saturating_add(Duration::from_secs(1));
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +54,17 @@ pub enum StreamError {
     /// A broken guard was mended: the stream starts over, as after a gap.
     #[error("the catalog was mended")]
     Mended,
+    /// Somebody moved the slot, or made it anew, while it was being taken: the stream starts over, as after a gap.
+    #[error("the slot went from {from} to {to} while the stream was being started")]
+    SlotMoved {
+        /// Where it was.
+        from: Lsn,
+        /// Where it is.
+        to: Lsn,
+    },
+    /// We were told to stop: all that could be confirmed is.
+    #[error("stopped")]
+    Stopped,
     /// The cache's task is gone: the process is about to end.
     #[error("the cache's task has ended")]
     CacheGone,
@@ -73,8 +93,9 @@ struct Progress {
     handed: Lsn,
     /// Jobs that there was no room for, in the channel or for their keys: at most what one decoded message makes, plus an advance.
     outbox: VecDeque<CacheJob>,
-    /// Commits given to the cache: end, and commit time.
+    /// Commits given to the cache: end, and when they were committed, by our clock.
     unapplied: VecDeque<(Lsn, i64)>,
+    clock: ServerClock,
     /// The last status that was sent.
     reported: Status,
     reported_at: Instant,
@@ -108,6 +129,7 @@ impl Stream {
             handed: start,
             outbox: VecDeque::new(),
             unapplied: VecDeque::new(),
+            clock: ServerClock::default(),
             reported: Status { write: start, flush: self.confirmed, apply: start, request_reply: false },
             reported_at: Instant::now(),
             reply: false,
@@ -146,6 +168,10 @@ impl Stream {
                 // The sender lives in `positions`, which we hold.
                 _ = settled.changed() => {}
                 () = self.state.mended.notified() => return Err(StreamError::Mended),
+                () = self.state.stopping.notified() => {
+                    self.leave(sender, &mut progress, settled).await;
+                    return Err(StreamError::Stopped);
+                }
                 () = released(&self.state) => {}
                 _ = tick.tick() => {
                     let now = self.positions.now();
@@ -174,10 +200,14 @@ impl Stream {
     /// Applies everything that has been read, until the cache has no room.
     fn drain(&mut self, sender: &mut Walsender, progress: &mut Progress) -> Result<(), StreamError> {
         let before = progress.received;
+        let now = self.now_us();
         while progress.outbox.is_empty() {
             let Some(event) = sender.buffered()? else { break };
+            // While the cache works something off, messages wait for us.
+            let prompt = progress.unapplied.is_empty();
             match event {
-                Event::Data { server_end, payload, .. } => {
+                Event::Data { server_end, sent_at, payload, .. } => {
+                    progress.clock.heard(sent_at, now, prompt);
                     self.state.server_end_lsn.fetch_max(server_end.0, Ordering::Relaxed);
                     if self.applier.ignores(payload) {
                         continue;
@@ -191,14 +221,16 @@ impl Stream {
                             progress.handed = progress.handed.max(end);
                             // Of a transaction in parts, its end alone tells that it is applied.
                             if !invalidation.is_part() {
-                                progress.unapplied.push_back((end, invalidation.commit_time_us));
+                                let committed = progress.clock.ours(invalidation.commit_time_us);
+                                progress.unapplied.push_back((end, committed));
                             }
                             progress.outbox.push_back(CacheJob::Invalidate(invalidation, Room::default()));
                             self.push_out(progress)?;
                         }
                     }
                 }
-                Event::Keepalive { server_end, reply_requested } => {
+                Event::Keepalive { server_end, sent_at, reply_requested } => {
+                    progress.clock.heard(sent_at, now, prompt);
                     self.state.server_end_lsn.fetch_max(server_end.0, Ordering::Relaxed);
                     progress.reply |= reply_requested;
                     // Inside a transaction the position belongs to what has not been committed to us yet.
@@ -206,6 +238,7 @@ impl Stream {
                         progress.received = progress.received.max(server_end);
                     }
                 }
+                Event::Other => {}
             }
         }
         if progress.received > before {
@@ -277,16 +310,57 @@ impl Stream {
         while progress.unapplied.front().is_some_and(|(end, _)| *end <= status.apply) {
             progress.unapplied.pop_front();
         }
-        let oldest = progress.unapplied.front().map(|(_, time)| *time);
         // A transaction that is arriving was committed before it came, however long it takes. In strict nobody sees it
         // before all of it is deleted: what is cached is not behind.
         let arriving = || self.applier.arriving_since().filter(|_| !self.state.is_strict());
-        self.state.set_oldest_unapplied(oldest.or_else(arriving));
+        let arriving = || arriving().map(|time| progress.clock.ours(time));
+        let oldest = progress.unapplied.front().map(|(_, time)| *time).or_else(arriving);
+        self.state.set_oldest_unapplied(oldest);
         // All that was received, but for what has yet to be deleted.
         let before_unapplied = |(end, _): &(Lsn, i64)| Lsn(end.0.saturating_sub(1));
         self.state.reached.set(progress.unapplied.front().map_or(progress.received, before_unapplied));
         let moved = status.flush > progress.reported.flush || status.apply > progress.reported.apply;
         if moved || progress.reply { self.report(sender, progress, status).await } else { Ok(()) }
+    }
+
+    /// Our clock, in microseconds.
+    fn now_us(&self) -> i64 {
+        i64::try_from(self.positions.now()).unwrap_or(i64::MAX).saturating_mul(1_000)
+    }
+
+    /// The process ends. What was received is confirmed as soon as it may be, so that it is not sent again, and the slot
+    /// is free for a successor when this returns. Where something is in the way (Redis is away, a commit waits for
+    /// somebody else), the successor has the rest sent again: nothing is lost by leaving.
+    async fn leave(
+        &mut self,
+        sender: &mut Walsender,
+        progress: &mut Progress,
+        mut settled: watch::Receiver<Lsn>,
+    ) {
+        // Nothing is read any more: until the process has ended, guards do what when_feed_lost says.
+        self.state.streaming.store(false, Ordering::Relaxed);
+        let goal = progress.received;
+        let confirming = async {
+            while self.confirmed < goal {
+                self.hand_out(progress)?;
+                let settled_now = *settled.borrow_and_update();
+                self.confirm(sender, progress, settled_now).await?;
+                if self.confirmed >= goal {
+                    break;
+                }
+                tokio::select! {
+                    // Room for what is handed out comes with what is applied.
+                    changed = self.applied.changed() => changed.map_err(|_| StreamError::CacheGone)?,
+                    _ = settled.changed() => {}
+                    () = released(&self.state) => {}
+                }
+            }
+            Ok::<(), StreamError>(())
+        };
+        let confirmed = tokio::time::timeout(STOP_CONFIRMING, confirming).await;
+        let left = tokio::time::timeout(STOP_LEAVING, sender.finish()).await;
+        let (confirmed, left) = (matches!(confirmed, Ok(Ok(()))), matches!(left, Ok(Ok(()))));
+        tracing::info!(received = %goal, position = %self.confirmed, confirmed, left, "the feed has stopped");
     }
 
     async fn report(

@@ -121,6 +121,8 @@ impl Running {
         let settings = Settings {
             target: database.target.clone(),
             slot: name.to_owned(),
+            temporary_slot: false,
+            failover_slot: true,
             publication: name.to_owned(),
             application_name: name.to_owned(),
             feed_lost_after: Duration::from_secs(1),
@@ -187,8 +189,8 @@ async fn commits_become_keys_and_are_confirmed_and_resumed() {
                ALTER TABLE users REPLICA IDENTITY FULL; CREATE TABLE other (id int PRIMARY KEY)";
     db.client.batch_execute(sql).await.expect("tables");
     let guards = guards(&[("users", &["user:<id>", "users:by-email:<email>"])]);
-    sql::init(&db.client, &guards, "cachefence_stream", "cachefence_stream").await.expect("init");
-    sql::init(&db.client, &guards, "cachefence_stream", "cachefence_stream").await.expect("init again");
+    sql::init(&db.client, &guards, "cachefence_stream", Some("cachefence_stream")).await.expect("init");
+    sql::init(&db.client, &guards, "cachefence_stream", Some("cachefence_stream")).await.expect("init again");
 
     let feed = Running::start(&db, guards.clone(), "cachefence_stream");
     feed.until_streaming().await;
@@ -279,6 +281,32 @@ async fn publication_and_slot_are_created_and_a_dropped_slot_is_a_gap() {
     feed.until_streaming().await;
     db.client.batch_execute("INSERT INTO users VALUES (5)").await.expect("insert");
     feed.until_note(&keys(&["user:5"])).await;
+}
+
+/// Between the look at the slot and the start of the stream anybody can advance it, and Postgres starts from there.
+#[tokio::test]
+async fn a_slot_that_moves_while_it_is_being_taken_is_a_gap() {
+    let db = database().await;
+    db.client.batch_execute("CREATE TABLE users (id int PRIMARY KEY)").await.expect("table");
+    let feed = Running::start(&db, guards(&[("users", &["user:<id>"])]), "cachefence_moved");
+    feed.until_streaming().await;
+    feed.until("settled", |r| !r.positions.unsettled()).await;
+
+    // The cache does not answer the next start, so the feed waits between the two.
+    let stalled = feed.stall.lock().await;
+    feed.state.see_held("cachefence_moved", None);
+    let kill = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active";
+    db.client.execute(kill, &[]).await.expect("kill");
+    feed.until("a look at the slot", |r| r.state.held().is_some()).await;
+    db.client.batch_execute("INSERT INTO users VALUES (1)").await.expect("insert");
+    let advance = "SELECT pg_replication_slot_advance('cachefence_moved', pg_current_wal_flush_lsn())";
+    db.client.batch_execute(advance).await.expect("advance");
+    drop(stalled);
+    feed.until("two more starts", |r| r.starts().len() == 3).await;
+    assert_eq!(feed.starts(), [Some(GapReason::FreshSlot), None, Some(GapReason::SlotAdvanced)]);
+    feed.until_streaming().await;
+    db.client.batch_execute("INSERT INTO users VALUES (2)").await.expect("insert");
+    feed.until_note(&keys(&["user:2"])).await;
 }
 
 #[tokio::test]
@@ -386,7 +414,7 @@ async fn a_column_dropped_while_running_breaks_the_guard() {
 #[tokio::test]
 async fn asof_puts_the_own_transaction_in_progress() {
     let mut db = database().await;
-    sql::init(&db.client, &guards(&[]), "cachefence_asof", "cachefence_asof").await.expect("init");
+    sql::init(&db.client, &guards(&[]), "cachefence_asof", Some("cachefence_asof")).await.expect("init");
     let transaction = db.client.transaction().await.expect("begin");
     let sql = "SELECT pg_current_xact_id()::text, cachefence.asof(), pg_current_snapshot()::text";
     transaction.query_one(sql, &[]).await.expect("an xid");

@@ -55,6 +55,8 @@ pub enum Event<'a> {
         start: Lsn,
         /// How far the server has come.
         server_end: Lsn,
+        /// When it was sent, by the server's clock, in microseconds since 1970.
+        sent_at: i64,
         /// For [`super::pgoutput::decode`].
         payload: &'a [u8],
     },
@@ -62,9 +64,13 @@ pub enum Event<'a> {
     Keepalive {
         /// Every commit that ends at or before this position has been sent.
         server_end: Lsn,
+        /// When it was sent, by the server's clock, in microseconds since 1970.
+        sent_at: i64,
         /// The server wants an answer now.
         reply_requested: bool,
     },
+    /// Nothing about the stream.
+    Other,
 }
 
 /// What we tell the server of our progress.
@@ -137,15 +143,22 @@ impl Walsender {
     ///
     /// # Errors
     /// The connection's, or Postgres's.
-    pub async fn create_slot(&mut self, slot: &str) -> Result<CreatedSlot, PgError> {
-        // The spelling of PostgreSQL 14 is understood by all later ones.
-        let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput NOEXPORT_SNAPSHOT", identifier(slot));
-        let rows = self.connection.simple_query(&sql).await?;
+    pub async fn create_slot(&mut self, slot: &str, lasts: Lasts) -> Result<CreatedSlot, PgError> {
+        let rows = self.connection.simple_query(&create_slot(slot, lasts)).await?;
         let point = rows.first().and_then(|row| row.get(1)).and_then(Option::as_deref).unwrap_or_default();
         let consistent_point = point
             .parse()
             .map_err(|_| PgError::Protocol(format!("CREATE_REPLICATION_SLOT answered {point:?}")))?;
         Ok(CreatedSlot { consistent_point })
+    }
+
+    /// Says whether a slot that nobody reads shall survive a failover. For Postgres 17 and later.
+    ///
+    /// # Errors
+    /// The connection's, or Postgres's.
+    pub async fn alter_slot(&mut self, slot: &str, failover: bool) -> Result<(), PgError> {
+        let sql = format!("ALTER_REPLICATION_SLOT {} (FAILOVER {failover})", identifier(slot));
+        self.connection.simple_query(&sql).await.map(drop)
     }
 
     /// Drops a slot.
@@ -181,7 +194,7 @@ impl Walsender {
         match frame.tag {
             b'd' => event(frame.body).map(Some),
             b'E' => Err(PgError::Server(Box::new(ServerError::parse(frame.body)))),
-            b'N' | b'S' => Ok(Some(Event::Keepalive { server_end: Lsn(0), reply_requested: false })),
+            b'N' | b'S' => Ok(Some(Event::Other)),
             b'c' | b'C' => Err(PgError::Protocol("the server ended the stream".into())),
             other => Err(PgError::Protocol(format!("message {:?} in the stream", char::from(other)))),
         }
@@ -203,24 +216,72 @@ impl Walsender {
         encode_status(status, now_unix_micros() - POSTGRES_EPOCH_US, self.connection.output());
         self.connection.flush().await
     }
+
+    /// Ends the stream in order. Once this returns the server has taken every report and let go of the slot. What it
+    /// still sends is thrown away.
+    ///
+    /// # Errors
+    /// When the connection broke, or the server ended the stream with an error.
+    pub async fn finish(&mut self) -> Result<(), PgError> {
+        // CopyDone: a message of nothing but its length.
+        self.connection.output().put_u8(b'c');
+        self.connection.output().put_u32(4);
+        self.connection.flush().await?;
+        loop {
+            while let Some(frame) = self.connection.buffered()? {
+                match frame.tag {
+                    b'Z' => return Ok(()),
+                    b'E' => return Err(PgError::Server(Box::new(ServerError::parse(frame.body)))),
+                    _ => {}
+                }
+            }
+            self.connection.fill().await?;
+        }
+    }
+}
+
+/// How long a slot lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lasts {
+    /// As long as the connection that made it.
+    Connection,
+    /// Until it is dropped.
+    Server,
+    /// Until it is dropped, on the standbys that are promoted too. For Postgres 17 and later.
+    Failover,
+}
+
+fn create_slot(slot: &str, lasts: Lasts) -> String {
+    let slot = identifier(slot);
+    // The spelling of PostgreSQL 14 is understood by all later ones, but has no word for what is newer.
+    match lasts {
+        Lasts::Connection => {
+            format!("CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT")
+        }
+        Lasts::Server => format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput NOEXPORT_SNAPSHOT"),
+        Lasts::Failover => {
+            format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput (SNAPSHOT 'nothing', FAILOVER)")
+        }
+    }
 }
 
 fn event(body: &[u8]) -> Result<Event<'_>, PgError> {
     let short = || PgError::Protocol("a stream message that ends too early".into());
-    let number = |from: usize| -> Result<Lsn, PgError> {
-        let bytes = body.get(from..).and_then(|rest| rest.first_chunk::<8>()).ok_or_else(short)?;
-        Ok(Lsn(u64::from_be_bytes(*bytes)))
-    };
+    let eight = |from: usize| body.get(from..).and_then(|rest| rest.first_chunk::<8>()).ok_or_else(short);
+    let number = |from: usize| eight(from).map(|bytes| Lsn(u64::from_be_bytes(*bytes)));
+    let clock = |from: usize| eight(from).map(|bytes| unix_micros(i64::from_be_bytes(*bytes)));
     match body.first() {
         // Start, end, clock, payload.
         Some(b'w') => Ok(Event::Data {
             start: number(1)?,
             server_end: number(9)?,
+            sent_at: clock(17)?,
             payload: body.get(25..).ok_or_else(short)?,
         }),
         // End, clock, reply requested.
         Some(b'k') => Ok(Event::Keepalive {
             server_end: number(1)?,
+            sent_at: clock(9)?,
             reply_requested: *body.get(17).ok_or_else(short)? != 0,
         }),
         Some(other) => Err(PgError::Protocol(format!("stream message {:?}", char::from(*other)))),
@@ -272,7 +333,8 @@ mod tests {
             assert!(event(&data[..end]).is_err(), "{end}");
         }
         data.extend_from_slice(b"B...");
-        let expected = Event::Data { start: Lsn(1), server_end: Lsn(2), payload: b"B..." };
+        let expected =
+            Event::Data { start: Lsn(1), server_end: Lsn(2), sent_at: unix_micros(3), payload: b"B..." };
         assert_eq!(event(&data).expect("data"), expected);
 
         let mut keepalive = vec![b'k'];
@@ -280,7 +342,8 @@ mod tests {
         keepalive.extend_from_slice(&0u64.to_be_bytes());
         assert!(event(&keepalive).is_err());
         keepalive.push(1);
-        let expected = Event::Keepalive { server_end: Lsn(7), reply_requested: true };
+        let expected =
+            Event::Keepalive { server_end: Lsn(7), sent_at: unix_micros(0), reply_requested: true };
         assert_eq!(event(&keepalive).expect("keepalive"), expected);
         assert!(event(b"x").is_err());
     }
@@ -296,6 +359,14 @@ mod tests {
         assert_eq!(out[21], 1);
         assert_eq!(out[29], 2);
         assert_eq!(out[38], 1);
+    }
+
+    #[test]
+    fn how_long_a_slot_lasts_is_said_when_it_is_made() {
+        let made = |lasts| create_slot("c", lasts);
+        assert_eq!(made(Lasts::Server), "CREATE_REPLICATION_SLOT \"c\" LOGICAL pgoutput NOEXPORT_SNAPSHOT");
+        assert!(made(Lasts::Connection).contains(" \"c\" TEMPORARY LOGICAL "));
+        assert!(made(Lasts::Failover).ends_with("(SNAPSHOT 'nothing', FAILOVER)"));
     }
 
     #[test]
