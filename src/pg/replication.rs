@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::{BufMut, BytesMut};
 
 use super::error::{PgError, ServerError};
-use super::target::Target;
+use super::target::{SESSION_SQL, Target};
 use super::wire::Connection;
 use crate::position::Lsn;
 
@@ -89,7 +89,9 @@ impl Walsender {
     /// # Errors
     /// The connection's, or Postgres's.
     pub async fn connect(target: &Target, application_name: &str) -> Result<Self, PgError> {
-        Ok(Self { connection: Connection::replication(target, application_name).await? })
+        let mut connection = Connection::replication(target, application_name).await?;
+        connection.simple_query(SESSION_SQL).await?;
+        Ok(Self { connection })
     }
 
     /// `IDENTIFY_SYSTEM`.
@@ -111,12 +113,19 @@ impl Walsender {
         })
     }
 
+    /// `server_version_num`.
+    async fn version(&mut self) -> Result<i32, PgError> {
+        let rows = self.connection.simple_query("SHOW server_version_num").await?;
+        let answer = rows.first().and_then(|row| row.first()).and_then(Option::as_deref).unwrap_or_default();
+        answer.parse().map_err(|_| PgError::Protocol(format!("SHOW server_version_num answered {answer:?}")))
+    }
+
     /// Creates a logical slot for pgoutput. Waits for every transaction that is running now.
     ///
     /// # Errors
     /// The connection's, or Postgres's.
     pub async fn create_slot(&mut self, slot: &str) -> Result<CreatedSlot, PgError> {
-        // The spelling of PostgreSQL 14 is understood by all later ones.
+        // The spelling of PostgreSQL 13 is understood by all later ones.
         let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput NOEXPORT_SNAPSHOT", identifier(slot));
         let rows = self.connection.simple_query(&sql).await?;
         let point = rows.first().and_then(|row| row.get(1)).and_then(Option::as_deref).unwrap_or_default();
@@ -140,9 +149,11 @@ impl Walsender {
     /// # Errors
     /// The connection's, or Postgres's (55006: somebody is using the slot).
     pub async fn start(&mut self, slot: &str, from: Lsn, publication: &str) -> Result<(), PgError> {
+        // Version 13 sends no messages, and does not take the option.
+        let messages = if self.version().await? >= 140_000 { ", messages 'true'" } else { "" };
         // publication_names is a list of identifiers inside a string literal: both are quoted.
         let sql = format!(
-            "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names {}, messages 'true')",
+            "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names {}{messages})",
             identifier(slot),
             literal(&identifier(publication)),
         );

@@ -26,10 +26,13 @@ pub const SESSION: &[(&str, &str)] = &[
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
-    ("idle_session_timeout", "0"),
     // Our own transactions must not wait for a synchronous standby that may be ourselves.
     ("synchronous_commit", "local"),
 ];
+
+/// What follows the login, for a setting that version 13 does not have: in a startup message that would end the session.
+pub const SESSION_SQL: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
+                               WHERE name = 'idle_session_timeout'";
 
 /// Where and as whom to connect: what a URL says, in the form the startup message needs.
 #[derive(Clone)]

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use futures_util::SinkExt;
 use tokio_postgres::Client;
 
 use crate::Fallible;
-use crate::statements::{Dice, Statement, away_and_back, maintenance, statement};
+use crate::statements::{Dice, away_and_back, maintenance, statement};
 
 /// Statements of a transaction at most.
 const STATEMENTS: u64 = 7;
@@ -64,7 +63,7 @@ impl Session {
         for _ in 0..transactions {
             if self.dice.one_in(60) {
                 let sql = maintenance(&mut self.dice);
-                self.send(&Statement::Sql(sql.into())).await?;
+                self.send(sql).await?;
             }
             self.transaction().await?;
         }
@@ -117,8 +116,7 @@ impl Session {
         let level =
             self.dice.pick(&["", "", "", "ISOLATION LEVEL REPEATABLE READ", "ISOLATION LEVEL SERIALIZABLE"]);
         let tag = self.tag;
-        let begun =
-            self.send(&Statement::Sql(format!("BEGIN {level}; INSERT INTO tags VALUES ({tag})"))).await?;
+        let begun = self.send(&format!("BEGIN {level}; INSERT INTO tags VALUES ({tag})")).await?;
         if !begun {
             self.roll_back().await?;
         }
@@ -132,7 +130,7 @@ impl Session {
 
     async fn commit(&mut self, how: &str) -> Fallible<()> {
         // A serializable one may not be able to.
-        match self.send(&Statement::Sql(how.into())).await? {
+        match self.send(how).await? {
             true => self.tally.committed += 1,
             false => self.tally.rolled_back += 1,
         }
@@ -141,7 +139,7 @@ impl Session {
 
     async fn in_two_phases(&mut self) -> Fallible<()> {
         let tag = self.tag;
-        if !self.send(&Statement::Sql(format!("PREPARE TRANSACTION 'tag {tag}'"))).await? {
+        if !self.send(&format!("PREPARE TRANSACTION 'tag {tag}'")).await? {
             return self.roll_back().await;
         }
         self.tally.prepared += 1;
@@ -171,11 +169,8 @@ impl Session {
     }
 
     /// Sends what Postgres may refuse; says whether it did not.
-    async fn send(&mut self, statement: &Statement) -> Fallible<bool> {
-        let (text, done) = match statement {
-            Statement::Sql(sql) => (sql.clone(), self.sql.batch_execute(sql).await),
-            Statement::Copy(sql, lines) => (format!("{sql}\n{lines}"), self.copy(sql, lines).await),
-        };
+    async fn send(&mut self, statement: &str) -> Fallible<bool> {
+        let done = self.sql.batch_execute(statement).await;
         self.tally.statements += 1;
         let outcome = match &done {
             Ok(()) => String::new(),
@@ -186,21 +181,15 @@ impl Session {
                 *self.tally.errors.entry(format!("{code} {message}")).or_default() += 1;
                 format!("   -- failed: {code} {message}")
             }
-            Err(error) => return Err(format!("{text}: {error:?}").into()),
+            Err(error) => return Err(format!("{statement}: {error:?}").into()),
         };
-        self.tally.sent.entry(self.tag).or_default().push(text + &outcome);
+        self.tally.sent.entry(self.tag).or_default().push(statement.to_owned() + &outcome);
         Ok(done.is_ok())
-    }
-
-    async fn copy(&self, sql: &str, lines: &str) -> Result<(), tokio_postgres::Error> {
-        let mut sink = Box::pin(self.sql.copy_in::<_, bytes::Bytes>(sql).await?);
-        sink.send(bytes::Bytes::copy_from_slice(lines.as_bytes())).await?;
-        sink.close().await
     }
 
     /// Sends what cannot fail.
     async fn must(&mut self, sql: &str) -> Fallible<()> {
-        match self.send(&Statement::Sql(sql.into())).await? {
+        match self.send(sql).await? {
             true => Ok(()),
             false => Err(format!("failed: {:?}", self.tally.sent.get(&self.tag)).into()),
         }

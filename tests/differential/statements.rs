@@ -29,14 +29,6 @@ impl Dice {
     }
 }
 
-/// What is sent to Postgres.
-#[derive(Debug, Clone)]
-pub enum Statement {
-    Sql(String),
-    /// `COPY ... FROM STDIN`, and the lines.
-    Copy(String, String),
-}
-
 /// Few enough that sessions meet.
 const IDS: u64 = 40;
 
@@ -87,15 +79,15 @@ fn long_text(dice: &mut Dice, longest: u64) -> String {
 }
 
 /// A statement on one of the tables, or about it. `fresh` is a number that nobody has used.
-pub fn statement(dice: &mut Dice, version: i32, fresh: u64) -> Statement {
-    Statement::Sql(match dice.roll(24) {
+pub fn statement(dice: &mut Dice, version: i32, fresh: u64) -> String {
+    match dice.roll(24) {
         0..=4 => people(dice, fresh),
         5..=8 => orders(dice),
         9..=11 => kinds(dice),
         12..=14 => by_index(dice),
         15..=16 => large(dice),
         17..=18 => slugs(dice),
-        19 => return copy(dice, fresh),
+        19 => copy(dice, fresh),
         20 => {
             let truncated = ["people CASCADE", TABLES[2].sql, "kinds, by_index", "large", "slugs", "people"];
             // Whole guards hide what else the transaction does.
@@ -104,7 +96,7 @@ pub fn statement(dice: &mut Dice, version: i32, fresh: u64) -> Statement {
         21 if version >= 140_000 => named(dice),
         22 if version >= 150_000 => merge(dice),
         _ => ddl(dice),
-    })
+    }
 }
 
 fn people(dice: &mut Dice, fresh: u64) -> String {
@@ -282,14 +274,14 @@ fn slugs(dice: &mut Dice) -> String {
     }
 }
 
-fn copy(dice: &mut Dice, fresh: u64) -> Statement {
-    let lines = 1 + dice.roll(30);
-    let line = |n| match n % 4 {
-        0 => format!("{}\t\\N\tcopied\n", fresh + n),
-        1 => format!("{}\ta\\tb\\\\c\tcopied\n", fresh + n),
-        _ => format!("{}\tcopied{n}@ü\t\\N\n", fresh + n),
-    };
-    Statement::Copy("COPY people (id, email, name) FROM STDIN".into(), (0..lines).map(line).collect())
+/// By way of a file in the server's directory.
+fn copy(dice: &mut Dice, fresh: u64) -> String {
+    let (last, file) = (fresh + dice.roll(30), format!("copied-{fresh}"));
+    format!(
+        "COPY (SELECT i, CASE i % 4 WHEN 0 THEN E'a\\tb\\\\c' WHEN 1 THEN NULL ELSE i || '@ü' END, 'copied' \
+         FROM generate_series({fresh}, {last}) i) TO PROGRAM 'cat > {file}'; \
+         COPY people (id, email, name) FROM PROGRAM 'cat {file}; rm {file}'"
+    )
 }
 
 /// Keys by message: one that nobody guards, one of the home db, and one of another, which is meant in both.
@@ -369,7 +361,7 @@ pub fn maintenance(dice: &mut Dice) -> &'static str {
 
 /// A guarded table under another name, or with another name of a column that a key is made of: what changes then cannot
 /// be told, so once it is back the guard goes as a whole.
-pub fn away_and_back(dice: &mut Dice, fresh: u64) -> Vec<Statement> {
+pub fn away_and_back(dice: &mut Dice, fresh: u64) -> Vec<String> {
     let (away, back) = match dice.roll(2) {
         0 => ("ALTER TABLE people RENAME TO elsewhere", "ALTER TABLE elsewhere RENAME TO people"),
         _ => ("ALTER TABLE people RENAME email TO mail", "ALTER TABLE people RENAME mail TO email"),
@@ -384,6 +376,5 @@ pub fn away_and_back(dice: &mut Dice, fresh: u64) -> Vec<Statement> {
         format!("SELECT oracle.whole({PEOPLE}, {HOME_DB})"),
         format!("INSERT INTO people (id, email) VALUES ({}, 'back')", fresh + 1),
     ]
-    .map(Statement::Sql)
     .to_vec()
 }

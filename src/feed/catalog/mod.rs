@@ -14,7 +14,7 @@ use tokio_postgres::{Client, NoTls};
 pub use super::problem::{CatalogError, Problem, describe};
 use crate::pg::error::error_chain;
 use crate::pg::replication::Walsender;
-use crate::pg::target::{SESSION, Target, parse_url};
+use crate::pg::target::{SESSION, SESSION_SQL, Target, parse_url};
 
 /// Connects for SQL, with the session settings that we fix. The connection ends when the client is dropped.
 ///
@@ -39,6 +39,7 @@ pub async fn connect(url: &str, application_name: &str) -> Result<Client, Catalo
             tracing::debug!(error = error_chain(&error), "an SQL connection ended");
         }
     });
+    client.batch_execute(SESSION_SQL).await?;
     Ok(client)
 }
 
