@@ -22,6 +22,8 @@ pub const SESSION: &[(&str, &str)] = &[
     ("timezone", "UTC"),
     ("extra_float_digits", "1"),
     ("bytea_output", "hex"),
+    // A warning of the stream's can mean that it leaves out changes.
+    ("client_min_messages", "warning"),
     ("wal_sender_timeout", "60s"),
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),

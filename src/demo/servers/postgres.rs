@@ -85,7 +85,7 @@ impl Postgres {
         let mut server = Self::empty("cachefence-primary-")?;
         let mut initdb = server.program("initdb");
         initdb.arg("-D").arg(server.data()).args(["-U", USER, "-E", "UTF8", "--locale=C"]);
-        initdb.args(["--auth=trust", "--no-sync", "--no-instructions"]);
+        initdb.args(["--auth=trust", "--no-sync"]);
         server.run(&mut initdb).await?;
         server.configure(options.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
         server.start_on_a_free_port().await?;
