@@ -172,7 +172,7 @@ impl Walsender {
             b'E' => Err(PgError::Server(Box::new(ServerError::parse(frame.body)))),
             b'N' => match skipped_publication(frame.body) {
                 Some(error) => Err(PgError::Server(Box::new(error))),
-                None => Ok(Event::Keepalive { server_end: Lsn(0), reply_requested: false }),
+                None => Ok(Some(Event::Keepalive { server_end: Lsn(0), reply_requested: false })),
             },
             b'S' => Ok(Some(Event::Keepalive { server_end: Lsn(0), reply_requested: false })),
             b'c' | b'C' => Err(PgError::Protocol("the server ended the stream".into())),
