@@ -5,7 +5,7 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 # Where Postgres's programs may be besides PATH: Debian puts them outside.
 PG_BINS := $(wildcard /usr/lib/postgresql/*/bin/initdb)
 
-.PHONY: all demo test test-clients test-servers redis-suite consistency bench lint deps deps-test deps-clients
+.PHONY: all demo test test-clients test-matrix test-servers redis-suite consistency bench lint deps deps-test deps-clients
 
 all: test
 
@@ -33,6 +33,20 @@ test-servers: deps-test
 		[ -n "$$CACHEFENCE_REDIS_SERVER" ] || unset CACHEFENCE_REDIS_SERVER; \
 		$(CARGO) test --locked $(addprefix --test ,$(SERVER_TESTS)) -- --nocapture || exit 1; \
 	done
+
+# What depends on Postgres, on other major versions than the installed one: VERSIONS picks some of 13, 14, 16, 17, 18.
+MATRIX_TESTS := differential visibility restart strict synchronous takeover divergences harness quiescence refusals versions \
+	waits consistency
+
+test-matrix: deps-test
+	@bins="$$(tests/postgres.sh)" && \
+	$(CARGO) test --locked --lib $(addprefix --test ,$(MATRIX_TESTS)) --no-run && \
+	failed=; for bin in $$bins; do \
+		version="$$($$bin/postgres --version)"; echo "on $$version"; \
+		if CACHEFENCE_PG_BIN="$$bin" $(CARGO) test --locked --no-fail-fast --lib $(addprefix --test ,$(MATRIX_TESTS)); \
+		then echo "passed on $$version"; else echo "FAILED on $$version"; failed="$$failed, $$version"; fi; \
+	done; \
+	[ -z "$$failed" ] || { echo "failed on$${failed#,}"; exit 1; }
 
 # Redis's own test suite: SUITE is a checkout of Redis of the version that is installed.
 redis-suite: deps

@@ -223,7 +223,11 @@ async fn evidence_of_the_primary_is_that_of_the_snapshot() -> Outcome {
         assert_eq!(world.held("user:2").await?, None);
     }
 
-    // A key that is named in a transaction changes when that commits, and not before.
+    // A key that is named in a transaction changes when that commits, and not before. Version 13 has no messages.
+    let version = text(&session, "SHOW server_version_num").await?;
+    if version.parse::<i32>()? < 140_000 {
+        return Ok(());
+    }
     let evidence = text(&session, "SELECT cachefence.asof()").await?;
     assert_passed(&asof(&mut client, &evidence, "user:4", "v1").await?);
     for (end, gone) in [("ROLLBACK", false), ("COMMIT", true)] {

@@ -12,7 +12,7 @@ use crate::pg::replication::literal;
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Problem {
     /// Too old a server.
-    #[error("Postgres is version {found}; 14 or later is needed")]
+    #[error("Postgres is version {found}; 13 or later is needed")]
     Version {
         /// `server_version_num`.
         found: i32,

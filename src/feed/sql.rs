@@ -49,8 +49,17 @@ GRANT EXECUTE ON FUNCTION cachefence.asof() TO PUBLIC;";
 
 const FENCE: &str = "\
 CREATE OR REPLACE FUNCTION cachefence.fence(key text) RETURNS void
-LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE AS $cachefence$
-    SELECT pg_catalog.pg_logical_emit_message(true, 'cachefence', key);
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE AS $cachefence$
+BEGIN
+    -- Asked at each call: the function outlives an upgrade.
+    IF pg_catalog.current_setting('server_version_num')::pg_catalog.int4 < 140000 THEN
+        RAISE EXCEPTION 'cachefence.fence() needs PostgreSQL 14 or later'
+            USING ERRCODE = 'feature_not_supported',
+                  DETAIL = 'Logical replication of version 13 leaves out messages, so the key would not be fenced.',
+                  HINT = 'Fence by the rows of a guarded table: insert the key into a table with a guard of its own.';
+    END IF;
+    PERFORM pg_catalog.pg_logical_emit_message(true, 'cachefence', key);
+END
 $cachefence$;
 COMMENT ON FUNCTION cachefence.fence(text) IS
     'Fences and deletes a cache key when this transaction commits: for keys that no template can derive.';

@@ -33,6 +33,12 @@ async fn database() -> Database {
 }
 
 impl Database {
+    /// `server_version_num`.
+    async fn version(&self) -> i32 {
+        let sql = "SELECT current_setting('server_version_num')::int4";
+        self.client.query_one(sql, &[]).await.expect("a version").get(0)
+    }
+
     /// Waits until a query answers true.
     async fn until(&self, sql: &str) {
         let started = Instant::now();
@@ -199,8 +205,14 @@ async fn commits_become_keys_and_are_confirmed_and_resumed() {
     feed.until_note(&keys(&["user:1", "users:by-email:a"])).await;
     db.client.batch_execute("UPDATE users SET email = 'b'").await.expect("update");
     feed.until_note(&keys(&["user:1", "users:by-email:a", "users:by-email:b"])).await;
-    db.client.batch_execute("SELECT cachefence.fence('report:1')").await.expect("fence");
-    feed.until_note(&keys(&["report:1"])).await;
+    let fenced = db.client.batch_execute("SELECT cachefence.fence('report:1')").await;
+    match db.version().await {
+        140_000.. => {
+            fenced.expect("fence");
+            feed.until_note(&keys(&["report:1"])).await;
+        }
+        _ => assert!(format!("{fenced:?}").contains("needs PostgreSQL 14 or later"), "{fenced:?}"),
+    }
     db.client.batch_execute("TRUNCATE users").await.expect("truncate");
     feed.until_note(&Note::Keys(vec![], 1)).await;
     feed.until("not lost", |r| !r.state.is_lost()).await;
@@ -326,11 +338,17 @@ async fn a_catalog_that_does_not_fit_stops_the_start_with_the_sql() {
                ALTER TABLE by_index REPLICA IDENTITY USING INDEX i;
                CREATE TABLE filtered (id int PRIMARY KEY);
                CREATE TABLE late (id int PRIMARY KEY, CONSTRAINT u UNIQUE (id) DEFERRABLE);
-               CREATE PUBLICATION cachefence_catalog FOR TABLE users, parts, parent, filtered WHERE (id > 1)
-                   WITH (publish = 'insert');
+               CREATE PUBLICATION cachefence_catalog FOR TABLE users, parts, parent, filtered WITH (publish = 'insert');
                CREATE PUBLICATION roots FOR TABLE parts WITH (publish_via_partition_root);
                CREATE TABLE \"Child\" (PRIMARY KEY (id)) INHERITS (parent)";
     db.client.batch_execute(sql).await.expect("tables");
+    // Row filters came with version 15.
+    let filters = db.version().await >= 150_000;
+    if filters {
+        let sql = "ALTER PUBLICATION cachefence_catalog DROP TABLE filtered; \
+                   ALTER PUBLICATION cachefence_catalog ADD TABLE filtered WHERE (id > 1)";
+        db.client.batch_execute(sql).await.expect("a filter");
+    }
     let guards = guards(&[
         ("users", &["user:<id>", "users:by-email:<email>", "u:<nope>", "n:<n>"]),
         ("logs", &["log:<id>"]),
@@ -376,7 +394,7 @@ async fn a_catalog_that_does_not_fit_stops_the_start_with_the_sql() {
         "; run: ALTER PUBLICATION cachefence_catalog SET (publish_via_partition_root = true);",
         "does not contain public.\"Child\"; run: ALTER PUBLICATION cachefence_catalog ADD TABLE public.\"Child\";",
     ] {
-        assert!(text.contains(expected), "{expected}");
+        assert!(text.contains(expected) || (!filters && expected.contains("filter")), "{expected}");
     }
     assert!(!text.contains("does not contain public.parts"), "{text}");
     let leaf = self::guards(&[("parts_1", &["p:<id>"])]);

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::{BufMut, BytesMut};
 
 use super::error::{PgError, ServerError};
-use super::target::{Host, Target};
+use super::target::{Host, SESSION_SQL, Target};
 use super::wire::Connection;
 use crate::position::Lsn;
 
@@ -99,7 +99,8 @@ impl Walsender {
     /// # Errors
     /// The connection's, or Postgres's.
     pub async fn connect(target: &Target, application_name: &str) -> Result<Self, PgError> {
-        let (connection, host) = Connection::replication(target, application_name).await?;
+        let (mut connection, host) = Connection::replication(target, application_name).await?;
+        connection.simple_query(SESSION_SQL).await?;
         Ok(Self { connection, host })
     }
 
@@ -139,6 +140,13 @@ impl Walsender {
         })
     }
 
+    /// `server_version_num`.
+    async fn version(&mut self) -> Result<i32, PgError> {
+        let rows = self.connection.simple_query("SHOW server_version_num").await?;
+        let answer = rows.first().and_then(|row| row.first()).and_then(Option::as_deref).unwrap_or_default();
+        answer.parse().map_err(|_| PgError::Protocol(format!("SHOW server_version_num answered {answer:?}")))
+    }
+
     /// Creates a logical slot for pgoutput. Waits for every transaction that is running now.
     ///
     /// # Errors
@@ -175,9 +183,11 @@ impl Walsender {
     /// # Errors
     /// The connection's, or Postgres's (55006: somebody is using the slot).
     pub async fn start(&mut self, slot: &str, from: Lsn, publication: &str) -> Result<(), PgError> {
+        // Version 13 sends no messages, and does not take the option.
+        let messages = if self.version().await? >= 140_000 { ", messages 'true'" } else { "" };
         // publication_names is a list of identifiers inside a string literal: both are quoted.
         let sql = format!(
-            "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names {}, messages 'true')",
+            "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names {}{messages})",
             identifier(slot),
             literal(&identifier(publication)),
         );
@@ -194,7 +204,11 @@ impl Walsender {
         match frame.tag {
             b'd' => event(frame.body).map(Some),
             b'E' => Err(PgError::Server(Box::new(ServerError::parse(frame.body)))),
-            b'N' | b'S' => Ok(Some(Event::Other)),
+            b'N' => match skipped_publication(frame.body) {
+                Some(error) => Err(PgError::Server(Box::new(error))),
+                None => Ok(Some(Event::Other)),
+            },
+            b'S' => Ok(Some(Event::Other)),
             b'c' | b'C' => Err(PgError::Protocol("the server ended the stream".into())),
             other => Err(PgError::Protocol(format!("message {:?} in the stream", char::from(other)))),
         }
@@ -253,7 +267,7 @@ pub enum Lasts {
 
 fn create_slot(slot: &str, lasts: Lasts) -> String {
     let slot = identifier(slot);
-    // The spelling of PostgreSQL 14 is understood by all later ones, but has no word for what is newer.
+    // The spelling of PostgreSQL 13 is understood by all later ones, but has no word for what is newer.
     match lasts {
         Lasts::Connection => {
             format!("CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT")
@@ -263,6 +277,15 @@ fn create_slot(slot: &str, lasts: Lasts) -> String {
             format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput (SNAPSHOT 'nothing', FAILOVER)")
         }
     }
+}
+
+/// Where the publication is not there, as of the change that is decoded, versions before 18 end the stream with
+/// "undefined object". Version 18 warns, and leaves the change out: nobody may go on from there, so it is made the same
+/// error. The warning's own SQLSTATE is no other's that a stream can bring, but as an error it means much else.
+fn skipped_publication(notice: &[u8]) -> Option<ServerError> {
+    let notice = ServerError::parse(notice);
+    let skipped = notice.severity == "WARNING" && notice.code == "55000";
+    skipped.then(|| ServerError { severity: "ERROR".into(), code: "42704".into(), ..notice })
 }
 
 fn event(body: &[u8]) -> Result<Event<'_>, PgError> {

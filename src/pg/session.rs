@@ -12,7 +12,7 @@ use tokio_postgres::{Client, Config};
 
 use super::connect::{Login, Session, Standing};
 use super::error::{PgError, error_chain};
-use super::target::{self, Host, SESSION, Target};
+use super::target::{self, Host, SESSION, SESSION_SQL, Target};
 use crate::transport::Transport;
 
 /// Connects for SQL, with the session settings that we fix. Ends when the client is dropped.
@@ -27,7 +27,10 @@ pub async fn connect(target: &Target, application_name: &str) -> Result<(Client,
     }
     // Nothing that we ask takes long; a lock that never comes must not hold the start up silently.
     options.push_str(" -c lock_timeout=10s");
-    as_it_is(&Target { options: Some(options.trim().to_owned()), ..target.clone() }, application_name).await
+    let target = Target { options: Some(options.trim().to_owned()), ..target.clone() };
+    let (client, host) = as_it_is(&target, application_name).await?;
+    client.batch_execute(SESSION_SQL).await?;
+    Ok((client, host))
 }
 
 /// The same, in a session as anybody would get it.

@@ -21,14 +21,19 @@ pub const SESSION: &[(&str, &str)] = &[
     ("extra_float_digits", "1"),
     ("bytea_output", "hex"),
     ("lc_monetary", "C"),
+    // A warning of the stream's can mean that it leaves out changes.
+    ("client_min_messages", "warning"),
     ("wal_sender_timeout", "60s"),
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
-    ("idle_session_timeout", "0"),
     // Our own transactions must not wait for a synchronous standby that may be ourselves.
     ("synchronous_commit", "local"),
 ];
+
+/// What follows the login, for a setting that version 13 does not have: in a startup message that would end the session.
+pub const SESSION_SQL: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
+                               WHERE name = 'idle_session_timeout'";
 
 /// Where, as whom and how to connect.
 #[derive(Clone)]

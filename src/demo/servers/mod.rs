@@ -6,6 +6,7 @@
 
 mod account;
 mod cachefence;
+mod copy;
 mod postgres;
 mod process;
 mod programs;

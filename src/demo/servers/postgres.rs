@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
 
 use super::account::Account;
+use super::copy::copy_data;
 use super::process::Process;
 use super::{PATIENCE, PORT_ATTEMPTS, ServerError, free_port, log_file, port_was_taken, programs, temporary};
 use crate::position::Lsn;
@@ -84,7 +85,7 @@ impl Postgres {
         let mut server = Self::empty("cachefence-primary-")?;
         let mut initdb = server.program("initdb");
         initdb.arg("-D").arg(server.data()).args(["-U", USER, "-E", "UTF8", "--locale=C"]);
-        initdb.args(["--auth=trust", "--no-sync", "--no-instructions"]);
+        initdb.args(["--auth=trust", "--no-sync"]);
         server.run(&mut initdb).await?;
         server.configure(options.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
         server.start_on_a_free_port().await?;
@@ -99,15 +100,50 @@ impl Postgres {
     /// It uses no slot: the primary keeps enough WAL. Its name in `pg_stat_replication` is [`Postgres::name`].
     pub async fn replica(primary: &Postgres, settings: &[(&str, &str)]) -> Result<Self, ServerError> {
         let mut server = Self::empty("cachefence-replica-")?;
-        let upstream =
-            format!("host=127.0.0.1 port={} user={USER} application_name={}", primary.port, server.name());
-        let mut backup = server.program("pg_basebackup");
-        backup.arg("-D").arg(server.data()).args(["-d", &upstream, "-R", "-X", "stream", "-c", "fast"]);
-        backup.args(["--no-sync", "--no-manifest"]);
-        server.run(&mut backup).await?;
+        server.copy_of(primary).await?;
         server.configure(settings.iter().copied())?;
         server.start_on_a_free_port().await?;
         Ok(server)
+    }
+
+    /// Makes a replica's data directory.
+    async fn copy_of(&self, primary: &Postgres) -> Result<(), ServerError> {
+        let upstream =
+            format!("host=127.0.0.1 port={} user={USER} application_name={}", primary.port, self.name());
+        if self.bin.join("pg_basebackup").is_file() {
+            let mut backup = self.program("pg_basebackup");
+            backup.arg("-D").arg(self.data()).args(["-d", &upstream, "-R", "-X", "stream", "-c", "fast"]);
+            backup.args(["--no-sync", "--no-manifest"]);
+            return self.run(&mut backup).await;
+        }
+        // What pg_basebackup does. The primary keeps its log, so the replica gets all of it by streaming.
+        let client = primary.client().await?;
+        let (start, stop) = match version(&client).await? {
+            150_000.. => (
+                "SELECT pg_backup_start('replica', true)::text",
+                "SELECT labelfile FROM pg_backup_stop(false)",
+            ),
+            _ => (
+                "SELECT pg_start_backup('replica', true, false)::text",
+                "SELECT labelfile FROM pg_stop_backup(false, false)",
+            ),
+        };
+        text(&client, start).await?;
+        let (from, to, account) = (primary.data(), self.data(), self.account);
+        tokio::task::spawn_blocking(move || copy_data(&from, &to, account))
+            .await
+            .map_err(|error| ServerError::io("copy a primary")(std::io::Error::other(error)))??;
+        let label = text(&client, stop).await?;
+        self.write("backup_label", &label)?;
+        self.write("standby.signal", "")?;
+        let settings = format!("primary_conninfo = '{upstream}'\n");
+        self.write("postgresql.auto.conf", &settings)
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<(), ServerError> {
+        let path = self.data().join(name);
+        std::fs::write(&path, text).map_err(ServerError::io(format!("write {}", path.display())))?;
+        self.account.own(&path)
     }
 
     fn empty(prefix: &str) -> Result<Self, ServerError> {
@@ -169,7 +205,7 @@ impl Postgres {
     /// Runs one statement, or several, with the real psql, as a person would; returns what it printed.
     pub async fn psql(&self, sql: &str) -> Result<String, ServerError> {
         let port = self.port.to_string();
-        let mut psql = self.program("psql");
+        let mut psql = self.program_at(&programs::psql(&self.bin)?);
         psql.args([
             "-X",
             "-v",
@@ -253,8 +289,13 @@ impl Postgres {
     pub async fn pause_replay(&self) -> Result<(), ServerError> {
         let client = self.client().await?;
         execute(&client, "SELECT pg_wal_replay_pause()").await?;
+        // Version 13 knows only that a pause was asked for. What is logged later is not replayed there either.
+        let state = match version(&client).await? {
+            140_000.. => "SELECT pg_get_wal_replay_pause_state()",
+            _ => "SELECT CASE WHEN pg_is_wal_replay_paused() THEN 'paused' END",
+        };
         super::wait_until("replay to pause", PATIENCE, async || {
-            text(&client, "SELECT pg_get_wal_replay_pause_state()").await.is_ok_and(|state| state == "paused")
+            text(&client, state).await.is_ok_and(|state| state == "paused")
         })
         .await
     }
@@ -301,7 +342,11 @@ impl Postgres {
 
     /// A program of this version, run as the right account, blind to the caller's own PG* settings.
     fn program(&self, name: &str) -> Command {
-        let mut command = Command::new(self.bin.join(name));
+        self.program_at(&self.bin.join(name))
+    }
+
+    fn program_at(&self, path: &Path) -> Command {
+        let mut command = Command::new(path);
         for (variable, _) in std::env::vars_os() {
             if variable.to_string_lossy().starts_with("PG") {
                 command.env_remove(variable);
@@ -371,6 +416,13 @@ async fn execute(client: &Client, sql: &str) -> Result<(), ServerError> {
 async fn text(client: &Client, sql: &str) -> Result<String, ServerError> {
     let row = client.query_one(sql, &[]).await.map_err(ServerError::sql(sql))?;
     row.try_get(0).map_err(ServerError::sql(sql))
+}
+
+/// `server_version_num`.
+async fn version(client: &Client) -> Result<i32, ServerError> {
+    let sql = "SHOW server_version_num";
+    let answer = text(client, sql).await?;
+    answer.parse().map_err(|_| ServerError::Answer { what: sql.to_owned(), answer })
 }
 
 async fn lsn(client: &Client, sql: &str) -> Result<Lsn, ServerError> {

@@ -11,7 +11,7 @@ const REDIS_SERVER: &str = "CACHEFENCE_REDIS_SERVER";
 /// Where Debian puts one directory for each major version.
 const DEBIAN_VERSIONS: &str = "/usr/lib/postgresql";
 
-/// The directory that has initdb, postgres, pg_basebackup and psql.
+/// The directory that has initdb and postgres, and with Debian's packages pg_basebackup and psql.
 pub(crate) fn postgres_bin() -> Result<PathBuf, ServerError> {
     let missing =
         || ServerError::Missing { program: "initdb".into(), package: "postgresql", variable: PG_BIN };
@@ -24,6 +24,16 @@ pub(crate) fn postgres_bin() -> Result<PathBuf, ServerError> {
         .find(|dir| has_postgres(dir))
         .or_else(|| newest_version(Path::new(DEBIAN_VERSIONS)))
         .ok_or_else(missing)
+}
+
+/// The psql beside a server's programs, or any other: it speaks with servers of every version.
+pub(crate) fn psql(bin: &Path) -> Result<PathBuf, ServerError> {
+    std::iter::once(bin.to_owned())
+        .chain(path_directories())
+        .chain(newest_version(Path::new(DEBIAN_VERSIONS)))
+        .map(|dir| dir.join("psql"))
+        .find(|psql| psql.is_file())
+        .ok_or(ServerError::Missing { program: "psql".into(), package: "postgresql", variable: PG_BIN })
 }
 
 /// The redis-server program.
@@ -47,7 +57,7 @@ fn path_directories() -> Vec<PathBuf> {
 }
 
 fn has_postgres(dir: &Path) -> bool {
-    ["initdb", "postgres", "pg_basebackup"].iter().all(|program| dir.join(program).is_file())
+    ["initdb", "postgres"].iter().all(|program| dir.join(program).is_file())
 }
 
 /// The `bin` of the highest version number below `versions`.
@@ -71,11 +81,9 @@ mod tests {
     #[test]
     fn the_newest_version_that_is_whole_is_taken() -> std::io::Result<()> {
         let root = tempfile::tempdir()?;
-        for (version, programs) in [
-            ("9", &["initdb", "postgres", "pg_basebackup"][..]),
-            ("15", &["initdb", "postgres", "pg_basebackup"]),
-            ("16", &["psql"]),
-        ] {
+        for (version, programs) in
+            [("9", &["initdb", "postgres"][..]), ("15", &["initdb", "postgres"]), ("16", &["psql"])]
+        {
             let bin = root.path().join(version).join("bin");
             std::fs::create_dir_all(&bin)?;
             for program in programs {

@@ -5,8 +5,9 @@ use tokio_postgres::Client;
 use super::{CatalogError, Problem};
 use crate::position::{Lsn, Snapshot};
 
-/// Logical messages of other output plugins' era: `messages` came to pgoutput with version 14.
-const OLDEST_VERSION: i32 = 140_000;
+/// The first with 64-bit transaction ids in SQL (`pg_current_snapshot`), with the slot's `wal_status`, and with partitioned
+/// tables in publications.
+const OLDEST_VERSION: i32 = 130_000;
 
 /// The server itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
