@@ -24,6 +24,8 @@ const COMMIT: usize = 26;
 pub async fn run(commits: usize) -> Fallible<()> {
     let mut stand = Stand::start(1).await?;
     stand.redis_says(&["CONFIG", "SET", "notify-keyspace-events", "Kg"]).await?;
+    // As applications do: without it a commit waits for nobody, and the log for its writer.
+    stand.sql.batch_execute("SET synchronous_commit = on").await?;
     let deleted = deletions(&stand.redis.address())?;
     let mut proxy = Cachefence::start(BINARY, &stand.settings).await?;
     let mut child = stand.recvlogical("-", &[])?;

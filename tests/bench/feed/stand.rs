@@ -97,8 +97,8 @@ impl Stand {
         let rows = self.rows;
         self.sql
             .batch_execute(&format!(
-                "DO $$ BEGIN FOR first IN 1..{rows} BY {per_transaction} LOOP
-                     UPDATE items SET price = price + 1 WHERE id BETWEEN first AND first + {per_transaction} - 1;
+                "DO $$ BEGIN FOR low IN 1..{rows} BY {per_transaction} LOOP
+                     UPDATE items SET price = price + 1 WHERE id BETWEEN low AND low + {per_transaction} - 1;
                      COMMIT;
                  END LOOP; END $$"
             ))
