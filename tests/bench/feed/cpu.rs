@@ -23,3 +23,9 @@ fn ticks(pid: u32, fields: std::ops::RangeInclusive<usize>) -> f64 {
     let values = after_name.split_ascii_whitespace().skip(fields.start() - 3).take(fields.count());
     values.filter_map(|value| value.parse::<f64>().ok()).sum::<f64>() / TICKS_PER_SECOND
 }
+
+/// How many children a process has, be they running or not waited for yet.
+pub fn children(pid: u32) -> usize {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_ascii_whitespace().count()
+}

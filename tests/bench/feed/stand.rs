@@ -10,6 +10,8 @@ use cachefence::demo::servers::{
 };
 use cachefence::position::Lsn;
 
+use crate::cpu;
+
 pub type Fallible<T> = Result<T, Box<dyn Error>>;
 
 /// The program that is measured.
@@ -34,6 +36,8 @@ pub struct Stand {
     pub primary: Postgres,
     pub settings: String,
     pub rows: u32,
+    /// Processes of Postgres while nobody but us has a session.
+    children: usize,
 }
 
 impl Stand {
@@ -60,7 +64,10 @@ impl Stand {
         Cachefence::start(BINARY, &settings).await?.stop().await?;
         let create = "SELECT pg_create_logical_replication_slot($1, 'pgoutput')";
         sql.execute(create, &[&OTHER_SLOT]).await?;
-        Ok(Self { redis, client, sql, primary, settings, rows })
+        let mut stand = Self { redis, client, sql, primary, settings, rows, children: usize::MAX };
+        stand.nobody_else().await?;
+        stand.children = cpu::children(stand.primary.pid().unwrap_or_default());
+        Ok(stand)
     }
 
     /// Puts both keys of every row into Redis.
@@ -130,13 +137,23 @@ impl Stand {
         Ok(())
     }
 
-    /// Waits until nobody follows a slot: the one who did has ended, and its CPU time is its parent's.
-    pub async fn nobody_follows(&self) -> Fallible<()> {
-        wait_until("the walsenders to end", PATIENCE, async || {
-            let count = self.sql.query_one("SELECT count(*) FROM pg_stat_replication", &[]).await;
-            count.is_ok_and(|row| row.get::<_, i64>(0) == 0)
+    async fn nobody_else(&self) -> Fallible<()> {
+        let others =
+            "SELECT count(*) FROM pg_stat_activity WHERE backend_type IN ('client backend', 'walsender')";
+        wait_until("the first sessions to end", PATIENCE, async || {
+            let count = self.sql.query_one(others, &[]).await;
+            count.is_ok_and(|row| row.get::<_, i64>(0) == 1)
         })
         .await?;
+        Ok(())
+    }
+
+    /// Waits until Postgres has as few sessions as at first: those that have ended were waited for, and their CPU time is
+    /// counted as their parent's.
+    pub async fn quiet(&self) -> Fallible<()> {
+        let postgres = self.primary.pid().unwrap_or_default();
+        wait_until("the sessions to end", PATIENCE, async || cpu::children(postgres) <= self.children)
+            .await?;
         Ok(())
     }
 

@@ -80,10 +80,10 @@ async fn measured(stand: &Stand, reader: impl AsyncFnOnce() -> Fallible<f64>) ->
     let postgres = stand.primary.pid().unwrap_or_default();
     let redis = stand.redis.pid().unwrap_or_default();
     let used = || (cpu::ended_children(std::process::id()), cpu::ended_children(postgres), cpu::own(redis));
-    stand.nobody_follows().await?;
+    stand.quiet().await?;
     let before = used();
     let time = reader().await?;
-    stand.nobody_follows().await?;
+    stand.quiet().await?;
     let after = used();
     Ok(Took { time, reader: after.0 - before.0, sessions: after.1 - before.1, redis: after.2 - before.2 })
 }
