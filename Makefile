@@ -5,7 +5,7 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 # Where Postgres's programs may be besides PATH: Debian puts them outside.
 PG_BINS := $(wildcard /usr/lib/postgresql/*/bin/initdb)
 
-.PHONY: all demo test test-clients test-matrix test-servers redis-suite consistency bench lint deps deps-test deps-clients
+.PHONY: all demo test test-clients test-matrix test-servers redis-suite consistency bench bench-feed lint deps deps-test deps-clients
 
 all: test
 
@@ -64,6 +64,11 @@ consistency: deps
 bench: deps
 	$(CARGO) build --release --locked
 	tests/bench/compare target/release/cachefence
+
+# How much the feed follows, and how soon after a commit its keys are gone, beside pg_recvlogical. ROWS, ROUNDS, COMMITS and
+# ONLY by variables. See docs/performance.md.
+bench-feed: deps
+	$(CARGO) bench --locked --bench feed
 
 lint:
 	$(CARGO) fmt --check

@@ -171,12 +171,14 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    // Clients have threads of their own; here is the feed, the deletions and the admin port.
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
 
 fn run(config: Config) -> Result<(), Failure> {
-    let runtime = runtime()?;
+    // Clients have threads of their own, and so has the admin port. The feed, the deletions and the polls of the sources
+    // share this one: a commit passes from the feed to the deletion and back, and to hand it to another thread that sleeps
+    // costs more than all else that is done for it.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(run::run(config));
     // Tasks that sit in a blocking call (a look-up of a name) must not hold up the end.
     runtime.shutdown_background();

@@ -146,7 +146,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         source: ListenError { address: admin_address, source },
     })?;
 
-    tokio::spawn(admin::serve(admin, status, gate.clone()));
+    admin::start(admin, status, gate.clone())?;
 
     sweep(fence.clone(), positions.clone(), config.fence.history)?;
 

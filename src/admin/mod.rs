@@ -6,6 +6,7 @@ mod info;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +48,25 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// From accepting a connection to its end, for whoever reads slowly.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_HEADER_BYTES: usize = 16 * 1024;
+
+/// Serves on a thread of its own: probes and scrapes are answered however busy the feed is, and do not hold it up.
+///
+/// # Errors
+/// When the operating system gives no thread, or what a thread needs to wait for sockets.
+pub fn start(listener: TcpListener, source: Arc<dyn AdminSource>, keys: Arc<dyn Explain>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // The listener belongs to the thread that waits for it.
+    let listener = listener.into_std()?;
+    let serve = move || {
+        runtime.block_on(async {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => match serve(listener, source, keys).await {},
+                Err(error) => tracing::error!(%error, "the admin port cannot be served"),
+            }
+        });
+    };
+    std::thread::Builder::new().name("admin".into()).spawn(serve).map(drop)
+}
 
 /// Serves until the task is dropped.
 ///

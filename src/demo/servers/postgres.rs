@@ -170,6 +170,11 @@ impl Postgres {
         self.dir.path()
     }
 
+    /// The directory of the server's programs, and of the clients that come with it.
+    pub fn programs(&self) -> &Path {
+        &self.bin
+    }
+
     /// The server's process id, while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Process::id)
