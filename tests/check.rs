@@ -202,7 +202,7 @@ async fn the_documented_rights_are_enough_and_needed(stand: &Stand) -> Outcome {
     file.write_all(stand.settings.as_bytes())?;
     shell(&stand.primary, file.path(), documented("cachefence init --print | psql app")?, "")?;
     // What a second time changes: nothing, be it a role that may or one that may not.
-    let made = "SELECT xmin, oid FROM pg_proc WHERE proname IN ('asof', 'fence') UNION ALL \
+    let made = "SELECT xmin, oid FROM pg_proc WHERE pronamespace = 'cachefence'::regnamespace UNION ALL \
                 SELECT xmin, oid FROM pg_publication UNION ALL \
                 SELECT xmin, oid FROM pg_namespace WHERE nspname = 'cachefence' ORDER BY 2;
                 SELECT slot_name, confirmed_flush_lsn FROM pg_replication_slots";
@@ -211,7 +211,7 @@ async fn the_documented_rights_are_enough_and_needed(stand: &Stand) -> Outcome {
     for settings in [&stand.settings, &as_owner] {
         let output = cachefence(settings, &["init"])?;
         let said = String::from_utf8(output.stdout)?;
-        assert_eq!(said.lines().filter(|line| line.ends_with(": was there")).count(), 5, "{said}");
+        assert_eq!(said.lines().filter(|line| line.ends_with(": was there")).count(), 6, "{said}");
         assert!(output.status.success() && said.contains("the slot cachefence: was there"), "{said}");
     }
     assert_eq!(psql(&stand.primary, made)?, before);

@@ -21,7 +21,7 @@ fn stderr(output: &Output) -> String {
 #[test]
 fn wrong_settings_end_with_status_2_and_say_what_is_allowed() {
     let file = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(file.path(), "[postgres]\nurl = \"postgres://h/d\"\n[proxy]\nmode = \"off\"\n")
+    std::fs::write(file.path(), "[postgres]\nurl = \"postgres://u@h/d\"\n[proxy]\nmode = \"off\"\n")
         .expect("written");
     let path = file.path().to_str().expect("a path");
     for command in ["run", "check", "init"] {
@@ -48,7 +48,7 @@ fn every_mistake_has_its_own_line() {
 
 #[test]
 fn an_unknown_guard_or_filter_is_refused() {
-    let url = ("CACHEFENCE_POSTGRES__URL", "postgres://h/d");
+    let url = ("CACHEFENCE_POSTGRES__URL", "postgres://u@h/d");
     let guard = [url, ("CACHEFENCE_GUARD__0__TABLE", "users"), ("CACHEFENCE_GUARD__0__KEYS", "user:<id>")];
     let output = cachefence(&["purge", "--guard", "orders"], &guard);
     assert_eq!(output.status.code(), Some(2));
@@ -61,7 +61,7 @@ fn an_unknown_guard_or_filter_is_refused() {
 #[test]
 fn a_proxy_that_does_not_run_is_not_healthy() {
     let variables =
-        [("CACHEFENCE_POSTGRES__URL", "postgres://h/d"), ("CACHEFENCE_ADMIN__LISTEN", "127.0.0.1:1")];
+        [("CACHEFENCE_POSTGRES__URL", "postgres://u@h/d"), ("CACHEFENCE_ADMIN__LISTEN", "127.0.0.1:1")];
     let output = cachefence(&["healthcheck"], &variables);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("127.0.0.1:1 does not answer"), "{}", stderr(&output));

@@ -22,8 +22,16 @@ pub(crate) fn postgres_bin() -> Result<PathBuf, ServerError> {
     path_directories()
         .into_iter()
         .find(|dir| has_postgres(dir))
+        .map(|dir| home(&dir))
         .or_else(|| newest_version(Path::new(DEBIAN_VERSIONS)))
         .ok_or_else(missing)
+}
+
+/// Where the programs really are: a directory of links to some of them has not all that is needed.
+fn home(dir: &Path) -> PathBuf {
+    let real = dir.join("initdb").canonicalize().ok();
+    let home = real.as_deref().and_then(Path::parent).filter(|home| has_postgres(home));
+    home.unwrap_or(dir).to_owned()
 }
 
 /// The psql beside a server's programs, or any other: it speaks with servers of every version.
@@ -91,6 +99,22 @@ mod tests {
             }
         }
         assert_eq!(newest_version(root.path()), Some(root.path().join("15").join("bin")));
+        Ok(())
+    }
+
+    #[test]
+    fn links_lead_to_where_all_programs_are() -> std::io::Result<()> {
+        let root = tempfile::tempdir()?;
+        let (real, links) = (root.path().join("real"), root.path().join("links"));
+        for dir in [&real, &links] {
+            std::fs::create_dir(dir)?;
+        }
+        for program in ["initdb", "postgres"] {
+            std::fs::write(real.join(program), "")?;
+            std::os::unix::fs::symlink(real.join(program), links.join(program))?;
+        }
+        assert_eq!(home(&links), real.canonicalize()?);
+        assert_eq!(home(&real), real.canonicalize()?);
         Ok(())
     }
 }
