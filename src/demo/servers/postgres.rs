@@ -136,8 +136,11 @@ impl Postgres {
         let label = text(&client, stop).await?;
         self.write("backup_label", &label)?;
         self.write("standby.signal", "")?;
-        let settings = format!("primary_conninfo = '{upstream}'\n");
-        self.write("postgresql.auto.conf", &settings)
+        // Behind what the primary was told by ALTER SYSTEM, which holds for its copy too.
+        let auto = self.data().join("postgresql.auto.conf");
+        let told =
+            std::fs::read_to_string(&auto).map_err(ServerError::io(format!("read {}", auto.display())))?;
+        self.write("postgresql.auto.conf", &format!("{told}primary_conninfo = '{upstream}'\n"))
     }
 
     fn write(&self, name: &str, text: &str) -> Result<(), ServerError> {
