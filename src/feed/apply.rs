@@ -333,7 +333,11 @@ impl Applier {
         let is_known = |table: &Table| table.oid == oid || table.parts.iter().any(|part| part.oid == oid);
         let changed = match before {
             Some(before) => before.layout != *layout,
-            None => !self.tables.iter().any(is_known),
+            None => self
+                .tables
+                .iter()
+                .find(|table| is_known(table))
+                .is_none_or(|table| table.oid == oid && !layout.has_only(table)),
         };
         let has_parts = |id: &GuardId| self.table(*id).is_some_and(|table| !table.parts.is_empty());
         if changed || guards.iter().any(has_parts) {
