@@ -20,6 +20,8 @@ pub struct Marker {
     pub incarnation: String,
     /// Of the guards (see `Guards::digest`).
     pub guards: u64,
+    /// Of their tables (see `Guards::tables_digest`). Earlier versions wrote none.
+    pub tables: Option<u64>,
 }
 
 /// What the marker says of Redis's data.
@@ -31,7 +33,8 @@ pub enum Standing {
     Missing,
     /// It was written for another system, timeline or slot, or cannot be read.
     Foreign,
-    /// It was written for other guards: keys that are guarded now were not then. Those of then were deleted up to here.
+    /// It was written for other guards: keys that are guarded now were not then. Or their tables were others. The keys of
+    /// then were deleted up to here.
     OtherGuards(Lsn),
 }
 
@@ -42,7 +45,7 @@ impl Marker {
         let Some(found) = Self::parse(found) else { return Standing::Foreign };
         if found.identity != self.identity || found.slot != self.slot {
             Standing::Foreign
-        } else if found.guards != self.guards {
+        } else if found.guards != self.guards || found.tables.is_some_and(|of| Some(of) != self.tables) {
             Standing::OtherGuards(found.applied)
         } else {
             Standing::At(found.applied)
@@ -61,15 +64,18 @@ impl Marker {
             applied: field("applied")?.parse().ok()?,
             incarnation: field("incarnation")?.to_owned(),
             guards: u64::from_str_radix(field("guards")?, 16).ok()?,
+            tables: field("tables").and_then(|digest| u64::from_str_radix(digest, 16).ok()),
         })
     }
 }
 
 impl std::fmt::Display for Marker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { identity: Identity { system_id, timeline }, slot, applied, incarnation, guards } = self;
+        let Self { identity: Identity { system_id, timeline }, slot, applied, incarnation, guards, tables } =
+            self;
         write!(f, "system={system_id} timeline={timeline} slot={slot} applied={applied} ")?;
-        write!(f, "incarnation={incarnation} guards={guards:016x}")
+        write!(f, "incarnation={incarnation} guards={guards:016x}")?;
+        tables.map_or(Ok(()), |tables| write!(f, " tables={tables:016x}"))
     }
 }
 
@@ -84,6 +90,7 @@ mod tests {
             applied: Lsn(0x16B_3748),
             incarnation: "0f3a".into(),
             guards: 0xfeed,
+            tables: Some(0xbeef),
         }
     }
 
@@ -106,6 +113,8 @@ mod tests {
         assert_eq!(written(&|m| m.identity.timeline += 1), Standing::Foreign);
         assert_eq!(written(&|m| m.slot.push('2')), Standing::Foreign);
         assert_eq!(written(&|m| m.guards += 1), Standing::OtherGuards(Lsn(0x16B_3748)));
+        assert_eq!(written(&|m| m.tables = Some(1)), Standing::OtherGuards(Lsn(0x16B_3748)));
+        assert_eq!(written(&|m| m.tables = None), Standing::At(Lsn(0x16B_3748)), "an earlier version's");
         assert_eq!(written(&|m| m.incarnation.push('x')), Standing::At(Lsn(0x16B_3748)), "a predecessor's");
     }
 }

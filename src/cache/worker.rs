@@ -1,6 +1,6 @@
 //! The worker: drain, delete, and only then let the feed confirm.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -278,8 +278,11 @@ impl Worker {
 
     async fn delete(&mut self, changes: &[Invalidation], advanced: Lsn) -> Result<(), CacheError> {
         self.connected().await?;
-        for change in changes.iter().filter(|change| !change.truncated.is_empty()) {
-            self.purge("truncate", |guard| change.truncated.contains(&guard)).await?;
+        // All are fenced already: one walk through Redis does for all of them.
+        let truncated: BTreeSet<GuardId> =
+            changes.iter().flat_map(|change| change.truncated.iter().copied()).collect();
+        if !truncated.is_empty() {
+            self.purge("truncate", |guard| truncated.contains(&guard)).await?;
         }
         let keys: Vec<&CacheKey> = changes.iter().flat_map(|change| &change.keys).collect();
         self.unlink(&keys, advanced).await?;
@@ -288,12 +291,14 @@ impl Worker {
     }
 
     fn marker(&self, applied: Lsn) -> Option<Marker> {
+        let guards = self.guards.load();
         Some(Marker {
             identity: self.identity?,
             slot: self.settings.slot.clone(),
             applied,
             incarnation: self.settings.incarnation.clone(),
-            guards: self.guards.load().digest(),
+            guards: guards.digest(),
+            tables: Some(guards.tables_digest()),
         })
     }
 

@@ -27,8 +27,8 @@ use transaction::{Transaction, Versions};
 use super::catalog::{Table, learn};
 use super::job::Invalidation;
 use super::positions::Positions;
-use super::state::{BROKEN_BY_STREAM, FeedState};
-use crate::fence::{self, FillId, KeyHash, RowChange, Write};
+use super::state::{BROKEN_BY_CATALOG, BROKEN_BY_STREAM, FeedState};
+use crate::fence::{FillId, KeyHash, RowChange, Write};
 use crate::guard::{CacheKey, Guard, GuardId, Guards, key_hash};
 use crate::pg::pgoutput::{Message, OldTuple, Relation, Tuple, table_of_row};
 use crate::pg::replication::unix_micros;
@@ -37,8 +37,8 @@ use crate::position::Lsn;
 /// The prefix of `pg_logical_emit_message` that names keys to fence (fact F7).
 pub const MESSAGE_PREFIX: &str = "cachefence";
 
-/// The prefix of a message that names a table whose rows came or went without one: its guard is fenced as a whole. An empty
-/// one names none. With either comes what a look at the catalog has found since (see [`FeedState::set_found`]).
+/// The prefix of a message that names a table whose rows came or went without one: its guard is fenced as a whole. Or it is
+/// the ticket of a look at the catalog (see [`FeedState::set_found`]), which names no table.
 pub(super) const TABLE_PREFIX: &str = "cachefence:table";
 
 /// Keys of one transaction that are collected before they are fenced and handed on for deletion without waiting for
@@ -98,7 +98,7 @@ impl Applier {
     /// A new stream begins: it describes every table again and starts with whole transactions.
     pub fn restart(&mut self, tables: Vec<Table>) {
         // Older than these.
-        self.state.set_found(None);
+        self.state.forget_found();
         self.learn(tables);
         self.relations.clear();
         self.transaction = None;
@@ -333,7 +333,11 @@ impl Applier {
         let is_known = |table: &Table| table.oid == oid || table.parts.iter().any(|part| part.oid == oid);
         let changed = match before {
             Some(before) => before.layout != *layout,
-            None => !self.tables.iter().any(is_known),
+            None => self
+                .tables
+                .iter()
+                .find(|table| is_known(table))
+                .is_none_or(|table| table.oid == oid && !layout.has_only(table)),
         };
         let has_parts = |id: &GuardId| self.table(*id).is_some_and(|table| !table.parts.is_empty());
         if changed || guards.iter().any(has_parts) {
@@ -354,8 +358,9 @@ impl Applier {
     /// The stream has come to where a look at the catalog was taken, or to where somebody says that rows of a table came or
     /// went.
     fn take_in(&mut self, table: &[u8]) {
-        if let Some(tables) = self.state.take_found() {
+        if let Some(tables) = self.state.take_found(table) {
             self.learn(tables);
+            self.transaction.iter_mut().for_each(|transaction| transaction.looked = true);
             for (oid, Known { layout, .. }) in std::mem::take(&mut self.relations) {
                 // A layout that does not fit is from before. It is sent anew before the next row: nothing is broken yet.
                 let fitted = |guard| self.fit(guard, &layout).unwrap_or_else(|_| Rules::broken(guard));
@@ -363,7 +368,9 @@ impl Applier {
                 self.relations.insert(oid, Known { layout, rules });
             }
             for guard in self.guards.clone().iter().map(|guard| guard.id) {
-                if self.rules_of(guard).next().is_some() && self.rules_of(guard).all(|rules| !rules.broken) {
+                // The look has found nothing wrong with it, so the next row comes with a layout that fits, if this one
+                // does not.
+                if !self.state.is_broken_by(guard, BROKEN_BY_CATALOG) {
                     self.mend(guard);
                 }
             }
@@ -401,8 +408,11 @@ impl Applier {
                 continue;
             }
             if rules.broken {
-                // Its fills are refused since it broke; a whole fence keeps those judged that come after it is mended.
-                transaction.truncate(rules.guard);
+                // Of a broken guard nothing is cached, as its fills are refused; once it is mended, it is fenced as a whole. But
+                // a look may have mended it, and this row is from before that.
+                if !self.state.is_broken_by(rules.guard, BROKEN_BY_STREAM) {
+                    transaction.truncate(rules.guard);
+                }
                 continue;
             }
             let change = Change { old: old.as_ref(), new: new.as_ref(), is_insert };
@@ -434,12 +444,12 @@ impl Applier {
             self.state.transaction_keys.store(0, Ordering::Relaxed);
         }
         let fence = self.positions.fence();
-        for guard in &transaction.truncated {
-            fence.write_guard(fence::GuardId(guard.0), write, &mut draining);
+        if !transaction.truncated.is_empty() {
+            fence.write_guards(&transaction.truncated, write, &mut draining);
         }
         for guard in transaction.mended {
             // Only if the last word on it in this transaction was good.
-            if !self.rules_of(guard).any(|rules| rules.broken) {
+            if transaction.looked || !self.rules_of(guard).any(|rules| rules.broken) {
                 self.state.set_broken(guard, BROKEN_BY_STREAM, false);
                 let table = self.guards.get(guard).map_or("", |guard| guard.label.as_str());
                 tracing::warn!(guard = table, "a broken guard is mended");

@@ -32,6 +32,7 @@ mod stream;
 mod strict;
 mod watch_strict;
 
+use std::hash::BuildHasher as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -59,7 +60,7 @@ use backoff::Backoff;
 use catalog::{Publication, Table};
 use job::Rooms;
 use standby_names::StandbyNames;
-use state::BROKEN_BY_CATALOG;
+use state::{BROKEN_BY_CATALOG, BROKEN_BY_STREAM};
 use stream::Stream;
 
 /// Between looks at the catalog while the stream runs.
@@ -158,6 +159,8 @@ struct Ready {
     identity: Identity,
     gap: Option<GapReason>,
     tables: Vec<Table>,
+    /// Guards that were broken, and fit again.
+    mended: Vec<GuardId>,
 }
 
 impl Feed {
@@ -301,6 +304,10 @@ impl Feed {
         // Told and taken: the gap is dealt with, even if this stream never starts.
         self.regap = None;
         self.outdated = false;
+        // Not before: what was changed meanwhile is not known, and fills of it were refused.
+        for guard in ready.mended.drain(..) {
+            self.state.set_broken(guard, BROKEN_BY_CATALOG | BROKEN_BY_STREAM, false);
+        }
         ready.sender.start(&settings.slot, position, &settings.publication).await?;
         let held = unmoved(&ready.client, settings, position).await?;
         self.state.see_held(&settings.slot, Some(held));
@@ -330,6 +337,7 @@ impl Feed {
     async fn prepare(&mut self) -> Result<Ready, FeedError> {
         let settings = &self.settings;
         let limit = |_| CatalogError::Timeout(SETUP_TIMEOUT);
+        let broken: Vec<GuardId> = self.state.broken().collect();
         let setup = async {
             let mut sender = catalog::walsender(&settings.target, &settings.application_name).await?;
             let system = sender.identify().await?;
@@ -376,6 +384,9 @@ impl Feed {
         if !known.is_empty() && !differing(&client, &self.guards, &known, &tables).await?.is_empty() {
             gap = gap.or(Some(GapReason::CatalogMended));
         }
+        if !broken.is_empty() {
+            gap = gap.or(Some(GapReason::CatalogMended));
+        }
         let held = slot.as_ref().map(|slot| slot.held.clone());
         let can_failover = server.version >= FAILOVER_SLOTS;
         let position = match slot {
@@ -413,7 +424,7 @@ impl Feed {
         // before now may have gone by unseen. So it starts to vouch from here; a running one knows.
         let flushed = server.flushed;
         let floor = position.max(flushed);
-        Ok(Ready { sender, client, position, flushed, floor, identity, gap, tables })
+        Ok(Ready { sender, client, position, flushed, floor, identity, gap, tables, mended: broken })
     }
 }
 
@@ -577,7 +588,7 @@ async fn look(
 }
 
 /// Tells the stream what a look has found, at a place of its own: by a message that comes behind every commit that the look
-/// has seen. It names the guards whose rows may be others now.
+/// has seen. Before it come those that name the guards whose rows may be others now.
 async fn tell(
     client: &Client,
     state: &FeedState,
@@ -589,18 +600,27 @@ async fn tell(
     let of = |tables: &[Table], id| tables.iter().find(|table: &&Table| table.guard == id).cloned();
     let tables: Vec<Table> =
         guards.iter().filter_map(|guard| of(&found, guard.id).or_else(|| of(&held, guard.id))).collect();
-    if tables == held || state.has_found(&tables) {
+    // What has broken a guard in the stream may be gone again before anybody has looked, and no row comes since then.
+    let is_mended =
+        |id| state.is_broken_by(id, BROKEN_BY_STREAM) && !state.is_broken_by(id, BROKEN_BY_CATALOG);
+    if (tables == held && !guards.iter().any(|guard| is_mended(guard.id))) || state.has_found(&tables) {
+        return Ok(());
+    }
+    if !catalog::has_messages(client).await? {
+        state.altered.notify_one();
         return Ok(());
     }
     let mut names = differing(client, guards, &held, &tables).await?;
     tracing::info!(fenced = ?names, "the catalog has changed; guards whose rows may be others now are fenced as a whole");
-    names.push("");
+    // No label, which has a dot.
+    let ticket = format!("{:016x}", std::hash::RandomState::new().hash_one("look"));
+    names.push(&ticket);
     // Before the message, which may come back faster than this goes on.
-    state.set_found(Some(tables));
+    state.set_found(&ticket, tables);
     let sql = "SELECT pg_catalog.pg_logical_emit_message(true, $1, name) FROM pg_catalog.unnest($2::text[]) AS name";
     let told = client.execute(sql, &[&apply::TABLE_PREFIX, &names]).await;
     // The next look tells it again.
-    told.map(drop).inspect_err(|_| state.set_found(None)).map_err(Into::into)
+    told.map(drop).inspect_err(|_| state.forget_found()).map_err(Into::into)
 }
 
 /// The guards whose rows or keys may be others than before, although no commit tells of it.
@@ -614,7 +634,7 @@ async fn differing<'a>(
     for guard in guards {
         let of = |tables: &'_ [Table]| tables.iter().find(|table| table.guard == guard.id).cloned();
         if let Some(now) = of(after)
-            && catalog::may_differ(client, guard, of(before).as_ref(), &now).await?
+            && catalog::may_differ(client, of(before).as_ref(), &now).await?
         {
             differing.push(guard.label.as_str());
         }
@@ -622,26 +642,24 @@ async fn differing<'a>(
     Ok(differing)
 }
 
-/// Raises and lowers the guards' flags. A guard that is mended makes the stream start over: what was changed
-/// meanwhile is not known.
+/// Raises the guards' flags. Once nothing is wrong any more the stream starts over, as what was changed meanwhile is not
+/// known; that lowers them. Not before: with another guard broken the start would wait for that one, and all others with it.
 fn mark(state: &FeedState, guards: &Guards, problems: &[Problem]) {
-    let mut mended = false;
     for guard in guards {
         let id: GuardId = guard.id;
         let found: Vec<Problem> =
             problems.iter().filter(|problem| problem.guard().is_none_or(|of| of == id)).cloned().collect();
         let was = state.is_broken_by(id, BROKEN_BY_CATALOG);
-        state.set_broken(id, BROKEN_BY_CATALOG, !found.is_empty());
         if !found.is_empty() && !was {
+            state.set_broken(id, BROKEN_BY_CATALOG, true);
             tracing::error!(
                 guard = guard.label,
                 problems = catalog::describe(&found),
                 "a guard is broken: its fills are refused until this is mended"
             );
         }
-        mended |= was && found.is_empty();
     }
-    if mended {
+    if problems.is_empty() && guards.iter().any(|guard| state.is_broken_by(guard.id, BROKEN_BY_CATALOG)) {
         state.mended.notify_one();
     }
 }

@@ -69,12 +69,21 @@ GRANT EXECUTE ON FUNCTION cachefence.fence(text) TO PUBLIC;";
 /// are meant as well.
 const FENCE_TABLE: &str = "\
 CREATE OR REPLACE FUNCTION cachefence.fence_table(changed regclass) RETURNS void
-LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE AS $cachefence$
-    WITH RECURSIVE above (oid) AS (
-        SELECT changed::pg_catalog.oid
-        UNION SELECT i.inhparent FROM pg_catalog.pg_inherits i JOIN above a ON i.inhrelid = a.oid)
-    SELECT pg_catalog.pg_logical_emit_message(true, 'cachefence:table', n.nspname || '.' || c.relname)
-    FROM above a JOIN pg_catalog.pg_class c ON c.oid = a.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
+LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE AS $cachefence$
+BEGIN
+    IF pg_catalog.current_setting('server_version_num')::pg_catalog.int4 < 140000 THEN
+        RAISE EXCEPTION 'cachefence.fence_table() needs PostgreSQL 14 or later'
+            USING ERRCODE = 'feature_not_supported',
+                  DETAIL = 'Logical replication of version 13 leaves out messages, so the table would not be fenced.',
+                  HINT = 'The proxy sees what has changed within 10 seconds by itself.';
+    END IF;
+    PERFORM pg_catalog.pg_logical_emit_message(true, 'cachefence:table', pg_catalog.concat(n.nspname, '.', c.relname))
+    FROM (WITH RECURSIVE above (oid) AS (
+              SELECT changed::pg_catalog.oid
+              UNION SELECT i.inhparent FROM pg_catalog.pg_inherits i JOIN above a ON i.inhrelid = a.oid)
+          SELECT above.oid FROM above) a
+    JOIN pg_catalog.pg_class c ON c.oid = a.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
+END
 $cachefence$;
 COMMENT ON FUNCTION cachefence.fence_table(regclass) IS
     'Fences and deletes all keys of a table when this transaction commits: for partitions that come, go or are emptied.';

@@ -26,6 +26,14 @@ pub(super) const BROKEN_BY_STREAM: u8 = 1;
 /// The periodic look at the catalog found something.
 pub(super) const BROKEN_BY_CATALOG: u8 = 2;
 
+/// What a look at the catalog has found, until the stream comes to where that is so.
+#[derive(Debug)]
+struct FoundTables {
+    /// In the message that stands there. Others come too: people's, another proxy's, those of an earlier look.
+    ticket: String,
+    tables: Vec<Table>,
+}
+
 /// The feed's health. Positions are raw LSNs.
 #[derive(Debug)]
 pub struct FeedState {
@@ -70,7 +78,7 @@ pub struct FeedState {
     /// The guarded tables as the catalog has them, once it has been read.
     tables: Mutex<Vec<Table>>,
     /// The same as a later look has found them, until the stream comes to where that is so.
-    found: Mutex<Option<Vec<Table>>>,
+    found: Mutex<Option<FoundTables>>,
     /// The guards as everyone else sees them: they learn from the catalog.
     learnt: Option<Arc<ArcSwap<Guards>>>,
     /// The stream has met what the catalog should be asked about.
@@ -85,8 +93,10 @@ pub struct FeedState {
     behind: Behind,
     /// What the slot holds back.
     held: Mutex<Option<Held>>,
-    /// A broken guard was mended: the stream has to start over as after a gap.
+    /// Every broken guard was mended: the stream has to start over as after a gap.
     pub(super) mended: Notify,
+    /// The catalog has changed, and no message can tell the stream where: it has to start over.
+    pub(super) altered: Notify,
     /// The process is to end: the stream confirms what it has, and lets go of the slot.
     pub(super) stopping: Notify,
     told_to_stop: AtomicBool,
@@ -126,6 +136,7 @@ impl FeedState {
             behind: Behind::new(),
             held: Mutex::new(None),
             mended: Notify::new(),
+            altered: Notify::new(),
             stopping: Notify::new(),
             told_to_stop: AtomicBool::new(false),
         }
@@ -268,19 +279,27 @@ impl FeedState {
         }
     }
 
-    /// What a look at the catalog has found, for the applier to take when the stream has come there.
-    pub(super) fn set_found(&self, tables: Option<Vec<Table>>) {
-        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = tables;
+    /// What a look at the catalog has found, for the applier to take when the stream has come to the message with the
+    /// ticket.
+    pub(super) fn set_found(&self, ticket: &str, tables: Vec<Table>) {
+        let found = FoundTables { ticket: ticket.to_owned(), tables };
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+    }
+
+    /// It will not be told.
+    pub(super) fn forget_found(&self) {
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Whether the applier is yet to take what a look has found, and that is this.
     pub(super) fn has_found(&self, tables: &[Table]) -> bool {
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        found.as_deref().is_some_and(|found| found == tables)
+        found.as_ref().is_some_and(|found| found.tables == tables)
     }
 
-    pub(super) fn take_found(&self) -> Option<Vec<Table>> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner).take()
+    pub(super) fn take_found(&self, ticket: &[u8]) -> Option<Vec<Table>> {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.take_if(|found| found.ticket.as_bytes() == ticket).map(|found| found.tables)
     }
 
     /// Postgres was heard.

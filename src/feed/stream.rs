@@ -54,6 +54,9 @@ pub enum StreamError {
     /// A broken guard was mended: the stream starts over, as after a gap.
     #[error("the catalog was mended")]
     Mended,
+    /// Tables were altered, and Postgres 13 sends no messages that could tell where: the start of a stream compares.
+    #[error("the catalog has changed")]
+    Altered,
     /// Somebody moved the slot, or made it anew, while it was being taken: the stream starts over, as after a gap.
     #[error("the slot went from {from} to {to} while the stream was being started")]
     SlotMoved {
@@ -168,6 +171,7 @@ impl Stream {
                 // The sender lives in `positions`, which we hold.
                 _ = settled.changed() => {}
                 () = self.state.mended.notified() => return Err(StreamError::Mended),
+                () = self.state.altered.notified() => return Err(StreamError::Altered),
                 () = self.state.stopping.notified() => {
                     self.leave(sender, &mut progress, settled).await;
                     return Err(StreamError::Stopped);

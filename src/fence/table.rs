@@ -280,11 +280,11 @@ impl Fence {
         });
     }
 
-    /// Fences every key of a guard (TRUNCATE). All fills in flight are added to `draining`: which of them
-    /// are the guard's is not known here, and a TRUNCATE is rare.
-    pub fn write_guard(&self, guard: GuardId, write: Write, draining: &mut Vec<(KeyHash, FillId)>) {
+    /// Fences every key of these guards (TRUNCATE). All fills in flight are added to `draining`: which of them
+    /// are the guards' is not known here, and a TRUNCATE is rare.
+    pub fn write_guards(&self, guards: &[GuardId], write: Write, draining: &mut Vec<(KeyHash, FillId)>) {
         self.written.fetch_max(write.lsn.0, Ordering::Relaxed);
-        if let Some(whole) = self.guards.get(usize::from(guard.0)) {
+        for whole in guards.iter().filter_map(|guard| self.guards.get(usize::from(guard.0))) {
             lock(&whole.state).write(write, self.floor());
             // A fill reads this while it holds its key's lock; the walk below takes every lock after this
             // store. So each fill either is judged against the write or is found by the walk.

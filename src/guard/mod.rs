@@ -107,8 +107,8 @@ pub struct Guard {
     pub version: Option<VersionRule>,
     /// The Redis db that they are in.
     pub db: u32,
-    /// Tells which tables below the guarded one hold rows of it; 0: none do.
-    pub parts: u64,
+    /// Tells the table that has this name now, its columns, and the tables below it that hold rows of it; 0: not known yet.
+    pub tables: u64,
     /// What happens to fills and reads of its keys.
     pub policy: config::Guard,
 }
@@ -203,12 +203,11 @@ impl Guards {
         Self::of(guards, self.home)
     }
 
-    /// A copy that knows which tables hold the rows, as far as these are not the guarded ones themselves: `parts(guard)` is
-    /// equal for equal tables.
-    pub fn with_parts(&self, parts: impl Fn(&Guard) -> u64) -> Self {
+    /// A copy that knows which tables hold the rows: `tables(guard)` is equal for equal tables, and not 0.
+    pub fn with_tables(&self, tables: impl Fn(&Guard) -> u64) -> Self {
         let mut guards = self.guards.clone();
         for guard in &mut guards {
-            guard.parts = parts(guard);
+            guard.tables = tables(guard);
         }
         Self { guards, ..self.clone() }
     }
@@ -271,27 +270,34 @@ impl Guards {
     }
 
     /// Tells whether the keys in a cache were kept by the same guards: equal for equal tables and templates,
-    /// whatever their order and policies, in every process and version. Partitions and children that come or go are other
-    /// tables: rows come and go with them that no commit tells of.
+    /// whatever their order and policies, in every process and version.
     pub fn digest(&self) -> u64 {
-        let mut lines: Vec<(&str, Vec<&str>, Option<u32>, u64)> = self
+        let mut lines: Vec<(&str, Vec<&str>, Option<u32>)> = self
             .guards
             .iter()
             .map(|guard| {
                 let mut templates: Vec<&str> = guard.templates.iter().map(Template::text).collect();
                 templates.sort_unstable();
                 let db = Some(guard.db).filter(|db| *db != self.home);
-                (guard.label.as_str(), templates, db, guard.parts)
+                (guard.label.as_str(), templates, db)
             })
             .collect();
         lines.sort_unstable();
         // Lengths go in as well: no two lists of texts run together into the same bytes.
-        lines.iter().fold(FNV_OFFSET, |hash, (label, templates, db, parts)| {
+        lines.iter().fold(FNV_OFFSET, |hash, (label, templates, db)| {
             let hash = db.map_or(hash, |db| fnv1a(hash, &db.to_le_bytes()));
-            let hash = if *parts == 0 { hash } else { fnv1a(hash, &parts.to_le_bytes()) };
             let hash = fnv1a(fnv1a(hash, &(templates.len() as u64).to_le_bytes()), &length_prefixed(label));
             templates.iter().fold(hash, |hash, text| fnv1a(hash, &length_prefixed(text)))
         })
+    }
+
+    /// The same of what has been learnt of the tables themselves: one that was altered, replaced, or got other parts while
+    /// nobody looked has rows that no commit tells of.
+    pub fn tables_digest(&self) -> u64 {
+        let mut tables: Vec<(&str, u64)> =
+            self.guards.iter().map(|guard| (guard.label.as_str(), guard.tables)).collect();
+        tables.sort_unstable();
+        tables.iter().fold(FNV_OFFSET, |hash, (_, table)| fnv1a(hash, &table.to_le_bytes()))
     }
 }
 
@@ -338,7 +344,7 @@ fn guard(index: usize, policy: &config::Guard, home: u32) -> Result<Guard, Guard
         templates,
         version,
         db: policy.db.unwrap_or(home),
-        parts: 0,
+        tables: 0,
         policy: policy.clone(),
     })
 }
@@ -350,9 +356,11 @@ fn table_name(text: &str) -> Option<(&str, &str)> {
     (is_name(schema) && is_name(table)).then_some((schema, table))
 }
 
-const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+/// What [`fnv1a`] begins with.
+pub(crate) const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 
-fn fnv1a(hash: u64, bytes: &[u8]) -> u64 {
+/// Equal for equal bytes in every process and version.
+pub(crate) fn fnv1a(hash: u64, bytes: &[u8]) -> u64 {
     bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
@@ -408,8 +416,11 @@ mod tests {
         });
         assert_eq!(typed.matching(0, b"user:7:orders").as_slice(), [GuardId(1)]);
         assert_eq!(typed.digest(), guards.digest());
-        let parted = |parts| guards.with_parts(|guard| if guard.id.0 == 1 { parts } else { 0 }).digest();
-        assert!(parted(0) == guards.digest() && parted(1) != guards.digest() && parted(1) != parted(2));
+        let of = |tables: [u64; 2]| guards.with_tables(|guard| tables[usize::from(guard.id.0)]);
+        assert_eq!(of([1, 2]).digest(), guards.digest());
+        assert_eq!(of([1, 2]).tables_digest(), of([1, 2]).tables_digest());
+        assert_ne!(of([1, 2]).tables_digest(), of([1, 3]).tables_digest());
+        assert_ne!(of([1, 2]).tables_digest(), of([2, 1]).tables_digest());
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub struct Notes {
     pub starts: usize,
     /// What should not be.
     pub wrong: Vec<String>,
+    /// Guards that were fenced as a whole by no transaction of ours: a look at the catalog has found them altered.
+    pub looks: BTreeSet<usize>,
     /// Parts that commits came in beyond the first.
     pub parts: usize,
 }
@@ -74,6 +76,8 @@ impl Notes {
                 self.commits.insert(tag, fenced);
             }
             Some(tag) => self.wrong.push(format!("transaction {tag} came twice: {fenced:?}")),
+            // Of its own, as it has found a table altered.
+            None if fenced.keys.is_empty() => self.looks.extend(fenced.whole),
             None => self.wrong.push(format!("keys without a transaction: {fenced:?}")),
         }
     }

@@ -80,7 +80,7 @@ fn long_text(dice: &mut Dice, longest: u64) -> String {
 
 /// A statement on one of the tables, or about it. `fresh` is a number that nobody has used.
 pub fn statement(dice: &mut Dice, version: i32, fresh: u64) -> String {
-    match dice.roll(24) {
+    match dice.roll(28) {
         0..=4 => people(dice, fresh),
         5..=8 => orders(dice),
         9..=11 => kinds(dice),
@@ -89,13 +89,67 @@ pub fn statement(dice: &mut Dice, version: i32, fresh: u64) -> String {
         17..=18 => slugs(dice),
         19 => copy(dice, fresh),
         20 => {
-            let truncated = ["people CASCADE", TABLES[2].sql, "kinds, by_index", "large", "slugs", "people"];
+            let truncated = [
+                "people CASCADE",
+                TABLES[2].sql,
+                "kinds, by_index",
+                "large",
+                "slugs",
+                "people",
+                "beasts",
+                "ONLY wolves",
+                "days",
+            ];
+            // Where there are no messages, altered tables interrupt the stream.
+            let truncated = if version >= 140_000 { &truncated[..] } else { &truncated[..8] };
             // Whole guards hide what else the transaction does.
-            if !dice.one_in(3) { by_index(dice) } else { format!("TRUNCATE {}", dice.pick(&truncated)) }
+            if !dice.one_in(3) { by_index(dice) } else { format!("TRUNCATE {}", dice.pick(truncated)) }
         }
         21 if version >= 140_000 => named(dice),
         22 if version >= 150_000 => merge(dice),
-        _ => ddl(dice),
+        24..=25 => days(dice),
+        26..=27 => beasts(dice),
+        _ if version >= 140_000 => ddl(dice),
+        _ => by_index(dice),
+    }
+}
+
+/// Partitions: rows that go from one to another, and statements on one alone.
+fn days(dice: &mut Dice) -> String {
+    match dice.roll(8) {
+        0..=2 => format!(
+            "INSERT INTO days VALUES ({}, {}, {}), ({}, {}, 'n') ON CONFLICT DO NOTHING",
+            id(dice),
+            dice.roll(30),
+            text(dice),
+            id(dice),
+            dice.roll(30)
+        ),
+        3 => format!("UPDATE days SET note = {} WHERE {}", text(dice), range(dice, "id")),
+        4 => format!("UPDATE days SET day = {} WHERE {}", dice.roll(30), range(dice, "id")),
+        5 => format!(
+            "UPDATE {} SET id = id + 1000 WHERE {}",
+            dice.pick(&["days", "days_2"]),
+            range(dice, "id")
+        ),
+        6 => format!("DELETE FROM {} WHERE {}", dice.pick(&["days_1", "days_3"]), range(dice, "id")),
+        _ => format!("DELETE FROM days WHERE {} OR id > 1000", range(dice, "id")),
+    }
+}
+
+/// Tables of which one inherits from the other.
+fn beasts(dice: &mut Dice) -> String {
+    let table = dice.pick(&["beasts", "wolves", "ONLY beasts"]);
+    match dice.roll(6) {
+        0 | 1 => format!(
+            "INSERT INTO {} (id, name) VALUES ({}, {}) ON CONFLICT (id) DO UPDATE SET name = 'again'",
+            dice.pick(&["beasts", "wolves"]),
+            id(dice),
+            text(dice)
+        ),
+        2 => format!("UPDATE {table} SET name = {} WHERE {}", text(dice), range(dice, "id")),
+        3 => format!("UPDATE {table} SET id = id + 1000 WHERE {}", range(dice, "id")),
+        _ => format!("DELETE FROM {table} WHERE {} OR id > 1000", range(dice, "id")),
     }
 }
 

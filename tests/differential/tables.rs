@@ -11,6 +11,10 @@ pub struct Guarded {
     pub label: &'static str,
     /// Its name as SQL has it.
     pub sql: &'static str,
+    /// Tables that inherit from it, which need triggers of their own. Partitions get those of their root.
+    pub children: &'static [&'static str],
+    /// Statements give columns other types, or partitions other files: the guard may be fenced as a whole at any time.
+    pub altered: bool,
     /// What makes it.
     pub create: &'static str,
     /// Its templates.
@@ -29,10 +33,12 @@ pub const HOME_DB: u32 = 0;
 pub const OTHER_DB: u32 = 3;
 
 /// In the order of the guards.
-pub const TABLES: [Guarded; 7] = [
+pub const TABLES: [Guarded; 9] = [
     Guarded {
         label: "tags",
         sql: "tags",
+        children: &[],
+        altered: false,
         create: "CREATE TABLE tags (id bigint PRIMARY KEY)",
         keys: &["tag:<id>"],
         db: HOME_DB,
@@ -40,6 +46,8 @@ pub const TABLES: [Guarded; 7] = [
     Guarded {
         label: "people",
         sql: "people",
+        children: &[],
+        altered: true,
         create: "CREATE TABLE people (id bigint PRIMARY KEY, email text, name text, bio text);
                  ALTER TABLE people REPLICA IDENTITY FULL;
                  ALTER TABLE people ALTER bio SET STORAGE EXTERNAL",
@@ -50,6 +58,8 @@ pub const TABLES: [Guarded; 7] = [
     Guarded {
         label: "Läden.Bestell ung",
         sql: "\"Läden\".\"Bestell ung\"",
+        children: &[],
+        altered: false,
         create: "CREATE SCHEMA \"Läden\";
                  CREATE TABLE \"Läden\".\"Bestell ung\" (
                      \"user\" bigint REFERENCES people ON DELETE CASCADE ON UPDATE CASCADE, \"Nr €\" int,
@@ -60,6 +70,8 @@ pub const TABLES: [Guarded; 7] = [
     Guarded {
         label: "kinds",
         sql: "kinds",
+        children: &[],
+        altered: false,
         create: "CREATE TYPE mood AS ENUM ('sad', 'o''k', 'ganz fröhlich');
                  CREATE DOMAIN short AS text CHECK (length(value) < 20);
                  CREATE TYPE pair AS (a int, b text);
@@ -80,6 +92,8 @@ pub const TABLES: [Guarded; 7] = [
     Guarded {
         label: "by_index",
         sql: "by_index",
+        children: &[],
+        altered: true,
         create: "CREATE TABLE by_index (id int, code text NOT NULL, n int NOT NULL, note text);
                  CREATE UNIQUE INDEX by_index_key ON by_index (n, code);
                  ALTER TABLE by_index REPLICA IDENTITY USING INDEX by_index_key",
@@ -90,6 +104,8 @@ pub const TABLES: [Guarded; 7] = [
     Guarded {
         label: "large",
         sql: "large",
+        children: &[],
+        altered: true,
         create: "CREATE TABLE large (id int PRIMARY KEY, title text, body text);
                  ALTER TABLE large ALTER title SET STORAGE EXTERNAL, ALTER body SET STORAGE EXTERNAL;
                  ALTER TABLE large REPLICA IDENTITY FULL",
@@ -99,9 +115,39 @@ pub const TABLES: [Guarded; 7] = [
     Guarded {
         label: "slugs",
         sql: "slugs",
+        children: &[],
+        altered: false,
         create: "CREATE TABLE slugs (slug text PRIMARY KEY, body text);
                  ALTER TABLE slugs ALTER slug SET STORAGE EXTERNAL, ALTER body SET STORAGE EXTERNAL",
         keys: &["slug:<slug>"],
+        db: HOME_DB,
+    },
+    // Partitions of which one has its columns in another order, and one has partitions itself.
+    Guarded {
+        label: "days",
+        sql: "days",
+        children: &[],
+        altered: true,
+        create: "CREATE TABLE days (id int, day int NOT NULL, note text, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+                 CREATE TABLE days_1 PARTITION OF days FOR VALUES FROM (0) TO (10);
+                 CREATE TABLE days_2 (note text, gone int, day int NOT NULL, id int NOT NULL, PRIMARY KEY (id, day));
+                 ALTER TABLE days_2 DROP COLUMN gone;
+                 ALTER TABLE days ATTACH PARTITION days_2 FOR VALUES FROM (10) TO (20);
+                 CREATE TABLE days_3 PARTITION OF days DEFAULT PARTITION BY HASH (id);
+                 CREATE TABLE days_31 PARTITION OF days_3 FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+                 CREATE TABLE days_32 PARTITION OF days_3 FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+                 ALTER TABLE days_32 REPLICA IDENTITY FULL",
+        keys: &["day:<day>:<id>", "days:<day>"],
+        db: OTHER_DB,
+    },
+    Guarded {
+        label: "beasts",
+        sql: "beasts",
+        children: &["wolves"],
+        altered: false,
+        create: "CREATE TABLE beasts (id int PRIMARY KEY, name text);
+                 CREATE TABLE wolves (pack int, PRIMARY KEY (id)) INHERITS (beasts)",
+        keys: &["beast:<id>", "beasts:all"],
         db: HOME_DB,
     },
 ];
@@ -131,7 +177,8 @@ pub fn create(n: usize, table: &Guarded) -> String {
          FROM (SELECT ($1).*) r, LATERAL (VALUES {keys}) k (key) WHERE k.key IS NOT NULL$sql$",
         table.db
     );
-    let (sql, db, create) = (table.sql, table.db, table.create);
+    let (db, create) = (table.db, table.create);
+    let triggers: String = [table.sql].iter().chain(table.children).map(|sql| triggers(n, sql)).collect();
     format!(
         "{create};
          CREATE FUNCTION oracle.of_{n}() RETURNS trigger LANGUAGE plpgsql
@@ -142,12 +189,17 @@ pub fn create(n: usize, table: &Guarded) -> String {
              IF TG_OP IN ('UPDATE', 'DELETE') THEN {log} USING OLD; END IF;
              IF TG_OP IN ('INSERT', 'UPDATE') THEN {log} USING NEW; END IF;
              RETURN NULL;
-         END $oracle$;
-         CREATE TRIGGER oracle_rows AFTER INSERT OR UPDATE OR DELETE ON {sql}
+         END $oracle$; {triggers}"
+    )
+}
+
+fn triggers(n: usize, sql: &str) -> String {
+    format!(
+        "CREATE TRIGGER oracle_rows AFTER INSERT OR UPDATE OR DELETE ON {sql}
              FOR EACH ROW EXECUTE FUNCTION oracle.of_{n}();
          CREATE TRIGGER oracle_all AFTER TRUNCATE ON {sql}
              FOR EACH STATEMENT EXECUTE FUNCTION oracle.of_{n}();
-         ALTER TABLE {sql} ENABLE ALWAYS TRIGGER oracle_rows, ENABLE ALWAYS TRIGGER oracle_all"
+         ALTER TABLE {sql} ENABLE ALWAYS TRIGGER oracle_rows, ENABLE ALWAYS TRIGGER oracle_all;"
     )
 }
 

@@ -48,6 +48,14 @@ impl Layout {
         guard.schema == self.schema && guard.table == self.name
     }
 
+    /// Whether the catalog's table has all of its columns, of the same types.
+    pub fn has_only(&self, table: &Table) -> bool {
+        let is_known = |column: &Column| {
+            table.columns.iter().any(|known| known.name == column.name && known.type_oid == column.type_oid)
+        };
+        self.columns.iter().all(is_known)
+    }
+
     /// Whether old rows have a column. Those of a partitioned table have what the partition's identity keeps, which the
     /// catalog has been asked for: the layout is that of the root.
     fn is_kept(&self, column: &Column, guard: &Guard, known: Option<&Table>) -> bool {

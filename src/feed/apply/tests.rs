@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::*;
-use crate::fence::{Fence, Limits, SourceKind, Version};
+use crate::fence::{self, Fence, Limits, SourceKind, Version};
 use crate::pg::pgoutput::decode;
 use crate::position::Xid;
 
@@ -239,6 +239,7 @@ fn a_lost_identity_a_rename_and_another_type_break_the_guard() {
     for relation in bad {
         let mut applier = applier();
         let column = |name: &str, type_oid| super::super::catalog::Column {
+            number: 1,
             name: name.into(),
             type_oid,
             type_name: String::new(),
@@ -277,6 +278,7 @@ fn parts(applier: &mut Applier, end: u64, messages: &[Vec<u8>]) -> Vec<Invalidat
 
 fn table(columns: &[(&str, u32)], parts: &[u32]) -> Table {
     let column = |(name, type_oid): &(&str, u32)| super::super::catalog::Column {
+        number: 1,
         name: (*name).into(),
         type_oid: *type_oid,
         type_name: String::new(),
@@ -286,7 +288,10 @@ fn table(columns: &[(&str, u32)], parts: &[u32]) -> Table {
         oid: USERS,
         columns: columns.iter().map(column).collect(),
         primary_key: vec!["id".into()],
-        parts: parts.iter().map(|oid| super::super::catalog::Part { oid: *oid, storage: 0 }).collect(),
+        parts: parts
+            .iter()
+            .map(|oid| super::super::catalog::Part { oid: *oid, storage: 0, attached: 0 })
+            .collect(),
         identity: None,
     }
 }
@@ -348,8 +353,12 @@ fn what_the_catalog_tells_is_taken_in_at_its_place_in_the_stream() {
     let retyped = Bytes::relation(USERS, "users", &[("id", true, 2950), ("email", true, 25)]);
     assert!(transaction(&mut applier, 500, &[layout(), insert(&["1", "a"])]).is_some());
     // The look comes before the stream has told of it: the layout from before is not read by what is known since.
-    applier.state.set_found(Some(vec![found.clone()]));
-    let taken = transaction(&mut applier, 600, &[message("cachefence:table", "public.users")]);
+    applier.state.set_found("1f", vec![found.clone()]);
+    // Somebody else's, from before that.
+    assert_eq!(transaction(&mut applier, 550, &[message("cachefence:table", "2e")]), None);
+    assert_ne!(applier.state.tables(), std::slice::from_ref(&found));
+    let messages = ["public.users", "1f"].map(|content| message("cachefence:table", content));
+    let taken = transaction(&mut applier, 600, &messages);
     assert_eq!(taken.expect("an invalidation").truncated, [GuardId(0)]);
     assert_eq!(applier.state.tables(), std::slice::from_ref(&found));
     assert!(!applier.state.is_broken(GuardId(0)));
@@ -363,8 +372,8 @@ fn what_the_catalog_tells_is_taken_in_at_its_place_in_the_stream() {
     applier.restart(vec![table(&[("id", 23), ("email", 25)], &[])]);
     assert!(transaction(&mut applier, 800, &[retyped, insert(&["y", "-"])]).is_some());
     assert!(applier.state.is_broken(GuardId(0)));
-    applier.state.set_found(Some(vec![found]));
-    assert!(transaction(&mut applier, 900, &[message("cachefence:table", "")]).is_some());
+    applier.state.set_found("3d", vec![found]);
+    assert!(transaction(&mut applier, 900, &[message("cachefence:table", "3d")]).is_some());
     assert!(!applier.state.is_broken(GuardId(0)));
     let now = transaction(&mut applier, 950, &[insert(&["z", "-"])]).expect("keys");
     assert_eq!((now.keys.len(), now.truncated.len()), (2, 0));
@@ -476,6 +485,7 @@ fn versioned(identity: [bool; 2]) -> Applier {
     applier.guards =
         Arc::new(Guards::new(&[toml::from_str(settings).expect("settings")], 0).expect("guards"));
     let column = |name: &str, type_oid| super::super::catalog::Column {
+        number: 1,
         name: name.into(),
         type_oid,
         type_name: String::new(),

@@ -43,6 +43,8 @@ pub(super) struct Transaction {
     pub truncated: Vec<GuardId>,
     /// Broken guards whose layout fits again, once this is committed.
     pub mended: Vec<GuardId>,
+    /// By a look at the catalog: layouts that do not fit are from before.
+    pub looked: bool,
     pub progress: Progress,
 }
 

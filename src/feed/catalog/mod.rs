@@ -8,7 +8,7 @@ mod table;
 
 pub use parts::{Part, may_differ};
 pub use publication::{Publication, create_publication, publication};
-pub use server::{Server, server};
+pub use server::{Server, has_messages, server};
 pub use slot::{Held, Slot, slot};
 pub use table::{Column, Table, column_kind, learn, tables, weak_versions};
 use tokio_postgres::Client;

@@ -9,6 +9,9 @@ use crate::position::{Lsn, Snapshot};
 /// tables in publications.
 const OLDEST_VERSION: i32 = 130_000;
 
+/// The first whose logical replication sends messages.
+const MESSAGES: i32 = 140_000;
+
 /// The server itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
@@ -57,4 +60,13 @@ pub async fn server(client: &Client) -> Result<Server, CatalogError> {
         snapshot: snapshot.parse().map_err(|_| CatalogError::Answer(snapshot))?,
         synchronous_standby_names: row.get(5),
     })
+}
+
+/// Whether what is said by `pg_logical_emit_message` comes in the stream.
+///
+/// # Errors
+/// When the server cannot be asked.
+pub async fn has_messages(client: &Client) -> Result<bool, CatalogError> {
+    let row = client.query_one("SELECT current_setting('server_version_num')::int4", &[]).await?;
+    Ok(row.get::<_, i32>(0) >= MESSAGES)
 }

@@ -7,11 +7,13 @@ use tokio_postgres::Client;
 use super::parts::{self, FoundPart, Part};
 use super::{CatalogError, Problem};
 use crate::feed::quoting::quoted_table;
-use crate::guard::{ColumnKind, Guard, GuardId, Guards, VersionKind};
+use crate::guard::{ColumnKind, FNV_OFFSET, Guard, GuardId, Guards, VersionKind, fnv1a};
 
 /// A column of a guarded table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
+    /// Its number, for as long as it exists: another column can take its name.
+    pub number: i16,
     /// Its name.
     pub name: String,
     /// The oid of its type.
@@ -77,7 +79,21 @@ pub fn learn(guards: &Guards, tables: &[Table]) -> Guards {
         let kind = guard.version.as_ref().and_then(|version| table.version_kind(&version.column));
         (&table.primary_key, kind)
     });
-    rows.with_parts(|guard| table(guard).map_or(0, |table| parts::digest(&table.parts)))
+    rows.with_tables(|guard| table(guard).map_or(0, digest))
+}
+
+/// Equal for equal tables, in every process; never 0.
+fn digest(table: &Table) -> u64 {
+    let number = |hash, n: u64| fnv1a(hash, &n.to_le_bytes());
+    let column = |hash, column: &Column| {
+        let named = fnv1a(number(hash, column.number as u64), column.name.as_bytes());
+        fnv1a(number(named, u64::from(column.type_oid)), column.type_name.as_bytes())
+    };
+    let part = |hash, part: &Part| {
+        [u64::from(part.oid), u64::from(part.storage), part.attached].into_iter().fold(hash, number)
+    };
+    let own = table.columns.iter().fold(number(FNV_OFFSET, u64::from(table.oid)), column);
+    table.parts.iter().fold(own, part).max(1)
 }
 
 /// What of a guard's version evidence will be of less use than was hoped for.
@@ -110,7 +126,7 @@ const COLUMNS: &str = "\
                      AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])), \
            EXISTS (SELECT FROM pg_catalog.pg_index i \
                    WHERE i.indrelid = a.attrelid AND i.indisvalid AND i.indimmediate AND i.indisprimary \
-                     AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])) \
+                     AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])), a.attnum \
     FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid \
     WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
 
@@ -165,7 +181,8 @@ async fn table(
     // Name -> (generated, in the identity).
     let mut flags: HashMap<String, (bool, bool)> = HashMap::new();
     for row in client.query(COLUMNS, &[&oid]).await? {
-        let column = Column { name: row.get(0), type_oid: row.get(1), type_name: row.get(2) };
+        let (name, type_oid, type_name) = (row.get(0), row.get(1), row.get(2));
+        let column = Column { number: row.get(6), name, type_oid, type_name };
         flags.insert(column.name.clone(), (row.get(3), identity == "f" || row.get::<_, bool>(4)));
         if row.get(5) {
             primary_key.push(column.name.clone());

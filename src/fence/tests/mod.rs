@@ -70,7 +70,8 @@ impl Table {
 
     fn write_guard(&self, guard: u16, xid: u64, lsn: u64) -> Vec<(KeyHash, FillId)> {
         let mut draining = Vec::new();
-        self.fence.write_guard(GuardId(guard), Write { xid: Xid(xid), lsn: Lsn(lsn) }, &mut draining);
+        let write = Write { xid: Xid(xid), lsn: Lsn(lsn) };
+        self.fence.write_guards(&[GuardId(guard)], write, &mut draining);
         draining.sort_unstable();
         draining
     }

@@ -429,7 +429,7 @@ impl Model {
         match &self.told[self.at] {
             Told::Row(changes, _) => fence.write_row(ALICE, write, changes, &mut Vec::new()),
             Told::Other => fence.write(ALICE, write, &mut Vec::new()),
-            Told::Whole => fence.write_guard(GUARD, write, &mut Vec::new()),
+            Told::Whole => fence.write_guards(&[GUARD], write, &mut Vec::new()),
         }
         self.at += 1;
         self.fed = self.fed.max(self.at);

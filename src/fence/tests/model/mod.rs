@@ -244,7 +244,7 @@ impl Model {
         }
         for guard in (0..2).filter(|guard| wholly & 1 << guard != 0) {
             let mut draining = Vec::new();
-            self.fence.write_guard(GuardId(guard), write, &mut draining);
+            self.fence.write_guards(&[GuardId(guard)], write, &mut draining);
             self.check_draining(draining, self.in_flight.clone());
         }
         if keys != 0 || wholly != 0 {

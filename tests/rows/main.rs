@@ -3,7 +3,10 @@
 //! One stand for all of it. What is to be deleted and what is to stay is put into Redis behind the proxy's back; then a
 //! commit is made; when that is applied, the first is gone and the rest is there.
 
+#[path = "../support/mod.rs"]
 mod support;
+
+mod alterations;
 
 use cachefence::demo::client::Reply;
 use cachefence::demo::servers::{
@@ -123,6 +126,7 @@ async fn world() -> Fallible<World> {
     primary.set_epoch(EPOCH as u32).await?;
     let sql = primary.client().await?;
     sql.batch_execute(TABLES).await?;
+    sql.batch_execute(alterations::TABLES).await?;
     sql.batch_execute(&types_table()).await?;
     let redis = Redis::start(RedisOptions::default()).await?;
     let servers = config(&primary, &[], &redis);
@@ -130,9 +134,11 @@ async fn world() -> Fallible<World> {
         format!("[[guard]]\ntable = {table:?}\nkeys = {keys:?}\nreply = \"error\"\nunproven = \"refuse\"\n")
     };
     let owned = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>();
-    let mut guards: String = GUARDS.iter().map(|(table, keys)| guard(table, &owned(keys))).collect();
+    let all = GUARDS.iter().chain(alterations::GUARDS);
+    let mut guards: String = all.map(|(table, keys)| guard(table, &owned(keys))).collect();
     let keys: Vec<String> = (0..TYPES.len()).map(|n| format!("type{n}:<c{n}>")).collect();
     guards += &guard("types", &keys);
+    guards += alterations::VERSIONED;
     support::init(&(servers.clone() + &guards))?;
     sql.batch_execute("ALTER PUBLICATION cachefence ADD TABLE unguarded").await?;
     let proxy = Cachefence::start(BINARY, &(servers.clone() + &guards)).await?;
@@ -206,7 +212,7 @@ async fn ready(world: &World) -> Outcome {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_row_deletes_its_keys_and_no_others() -> Outcome {
-    let world = world().await?;
+    let mut world = world().await?;
     types(&world).await?;
     identities(&world).await?;
     names(&world).await?;
@@ -217,7 +223,12 @@ async fn every_row_deletes_its_keys_and_no_others() -> Outcome {
     partitions_that_come_and_go(&world).await?;
     children(&world).await?;
     retyped(&world).await?;
-    replaced(&world).await
+    replaced(&world).await?;
+    alterations::columns(&world).await?;
+    alterations::partitions(&world).await?;
+    alterations::primary_key(&world).await?;
+    alterations::mended(&world).await?;
+    alterations::away(&mut world).await
 }
 
 /// A key is what a text-format answer prints under the fixed settings.
