@@ -238,7 +238,7 @@ fn a_wrong_file_ends_the_start() -> Outcome {
     let pki = Pki::new()?;
     let file = pki.path("cachefence.toml");
     let start = |text: &str| -> Fallible<(Option<i32>, String)> {
-        std::fs::write(&file, format!("[postgres]\nurl = \"postgres://127.0.0.1:1/x\"\n{text}"))?;
+        std::fs::write(&file, format!("[postgres]\nurl = \"postgres://u@127.0.0.1:1/x\"\n{text}"))?;
         let output = Command::new(BINARY).arg("run").arg("--config").arg(&file).output()?;
         Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
     };
