@@ -326,7 +326,7 @@ async fn certificates_that_are_none(stand: &Stand) -> Outcome {
 /// A host where nobody listens, a standby, and the primary: each is found by what it is. A proxy follows the primary,
 /// with every part of it secured, and takes a password that was changed.
 async fn several_hosts(stand: Stand) -> Outcome {
-    let replica = Postgres::replica(&stand.primary, &[("ssl", "on")]).await?;
+    let replica = Postgres::replica(&stand.primary, &[]).await?;
     let (dead, standby, primary) = (free_port()?, replica.port(), stand.primary.port());
     let hosts = format!("127.0.0.1:{dead},127.0.0.1:{standby},127.0.0.1:{primary}");
     for (attrs, found) in [
