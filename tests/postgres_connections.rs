@@ -338,8 +338,8 @@ async fn several_hosts(stand: Stand) -> Outcome {
         ("prefer-standby", standby),
     ] {
         let url = stand.url_at("over_tls", &hosts, &format!("sslmode=require&target_session_attrs={attrs}"));
-        assert!(stand.agree(&url).await);
         let session = stand.ours(&url).await?;
+        assert!(stand.agree(&url).await);
         assert!(session.ends_with(&format!(" {found}")), "{attrs}: {session}");
     }
     let two = format!("127.0.0.1:{dead},127.0.0.1:{primary}");
@@ -378,7 +378,8 @@ async fn follows(stand: &Stand, replica: &Postgres, hosts: &str) -> Outcome {
     }
     let active = "SELECT coalesce(max(active_pid), 0) FROM pg_replication_slots";
     let before: i32 = client.query_one(active, &[]).await?.get(0);
-    client.batch_execute("ALTER ROLE over_tls PASSWORD 'an0ther'").await?;
+    let changed = "SET password_encryption = 'scram-sha-256'; ALTER ROLE over_tls PASSWORD 'an0ther'";
+    client.batch_execute(changed).await?;
     fs::write(&secret, "an0ther\n")?;
     client
         .batch_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'over_tls'")

@@ -3,8 +3,12 @@
 
 mod support;
 
+use std::fs;
+use std::io::ErrorKind;
+use std::process::Command;
+
 use cachefence::demo::client::Reply;
-use cachefence::demo::servers::{Cachefence, Postgres, PrimaryOptions, wait_until};
+use cachefence::demo::servers::{Cachefence, Postgres, PrimaryOptions, StopMode, wait_until};
 use cachefence::position::Lsn;
 use rustix::process::{Pid, Signal, kill_process};
 use support::{BINARY, EXACT, Fallible, Outcome, PATIENCE, Setup, World, lsn, text};
@@ -77,6 +81,8 @@ async fn the_slot_of_the_feed() -> Outcome {
     made_anew_and_advanced_while_it_stands_still(&mut world).await?;
     somebody_else_s_stops_the_feed_and_the_lag_grows(&mut world).await?;
     given_up_by_postgres(&mut world).await?;
+    level_though_a_record_is_flushed_by_half(&mut world).await?;
+    its_storage_went_back(&mut world).await?;
     foreign_slots_stop_the_start(&world).await?;
     a_temporary_slot_is_a_gap_each_time(&mut world).await
 }
@@ -231,6 +237,81 @@ async fn given_up_by_postgres(world: &mut World) -> Outcome {
     }
     world.sql.batch_execute("SELECT pg_reload_conf()").await?;
     Ok(())
+}
+
+/// The log of an idle server can be flushed up to the middle of a record for many seconds. The feed is level all the same.
+async fn level_though_a_record_is_flushed_by_half(world: &mut World) -> Outcome {
+    afresh(world).await?;
+    let other = world.primary.client().await?;
+    let writer: i32 =
+        text(&world.sql, "SELECT pid::text FROM pg_stat_activity WHERE backend_type = 'background writer'")
+            .await?
+            .parse()?;
+    let writer = Pid::from_raw(writer).ok_or("no background writer")?;
+    // It would write a record of its own, and flush it.
+    kill_process(writer, Signal::STOP)?;
+    // As long as its transaction is open, full pages of it are flushed and no more.
+    other.batch_execute("BEGIN; SELECT pg_logical_emit_message(false, 'x', repeat('x', 30000))").await?;
+    let half = "SELECT (pg_current_wal_insert_lsn() > pg_current_wal_flush_lsn() \
+                AND pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0') % 8192 = 0)::text";
+    until(&world.sql, half, "true").await?;
+    text(&world.sql, END_WALSENDER).await?;
+    // What is flushed now cannot be applied as it is.
+    let level = world.applied().await;
+    kill_process(writer, Signal::CONT)?;
+    level?;
+    wait_until("the feed to be level", PATIENCE, async || {
+        world.proxy.get("/readyz").await.is_ok_and(|(status, _)| status == 200)
+    })
+    .await?;
+    Ok(())
+}
+
+/// A snapshot of the server's storage is put back: what was cached may be of commits that never were. The log that was
+/// applied, and the marker, are ahead of the server's, which has the same system identifier and timeline as before.
+async fn its_storage_went_back(world: &mut World) -> Outcome {
+    afresh(world).await?;
+    let data = text(&world.sql, "SHOW data_directory").await?;
+    let snapshot = format!("{data}.snapshot");
+    let copy = |from: &str, to: &str| -> Outcome {
+        fs::remove_dir_all(to).or_else(|error| match error.kind() {
+            ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        })?;
+        assert!(Command::new("cp").args(["-a", from, to]).status()?.success());
+        Ok(())
+    };
+    world.primary.stop(StopMode::Fast).await?;
+    copy(&data, &snapshot)?;
+    for running in [true, false] {
+        world.primary.start().await?;
+        world.sql = world.primary.client().await?;
+        world.level().await?;
+        world.sql.batch_execute("SELECT pg_switch_wal()").await?;
+        world.rename(1, "never was").await?;
+        world.marked().await?;
+        if !running {
+            world.proxy.stop().await?;
+        }
+        plant(world).await?;
+        world.primary.stop(StopMode::Fast).await?;
+        copy(&snapshot, &data)?;
+        world.primary.start().await?;
+        world.sql = world.primary.client().await?;
+        if running {
+            purged(world, "went_back").await?;
+        } else {
+            world.proxy.relaunch().await?;
+            world.gone("user:1").await?;
+            assert_eq!(world.purges("marker_foreign").await?, 1.0);
+        }
+        world.level().await?;
+        world.primary.stop(StopMode::Fast).await?;
+    }
+    world.primary.start().await?;
+    world.sql = world.primary.client().await?;
+    fs::remove_dir_all(&snapshot)?;
+    world.level().await.map(drop)
 }
 
 /// A slot that cannot be ours stops the start, and the message says what to run; nothing in Redis is touched.

@@ -175,10 +175,10 @@ impl Worker {
                         rooms.push(room);
                     }
                     CacheJob::Advance(lsn) => reached = lsn,
-                    CacheJob::Start { identity, slot_position: position, gap, ready } => {
+                    CacheJob::Start { identity, slot_position: position, flushed, gap, ready } => {
                         self.apply(std::mem::take(&mut changes), reached).await;
                         rooms.clear();
-                        let found = self.start(identity, position, gap).await;
+                        let found = self.start(identity, position, flushed, gap).await;
                         reached = position;
                         // Nobody waits if the feed was lost again meanwhile; it will start once more.
                         let _ = ready.send(found);
@@ -303,7 +303,13 @@ impl Worker {
     }
 
     /// The feed begins: what Redis holds is brought level with its position.
-    async fn start(&mut self, identity: Identity, position: Lsn, gap: Option<GapReason>) -> Found {
+    async fn start(
+        &mut self,
+        identity: Identity,
+        position: Lsn,
+        flushed: Lsn,
+        gap: Option<GapReason>,
+    ) -> Found {
         self.identity = Some(identity);
         if gap.is_some() || *self.applied.borrow() == Lsn(0) {
             self.deleted.restart(position);
@@ -316,7 +322,11 @@ impl Worker {
             // Whoever held the slot before may have fills under way.
             let (slot_name, own) = (worker.settings.slot_name.clone(), worker.settings.name.clone());
             kill_predecessors(worker.connected().await?, &slot_name, &own).await?;
-            let standing = worker.standing().await?;
+            let standing = match worker.standing().await? {
+                // The server's storage went back: what was cached may have been committed in a log that is gone.
+                Standing::At(lsn) | Standing::OtherGuards(lsn) if lsn > flushed => Standing::Foreign,
+                standing => standing,
+            };
             worker.bring_level(standing, gap).await?;
             Ok(match standing {
                 Standing::Missing => Found::Nothing,

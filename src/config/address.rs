@@ -188,7 +188,9 @@ pub(crate) fn percent_decoded(text: &str) -> Option<Vec<u8>> {
 /// is secret, more is left out rather than less.
 pub fn redact(url: &str) -> String {
     let lower = url.to_ascii_lowercase();
-    let Some(scheme_end) = url.find("://") else {
+    // A password can have it too.
+    let of_scheme = |c: char| c.is_ascii_alphanumeric() || "+-. ".contains(c);
+    let Some(scheme_end) = url.find("://").filter(|end| url[..*end].chars().all(of_scheme)) else {
         // No scheme: perhaps `host=... password=...`, perhaps `:password@host`.
         return match url.rsplit_once('@') {
             _ if lower.contains("password") => "***".into(),
@@ -292,6 +294,8 @@ mod tests {
             ("postgres://h/db?user=u&password=pw", "postgres://h/db?user=u&password=***"),
             ("host=h password=pw", "***"),
             ("u:pw@h", "***@h"),
+            ("host=h password=a://pw x=y", "***"),
+            (" postgres://u:pw@h", " postgres://u:***@h"),
         ] {
             assert_eq!(redact(url), shown);
         }

@@ -33,19 +33,22 @@ pub enum GapReason {
     NewSystem,
     /// A failover, or a recovery to an earlier point.
     NewTimeline,
+    /// The log ends before what was applied: the server's storage went back, as when a snapshot of it is put back.
+    WentBack,
     /// A guard's table had left the publication or lost its replica identity for a while.
     CatalogMended,
 }
 
 impl GapReason {
     /// All of them, for metrics that must exist before the first gap.
-    pub const ALL: [GapReason; 7] = [
+    pub const ALL: [GapReason; 8] = [
         GapReason::FreshSlot,
         GapReason::SlotLost,
         GapReason::SlotAdvanced,
         GapReason::NewPublication,
         GapReason::NewSystem,
         GapReason::NewTimeline,
+        GapReason::WentBack,
         GapReason::CatalogMended,
     ];
 
@@ -58,6 +61,7 @@ impl GapReason {
             GapReason::NewPublication => "new_publication",
             GapReason::NewSystem => "new_system",
             GapReason::NewTimeline => "new_timeline",
+            GapReason::WentBack => "went_back",
             GapReason::CatalogMended => "catalog_mended",
         }
     }
@@ -148,6 +152,8 @@ pub enum CacheJob {
         identity: Identity,
         /// Where the stream goes on.
         slot_position: Lsn,
+        /// How far the server's log was flushed. What stands beyond it is of a log that is gone.
+        flushed: Lsn,
         /// Commits may be missing before `slot_position`: all guarded keys have to go.
         gap: Option<GapReason>,
         /// Predecessors are gone, the marker has been read, and what it asked for is done.

@@ -69,7 +69,7 @@ const CATALOG_INTERVAL: Duration = Duration::from_secs(10);
 const CATALOG_PAUSE: Duration = Duration::from_millis(200);
 /// Between judgements of the feed's health.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(50);
-/// An attempt to set the stream up, waiting for transactions and for the cache left out, takes no longer.
+/// An attempt to set the stream up, without connecting and waiting for transactions and for the cache, takes no longer.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(30);
 /// The first Postgres whose slots can survive a failover.
 const FAILOVER_SLOTS: i32 = 170_000;
@@ -229,7 +229,7 @@ impl Feed {
                 Err(error) => error,
             };
             self.state.ended(self.positions.now());
-            if matches!(error, FeedError::Stream(StreamError::Stopped)) {
+            if matches!(error, FeedError::Stream(StreamError::Stopped)) || self.state.is_told_to_stop() {
                 return Ok(());
             }
             let cache_gone = matches!(error, FeedError::Stream(StreamError::CacheGone));
@@ -289,6 +289,7 @@ impl Feed {
         let job = CacheJob::Start {
             identity: ready.identity,
             slot_position: position,
+            flushed: ready.flushed,
             gap: ready.gap,
             ready: answer,
         };
@@ -315,7 +316,13 @@ impl Feed {
         self.state.begun(ready.flushed);
         self.ever_streamed = true;
         tracing::info!(slot = settings.slot, %position, "streaming");
-        Ok(self.stream.run(&mut ready.sender, position).await?)
+        let streaming = self.stream.run(&mut ready.sender, position);
+        tokio::pin!(streaming);
+        tokio::select! {
+            ended = &mut streaming => return Ok(ended?),
+            () = end_a_record(&ready.client) => {}
+        }
+        Ok(streaming.await?)
     }
 
     /// Takes over from the process before.
@@ -338,8 +345,9 @@ impl Feed {
         let settings = &self.settings;
         let limit = |_| CatalogError::Timeout(SETUP_TIMEOUT);
         let broken: Vec<GuardId> = self.state.broken().collect();
+        // It has limits of its own, for each address: the last of several hosts may be the one that answers.
+        let mut sender = catalog::walsender(&settings.target, &settings.application_name).await?;
         let setup = async {
-            let mut sender = catalog::walsender(&settings.target, &settings.application_name).await?;
             let system = sender.identify().await?;
             self.state.connected.store(true, Ordering::Relaxed);
             let client =
@@ -360,9 +368,9 @@ impl Feed {
             if !problems.is_empty() {
                 return Err(CatalogError::Problems(problems));
             }
-            Ok((sender, system, client, server, tables, publication, slot))
+            Ok((system, client, server, tables, publication, slot))
         };
-        let (mut sender, system, client, server, tables, publication, slot) =
+        let (system, client, server, tables, publication, slot) =
             tokio::time::timeout(SETUP_TIMEOUT, setup).await.map_err(limit)??;
 
         // The publication comes first: a slot decodes with the catalog of its time, and knows no publication that
@@ -378,7 +386,11 @@ impl Feed {
             Publication::Present(_) => false,
         };
         let identity = Identity { system_id: system.system_id, timeline: system.timeline };
-        let mut gap = self.regap.or_else(|| elsewhere(self.identity, identity));
+        let gone_back = self.identity.is_some() && server.flushed < self.stream.reached();
+        let mut gap = self
+            .regap
+            .or_else(|| elsewhere(self.identity, identity))
+            .or(gone_back.then_some(GapReason::WentBack));
         // What came or went while no stream ran has no place in it.
         let known = if self.identity.is_some() { self.state.tables() } else { Vec::new() };
         if !known.is_empty() && !differing(&client, &self.guards, &known, &tables).await?.is_empty() {
@@ -397,7 +409,10 @@ impl Feed {
                     gap = Some(GapReason::SlotAdvanced);
                 }
                 if can_failover && slot.failover != settings.failover_slot {
-                    alter_slot(&mut sender, settings).await;
+                    // It waits where somebody has taken the slot meanwhile.
+                    tokio::time::timeout(SETUP_TIMEOUT, alter_slot(&mut sender, settings))
+                        .await
+                        .map_err(limit)?;
                 }
                 slot.confirmed
             }
@@ -452,6 +467,16 @@ async fn unmoved(client: &Client, settings: &Settings, from: Lsn) -> Result<Held
         }
         Some(slot) => Ok(slot.held),
         None => Err(CatalogError::Answer("a stream from a slot that is not there".into()).into()),
+    }
+}
+
+/// The position up to which the log was flushed can lie inside of a record, which cannot be sent before its end is flushed too:
+/// on an idle server in up to 15 s, and until then the feed would not know that it is level. A commit flushes all before it.
+async fn end_a_record(client: &Client) {
+    let sql = "SELECT pg_catalog.pg_logical_emit_message(true, 'cachefence:level', '')";
+    let committed = tokio::time::timeout(SETUP_TIMEOUT, client.execute(sql, &[]));
+    if !matches!(committed.await, Ok(Ok(_))) {
+        tracing::debug!("no commit could be made: the feed is level when somebody else makes one");
     }
 }
 

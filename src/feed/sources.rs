@@ -23,8 +23,6 @@ use crate::position::{Lsn, Snapshot, Xid};
 
 /// A poll that takes longer makes the source count as lost.
 const POLL_TIMEOUT: Duration = Duration::from_secs(2);
-/// So long may it take to find the right one of several hosts.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between polls while everything is settled.
 const IDLE: Duration = Duration::from_secs(1);
 /// Between looks at suspects.
@@ -224,10 +222,14 @@ async fn poll_once(
                 SourceKind::Primary => feed.at_primary(&source.target),
                 SourceKind::Replica => source.target.clone(),
             };
-            // Where several are named, the first may never answer.
-            let limit = if target.host_count() > 1 { OPEN_TIMEOUT } else { POLL_TIMEOUT };
-            let opened = tokio::time::timeout(limit, Session::open(&target, kind, application_name));
-            session.insert(opened.await.map_err(|_| PollError::Timeout(limit))??)
+            let opening = Session::open(&target, kind, application_name);
+            let opened = match kind {
+                // One address, and another one as soon as the feed has gone elsewhere.
+                SourceKind::Primary => within(opening).await?,
+                // Each of its addresses has a limit of its own: the first may never answer.
+                SourceKind::Replica => opening.await?,
+            };
+            session.insert(opened)
         }
     };
     connected.belongs_to(epoch.identity)?;
@@ -239,7 +241,11 @@ async fn poll_once(
             SourceKind::Replica => connected.poll_replica(source, positions, epoch).await,
         }
     };
-    tokio::time::timeout(POLL_TIMEOUT, polled).await.map_err(|_| PollError::Timeout(POLL_TIMEOUT))?
+    within(polled).await
+}
+
+async fn within<T>(asking: impl Future<Output = Result<T, PollError>>) -> Result<T, PollError> {
+    tokio::time::timeout(POLL_TIMEOUT, asking).await.map_err(|_| PollError::Timeout(POLL_TIMEOUT))?
 }
 
 /// Polls a standby once, for the doctor: how far it has replayed.
@@ -252,25 +258,23 @@ pub async fn look_at_replica(target: &Target, application_name: &str, feed: Iden
         session.belongs_to(feed)?;
         session.replayed(feed).await
     };
-    let looked =
-        tokio::time::timeout(POLL_TIMEOUT, looked).await.map_err(|_| PollError::Timeout(POLL_TIMEOUT));
-    looked.and_then(|looked| looked).map_err(|error| error.to_string())
+    within(looked).await.map_err(|error| error.to_string())
 }
 
 impl Session {
     async fn open(target: &Target, kind: SourceKind, application_name: &str) -> Result<Self, PollError> {
         let (client, host) =
             session::connect(target, application_name).await.map_err(CatalogError::Postgres)?;
-        let row = client
-            .query_one(
-                "SELECT system_identifier, pg_postmaster_start_time()::text FROM pg_control_system()",
-                &[],
-            )
-            .await?;
-        let poll = match kind {
-            SourceKind::Primary => client.prepare(POLL_PRIMARY).await?,
-            SourceKind::Replica => client.prepare(POLL_REPLICA).await?,
-        };
+        let (row, poll) = within(async {
+            let sql = "SELECT system_identifier, pg_postmaster_start_time()::text FROM pg_control_system()";
+            let row = client.query_one(sql, &[]).await?;
+            let poll = match kind {
+                SourceKind::Primary => client.prepare(POLL_PRIMARY).await?,
+                SourceKind::Replica => client.prepare(POLL_REPLICA).await?,
+            };
+            Ok((row, poll))
+        })
+        .await?;
         // Postgres prints the identifier unsigned in IDENTIFY_SYSTEM and returns it as a signed bigint here.
         let system_id = row.get::<_, i64>(0).cast_unsigned();
         Ok(Self { client, host, poll, system_id, started: row.get(1), last: Lsn(0) })
@@ -306,7 +310,9 @@ impl Session {
         let snapshot: Snapshot = parse(row.get(2))?;
         let flushed: Lsn = parse(row.get(3))?;
         source.state.position.store(flushed.0, Ordering::Relaxed);
-        feed.see_flushed(flushed, positions.now());
+        if positions.epoch() == Some(epoch) {
+            feed.see_flushed(flushed, positions.now());
+        }
         positions.primary(epoch, snapshot);
         Ok(())
     }

@@ -315,7 +315,7 @@ impl FeedState {
         }
     }
 
-    /// The primary's log was seen flushed up to here.
+    /// The primary's log was seen flushed up to here, in this history.
     pub(super) fn see_flushed(&self, flushed: Lsn, now: Millis) {
         self.server_end_lsn.fetch_max(flushed.0, Ordering::Relaxed);
         self.behind.flushed(flushed, Lsn(self.applied_lsn.load(Ordering::Relaxed)), now);
@@ -341,6 +341,11 @@ impl FeedState {
     pub fn stop(&self) {
         self.told_to_stop.store(true, Ordering::Relaxed);
         self.stopping.notify_one();
+    }
+
+    /// Whether it is to end: no stream shall be started any more.
+    pub(super) fn is_told_to_stop(&self) -> bool {
+        self.told_to_stop.load(Ordering::Relaxed)
     }
 
     /// Takes the server's `synchronous_standby_names`, and says so if they name the feed.
@@ -388,7 +393,7 @@ impl FeedState {
         let lost = interrupted || silent || behind || Duration::from_micros(lag) > max_lag;
         if self.lost.swap(lost, Ordering::Relaxed) != lost {
             // Who stops is lost by intention.
-            if lost && !self.told_to_stop.load(Ordering::Relaxed) {
+            if lost && !self.is_told_to_stop() {
                 tracing::error!(
                     lag_us = lag,
                     silent,

@@ -282,6 +282,11 @@ impl Stream {
         Ok(())
     }
 
+    /// What this or an earlier stream has confirmed, or the cache has applied. The server had flushed that.
+    pub fn reached(&self) -> Lsn {
+        self.confirmed.max(*self.applied.borrow())
+    }
+
     /// How far this stream is applied: never beyond what it has given out, whatever an earlier one has.
     fn applied(&self, progress: &Progress) -> Lsn {
         (*self.applied.borrow()).min(progress.handed)

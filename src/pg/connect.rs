@@ -51,15 +51,31 @@ impl Session<'_> {
 pub(super) struct Standing {
     pub(super) standby: bool,
     pub(super) read_only: bool,
+    /// It has said so.
+    pub(super) known: bool,
 }
 
+/// Asks what Postgres reports by itself only since version 14.
+pub(super) const STANDING: &str = "SELECT pg_catalog.pg_is_in_recovery()::text, \
+                                   pg_catalog.current_setting('default_transaction_read_only')";
+
 impl Standing {
-    /// The parameters that Postgres reports (since version 14).
+    /// The parameters that Postgres reports.
     pub(super) fn see(&mut self, name: &str, value: &str) {
         match name {
-            "in_hot_standby" => self.standby = value == "on",
+            "in_hot_standby" => (self.standby, self.known) = (value == "on", true),
             "default_transaction_read_only" => self.read_only = value == "on",
             _ => {}
+        }
+    }
+
+    /// The answer to [`STANDING`].
+    pub(super) fn answered(standby: Option<&str>, read_only: Option<&str>) -> Result<Self, PgError> {
+        match (standby, read_only) {
+            (Some(standby), Some(read_only)) => {
+                Ok(Self { standby: standby == "true", read_only: read_only == "on", known: true })
+            }
+            _ => Err(PgError::Protocol("pg_is_in_recovery answered nothing".into())),
         }
     }
 
@@ -83,6 +99,9 @@ pub(super) trait Login: Sized + Send {
 
     /// What the server has said of itself.
     fn standing(&self) -> Standing;
+
+    /// Asks it, where it has not.
+    fn ask_standing(&mut self) -> impl Future<Output = Result<Standing, PgError>> + Send;
 }
 
 /// Connects and logs in. Says where that was, too: another connection can go to the same server.
@@ -102,15 +121,21 @@ pub(super) async fn connect<L: Login>(target: &Target, application_name: &str) -
                 }
             };
             for place in places {
-                match within(target, attempt::<L>(target, &place, application_name)).await {
-                    Ok(client) => match client.standing().objection(*wanted) {
-                        None => return Ok((client, place)),
-                        // So are its other addresses.
-                        Some(what) => {
-                            failures.put(&place, PgError::Unfit(what));
-                            break;
-                        }
-                    },
+                let reached = within(target, async {
+                    let mut client = attempt::<L>(target, &place, application_name).await?;
+                    let mut standing = client.standing();
+                    if !standing.known && *wanted != SessionAttrs::Any {
+                        standing = client.ask_standing().await?;
+                    }
+                    Ok((client, standing.objection(*wanted)))
+                });
+                match reached.await {
+                    Ok((client, None)) => return Ok((client, place)),
+                    // So are its other addresses.
+                    Ok((_, Some(what))) => {
+                        failures.put(&place, PgError::Unfit(what));
+                        break;
+                    }
                     Err(error) if may_be_of_the_host(&error) => failures.put(&place, error),
                     // As in libpq: what is wrong with the login is not tried elsewhere.
                     Err(error) => return Err(failures.with(&place, error)),
@@ -154,7 +179,10 @@ impl Failures {
 }
 
 /// `connect_timeout`, which is for each address.
-async fn within<T>(target: &Target, doing: impl Future<Output = Result<T, PgError>>) -> Result<T, PgError> {
+pub(super) async fn within<T>(
+    target: &Target,
+    doing: impl Future<Output = Result<T, PgError>>,
+) -> Result<T, PgError> {
     let limit = target.connect_timeout;
     if limit.is_zero() {
         return doing.await;

@@ -87,6 +87,10 @@ fn words(text: &str) -> Result<Vec<Parameter>, String> {
     while !rest.is_empty() {
         let end = rest.find(|c: char| c == '=' || c.is_ascii_whitespace()).unwrap_or(rest.len());
         let (name, after) = rest.split_at(end);
+        // What is wrong with a parameter is said by its name: what is none may be a URL with a password.
+        if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+            return Err("it is neither a URL of postgres:// nor name=value words".into());
+        }
         let after = after.trim_start().strip_prefix('=').ok_or("a word without = is in it")?;
         let (value, after) = value(after.trim_start())?;
         found.push((name.to_owned(), value));
@@ -169,7 +173,15 @@ mod tests {
 
     #[test]
     fn no_error_quotes_a_secret() {
-        for text in ["postgres://u:secret%@h", "password='secret", "postgres://u:secret@h?x", "u:secret@h"] {
+        for text in [
+            "postgres://u:secret%@h",
+            "password='secret",
+            "postgres://u:secret@h?x",
+            "u:secret@h",
+            "postgres:/u:secret@h/d?sslmode=require",
+            "Postgres://u:secret@h/d?sslmode=require",
+            " postgres://u:secret@h/d?sslmode=require",
+        ] {
             let error = parameters(text).expect_err(text);
             assert!(!error.contains("secret"), "{error}");
         }

@@ -180,12 +180,17 @@ pub(super) const MODES: &[(&str, SslMode)] = &[
 impl Keepalive {
     fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
         // As in libpq, zero is the default; here that is not the system's two hours.
-        let seconds = |value: &str| number::<u16>(value).map(|n| Duration::from_secs(n.into()));
+        let at_most = |value: &str, most: u16| match number::<u16>(value)? {
+            n if n <= most => Ok(n),
+            _ => Err(format!("it can be {most} at most")),
+        };
+        // More than these the system does not take: no connection would come about.
+        let seconds = |value: &str| at_most(value, 32_767).map(|n| Duration::from_secs(n.into()));
         match name {
             "keepalives" => self.on = number::<i64>(value)? != 0,
             "keepalives_idle" => self.idle = seconds(value)?,
             "keepalives_interval" => self.interval = seconds(value)?,
-            "keepalives_count" => self.count = number::<u8>(value)?.into(),
+            "keepalives_count" => self.count = at_most(value, 127)?.into(),
             "tcp_user_timeout" => self.user_timeout = number(value)?,
             _ => return Err("there is no such parameter".into()),
         }

@@ -12,6 +12,9 @@ use super::target::{Address, Host, Target};
 /// Directories of the socket that the password file calls `localhost`: libpq's own default, and that of Debian.
 const DEFAULT_SOCKETS: [&str; 2] = ["/tmp", "/var/run/postgresql"];
 
+/// More is no password, nor a file of them.
+const LONGEST: u64 = 1024 * 1024;
+
 /// The password for a host: `password_file`, else the URL's, else `PGPASSWORD`, else the password file's.
 pub(super) fn password(target: &Target, host: &Host) -> Result<Option<Vec<u8>>, PgError> {
     if let Some(file) = &target.password_file {
@@ -36,7 +39,16 @@ pub(super) fn in_home(name: &str) -> Option<PathBuf> {
 /// The text of a file that holds a password and nothing else; an end of line is not part of it.
 fn secret(file: &Path) -> Result<Vec<u8>, PgError> {
     let wrong = |what: String| PgError::Login(format!("password_file: {}: {what}", file.display()));
-    let mut text = fs::read(file).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+    let unreadable = |error: io::Error| wrong(format!("cannot be read: {error}"));
+    // Whoever opens a pipe waits for a writer, and all else with it; and the file may be quite another one.
+    let found = fs::metadata(file).map_err(unreadable)?;
+    if !found.is_file() {
+        return Err(wrong("it is no plain file".into()));
+    }
+    if found.len() > LONGEST {
+        return Err(wrong(format!("it is longer than {LONGEST} bytes: that is no password")));
+    }
+    let mut text = fs::read(file).map_err(unreadable)?;
     if text.ends_with(b"\n") {
         text.pop();
         if text.ends_with(b"\r") {
@@ -60,6 +72,7 @@ fn read(file: &Path) -> Option<Vec<u8>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => unfit(&error.to_string()),
         Ok(found) if !found.is_file() => unfit("it is no plain file"),
+        Ok(found) if found.len() > LONGEST => unfit("it is too long"),
         Ok(found) if found.permissions().mode() & 0o077 != 0 => {
             unfit("others may read it; its permissions must be u=rw (0600) or less")
         }
@@ -188,5 +201,12 @@ mod tests {
         fs::write(&file, "\n").expect("a file");
         assert!(secret(&file).expect_err("empty").to_string().contains("secret: it is empty"));
         assert!(secret(&directory.path().join("none")).is_err());
+        fs::File::create(&file).and_then(|file| file.set_len(LONGEST + 1)).expect("a file");
+        assert!(secret(&file).expect_err("long").to_string().contains("longer than 1048576 bytes"));
+        // Read as a file, this would wait for ever.
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).expect("a pipe");
+        assert!(secret(&pipe).expect_err("a pipe").to_string().contains("it is no plain file"));
+        assert!(secret(directory.path()).expect_err("a directory").to_string().contains("no plain file"));
     }
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, BytesMut};
 
+use super::connect::within;
 use super::error::{PgError, ServerError};
 use super::target::{Host, SESSION_SQL, Target};
 use super::wire::Connection;
@@ -100,7 +101,7 @@ impl Walsender {
     /// The connection's, or Postgres's.
     pub async fn connect(target: &Target, application_name: &str) -> Result<Self, PgError> {
         let (mut connection, host) = Connection::replication(target, application_name).await?;
-        connection.simple_query(SESSION_SQL).await?;
+        within(target, connection.simple_query(SESSION_SQL)).await?;
         Ok(Self { connection, host })
     }
 
@@ -288,7 +289,11 @@ fn skipped_publication(notice: &[u8]) -> Option<ServerError> {
     skipped.then(|| ServerError { severity: "ERROR".into(), code: "42704".into(), ..notice })
 }
 
-fn event(body: &[u8]) -> Result<Event<'_>, PgError> {
+/// A message of the stream.
+///
+/// # Errors
+/// When it ends too early, or is of no known kind.
+pub fn event(body: &[u8]) -> Result<Event<'_>, PgError> {
     let short = || PgError::Protocol("a stream message that ends too early".into());
     let eight = |from: usize| body.get(from..).and_then(|rest| rest.first_chunk::<8>()).ok_or_else(short);
     let number = |from: usize| eight(from).map(|bytes| Lsn(u64::from_be_bytes(*bytes)));

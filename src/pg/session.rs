@@ -8,9 +8,9 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::config::{ChannelBinding as Binding, SslMode, SslNegotiation};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
-use tokio_postgres::{Client, Config};
+use tokio_postgres::{Client, Config, SimpleQueryMessage};
 
-use super::connect::{Login, Session, Standing};
+use super::connect::{Login, STANDING, Session, Standing, within};
 use super::error::{PgError, error_chain};
 use super::target::{self, Host, SESSION, SESSION_SQL, Target};
 use crate::transport::Transport;
@@ -29,7 +29,7 @@ pub async fn connect(target: &Target, application_name: &str) -> Result<(Client,
     options.push_str(" -c lock_timeout=10s");
     let target = Target { options: Some(options.trim().to_owned()), ..target.clone() };
     let (client, host) = as_it_is(&target, application_name).await?;
-    client.batch_execute(SESSION_SQL).await?;
+    within(&target, async { Ok(client.batch_execute(SESSION_SQL).await?) }).await?;
     Ok((client, host))
 }
 
@@ -73,7 +73,9 @@ impl Login for Sql {
         })?;
         let mut standing = Standing::default();
         for name in ["in_hot_standby", "default_transaction_read_only"] {
-            standing.see(name, connection.parameter(name).unwrap_or_default());
+            if let Some(value) = connection.parameter(name) {
+                standing.see(name, value);
+            }
         }
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -85,6 +87,15 @@ impl Login for Sql {
 
     fn standing(&self) -> Standing {
         self.standing
+    }
+
+    async fn ask_standing(&mut self) -> Result<Standing, PgError> {
+        let answer = self.client.simple_query(STANDING).await?;
+        let row = answer.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        Standing::answered(row.and_then(|row| row.get(0)), row.and_then(|row| row.get(1)))
     }
 }
 

@@ -11,7 +11,7 @@ use postgres_protocol::authentication::sasl::{self, ScramSha256};
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::connect::{Login, Session, Standing, connect};
+use super::connect::{Login, STANDING, Session, Standing, connect};
 use super::error::{PgError, ServerError};
 use super::target::{ChannelBinding, Host, SESSION, Target};
 use crate::transport::Transport;
@@ -70,6 +70,13 @@ impl Login for Connection {
 
     fn standing(&self) -> Standing {
         self.standing
+    }
+
+    async fn ask_standing(&mut self) -> Result<Standing, PgError> {
+        let rows = self.simple_query(STANDING).await?;
+        let row = rows.first().map(Vec::as_slice).unwrap_or_default();
+        let column = |n: usize| row.get(n).and_then(Option::as_deref);
+        Standing::answered(column(0), column(1))
     }
 }
 
@@ -245,18 +252,9 @@ impl Connection {
 
     fn cut(&mut self, longest: usize) -> Result<Option<Frame<'_>>, PgError> {
         self.input.advance(std::mem::take(&mut self.taken));
-        let Some((&[tag, a, b, c, d], _)) = self.input.split_first_chunk::<5>() else { return Ok(None) };
-        let length = u32::from_be_bytes([a, b, c, d]) as usize;
-        // The length counts itself.
-        if length < 4 || length > longest {
-            return Err(PgError::Protocol(format!("a message of {length} bytes")));
-        }
-        let end = 1 + length;
-        if self.input.len() < end {
-            return Ok(None);
-        }
-        self.taken = end;
-        Ok(Some(Frame { tag, body: &self.input[5..end] }))
+        let Some((frame, rest)) = frame(&self.input, longest)? else { return Ok(None) };
+        self.taken = self.input.len() - rest.len();
+        Ok(Some(frame))
     }
 
     /// Reads what has arrived, at least one byte. Dropping the future loses nothing.
@@ -312,6 +310,20 @@ impl Connection {
     }
 }
 
+/// The message that these bytes begin with, if all of it is there, and what follows it.
+///
+/// # Errors
+/// When the length cannot be true.
+pub fn frame(bytes: &[u8], longest: usize) -> Result<Option<(Frame<'_>, &[u8])>, PgError> {
+    let Some((&[tag, a, b, c, d], rest)) = bytes.split_first_chunk::<5>() else { return Ok(None) };
+    let length = u32::from_be_bytes([a, b, c, d]) as usize;
+    // The length counts itself.
+    let Some(body) = length.checked_sub(4).filter(|_| length <= longest) else {
+        return Err(PgError::Protocol(format!("a message of {length} bytes")));
+    };
+    Ok(rest.split_at_checked(body).map(|(body, rest)| (Frame { tag, body }, rest)))
+}
+
 /// Which of the offered mechanisms, and what it binds to. Over TLS the one that binds, where it is offered and not
 /// switched off; where it is not offered we say that we would have, which shows an offer that was cut down.
 fn mechanism(session: &Session<'_>, offered: &[u8]) -> Result<(&'static str, sasl::ChannelBinding), PgError> {
@@ -324,7 +336,10 @@ fn mechanism(session: &Session<'_>, offered: &[u8]) -> Result<(&'static str, sas
             Ok((sasl::SCRAM_SHA_256_PLUS, sasl::ChannelBinding::tls_server_end_point(end_point)))
         }
         _ if wanted == ChannelBinding::Require => {
-            let what = if can_bind { "Postgres does not offer it" } else { "there is no TLS to bind to" };
+            let what = match can_bind {
+                true => "Postgres does not offer it",
+                false => "there is no TLS to bind to, or a certificate whose signature names no hash",
+            };
             Err(PgError::Login(format!("channel_binding=require, and {what}")))
         }
         _ if !offers(sasl::SCRAM_SHA_256) => {
@@ -336,7 +351,10 @@ fn mechanism(session: &Session<'_>, offered: &[u8]) -> Result<(&'static str, sas
 }
 
 /// The columns of a DataRow, as text.
-fn data_row(body: &[u8]) -> Result<Vec<Option<String>>, PgError> {
+///
+/// # Errors
+/// When it ends too early.
+pub fn data_row(body: &[u8]) -> Result<Vec<Option<String>>, PgError> {
     let short = || PgError::Protocol("a row that ends too early".into());
     let (count, mut rest) = body.split_first_chunk::<2>().ok_or_else(short)?;
     let mut row = Vec::new();

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256, Sha384, Sha512};
 
 /// The hash with the function of the certificate's own signature; SHA-256 where that is MD5 or SHA-1. Nothing for a
 /// signature that names none, such as Ed25519: Postgres has no channel binding with those either.
-pub(crate) fn server_end_point(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
+pub fn server_end_point(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
     Some(match hash_of_signature(certificate)? {
         Hash::Sha256 => Sha256::digest(certificate).to_vec(),
         Hash::Sha384 => Sha384::digest(certificate).to_vec(),

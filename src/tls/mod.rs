@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use crate::config::{ProxyTls, RedisTls};
-pub(crate) use end_point::server_end_point;
+pub use end_point::server_end_point;
 use files::{certificates, key, roots};
 pub(crate) use postgres::PostgresTls;
 pub use words::{POSTGRES, Peer, REDIS};

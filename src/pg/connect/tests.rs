@@ -11,11 +11,15 @@ impl Login for Anybody {
     async fn login(_: Transport, session: &Session<'_>) -> Result<Self, PgError> {
         // The user's name says what kind of server it was.
         let standby = session.target.user == "standby";
-        Ok(Self(Standing { standby, read_only: session.target.user == "read-only" }))
+        Ok(Self(Standing { standby, read_only: session.target.user == "read-only", known: true }))
     }
 
     fn standing(&self) -> Standing {
         self.0
+    }
+
+    async fn ask_standing(&mut self) -> Result<Standing, PgError> {
+        Err(PgError::Protocol("it has said so".into()))
     }
 }
 
@@ -118,4 +122,31 @@ async fn a_server_that_says_nothing_is_given_up() {
     let error =
         connected(&format!("postgres://me@127.0.0.1:{port}?connect_timeout=1")).await.expect_err("silence");
     assert!(error.contains("no answer within 1s"), "{error}");
+}
+
+#[tokio::test]
+async fn keepalive_is_on_the_socket() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    let socket = async |query: &str| {
+        let target = Target::parse(&format!("postgres://me@{address}?{query}")).expect(query);
+        tcp(address, &target.keepalive).await.expect("a socket")
+    };
+    let found = |socket: &TcpStream| {
+        let idle = sockopt::tcp_keepidle(socket).expect("idle").as_secs();
+        let interval = sockopt::tcp_keepintvl(socket).expect("interval").as_secs();
+        (idle, interval, sockopt::tcp_keepcnt(socket).expect("count"))
+    };
+    let usual = socket("").await;
+    assert!(sockopt::socket_keepalive(&usual).expect("keepalive") && usual.nodelay().expect("no delay"));
+    assert_eq!(found(&usual), (60, 10, 3));
+    let query = "keepalives_idle=32767&keepalives_interval=32767&keepalives_count=127&tcp_user_timeout=900";
+    let most = socket(query).await;
+    assert_eq!(found(&most), (32_767, 32_767, 127));
+    assert_eq!(sockopt::tcp_user_timeout(&most).expect("user timeout"), 900);
+    assert!(!sockopt::socket_keepalive(&socket("keepalives=0").await).expect("keepalive"));
+    for query in ["keepalives_idle=32768", "keepalives_interval=40000", "keepalives_count=128"] {
+        let error = Target::parse(&format!("postgres://me@{address}?{query}")).expect_err(query);
+        assert!(error.to_string().contains("at most"), "{error}");
+    }
 }
