@@ -22,6 +22,7 @@ pub(crate) fn postgres_bin() -> Result<PathBuf, ServerError> {
     path_directories()
         .into_iter()
         .find(|dir| has_postgres(dir))
+        .map(|dir| behind_links(&dir))
         .or_else(|| newest_version(Path::new(DEBIAN_VERSIONS)))
         .ok_or_else(missing)
 }
@@ -54,6 +55,12 @@ pub(crate) fn redis_server() -> Result<PathBuf, ServerError> {
 
 fn path_directories() -> Vec<PathBuf> {
     std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()
+}
+
+/// Where the programs are that a directory links to: some of them may have no link.
+fn behind_links(dir: &Path) -> PathBuf {
+    let real = dir.join("initdb").canonicalize().ok().and_then(|initdb| Some(initdb.parent()?.to_owned()));
+    real.filter(|real| has_postgres(real)).unwrap_or_else(|| dir.to_owned())
 }
 
 fn has_postgres(dir: &Path) -> bool {
