@@ -360,8 +360,7 @@ impl Feed {
         // The publication comes first: a slot decodes with the catalog of its time, and knows no publication that
         // was made after it (fact F14).
         let published = match publication {
-            Publication::Missing => {
-                let sql = catalog::create_publication(&settings.publication, &self.guards);
+            Publication::Missing { create: sql } => {
                 let created = client.batch_execute(&sql).await;
                 created.map_err(|source| CatalogError::Create { what: "the publication", source })?;
                 tracing::info!(sql, "created the publication");
@@ -568,10 +567,9 @@ async fn look(
     let (tables, mut problems) = catalog::tables(client, guards).await?;
     match catalog::publication(client, publication, guards).await? {
         Publication::Present(found) => problems.extend(found),
-        Publication::Missing => problems.push(Problem::NoPublication {
-            publication: quoting::quoted_name(publication),
-            create: catalog::create_publication(publication, guards),
-        }),
+        Publication::Missing { create } => {
+            problems.push(Problem::NoPublication { publication: quoting::quoted_name(publication), create })
+        }
     }
     Ok((tables, problems))
 }
@@ -594,7 +592,16 @@ async fn tell(
     }
     let mut names = differing(client, guards, &held, &tables).await?;
     tracing::info!(fenced = ?names, "the catalog has changed; guards whose rows may be others now are fenced as a whole");
+    let may_differ = !names.is_empty() || guards.iter().any(|guard| state.is_broken(guard.id));
     names.push("");
+    let version = client.query_one("SELECT current_setting('server_version_num')::int4", &[]).await?;
+    if version.get::<_, i32>(0) < sql::MESSAGES {
+        // Nothing that the stream would bring: it starts over, a gap.
+        if may_differ {
+            state.mended.notify_one();
+        }
+        return Ok(());
+    }
     // Before the message, which may come back faster than this goes on.
     state.set_found(Some(tables));
     let sql = "SELECT pg_catalog.pg_logical_emit_message(true, $1, name) FROM pg_catalog.unnest($2::text[]) AS name";
