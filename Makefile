@@ -35,16 +35,18 @@ test-servers: deps-test
 	done
 
 # What depends on Postgres, on other major versions than the installed one: VERSIONS picks some of 13, 14, 16, 17, 18.
-MATRIX_TESTS := differential visibility restart strict synchronous takeover divergences harness quiescence refusals versions \
-	waits consistency
+MATRIX_TESTS := rows slots check large_transactions differential visibility restart strict synchronous takeover divergences \
+	harness quiescence refusals versions waits consistency postgres_connections
 
 test-matrix: deps-test
 	@bins="$$(tests/postgres.sh)" && \
 	$(CARGO) test --locked --lib $(addprefix --test ,$(MATRIX_TESTS)) --no-run && \
 	failed=; for bin in $$bins; do \
-		version="$$($$bin/postgres --version)"; echo "on $$version"; \
-		if CACHEFENCE_PG_BIN="$$bin" $(CARGO) test --locked --no-fail-fast --lib $(addprefix --test ,$(MATRIX_TESTS)); \
-		then echo "passed on $$version"; else echo "FAILED on $$version"; failed="$$failed, $$version"; fi; \
+		version="$$($$bin/postgres --version)"; echo "on $$version"; result=passed; \
+		export CACHEFENCE_PG_BIN="$$bin"; \
+		$(CARGO) test --locked --lib feed:: || result=FAILED; \
+		$(CARGO) test --locked --no-fail-fast $(addprefix --test ,$(MATRIX_TESTS)) || result=FAILED; \
+		echo "$$result on $$version"; [ $$result = passed ] || failed="$$failed, $$version"; \
 	done; \
 	[ -z "$$failed" ] || { echo "failed on$${failed#,}"; exit 1; }
 

@@ -148,7 +148,11 @@ async fn by_json(world: &World, client: &mut Client) -> Outcome {
     change(world, "UPDATE plain SET version = 3 WHERE id < 6").await?;
     assert_no_evidence(&client.cmd(&["SET", "both:1", &doc(3)]).await?);
     assert_older(&client.cmd(&["SET", "both:1", &doc(2)]).await?);
-    // Named in a message: something else that it depends on has changed.
+    // Named in a message: something else that it depends on has changed. Version 13 has no messages.
+    let has_messages = "SELECT current_setting('server_version_num')::int4 >= 140000";
+    if !world.sql.query_one(has_messages, &[]).await?.get::<_, bool>(0) {
+        return Ok(());
+    }
     let message = "SELECT pg_logical_emit_message(true, 'cachefence', 'doc:2')";
     assert_passed(&client.cmd(&["SET", "doc:2", &doc(2)]).await?);
     change(world, message).await?;

@@ -8,11 +8,17 @@ use crate::config::{Config, Contract};
 use crate::feed::Identity;
 use crate::feed::catalog::{self, CatalogError, Problem, Slot};
 use crate::guard::Guards;
+use crate::pg::error::PgError;
+use crate::pg::session;
 use crate::pg::target::Target;
 
 /// The primary, as far as it could be looked at.
 pub(super) struct Primary {
     pub(super) client: Client,
+    /// Where it is: of several hosts the one that was the primary.
+    target: Target,
+    /// `server_version_num`.
+    version: i32,
     /// Its cluster; none where no walsender could be had.
     pub(super) identity: Option<Identity>,
     /// Whether the role sees what others' sessions do.
@@ -45,6 +51,9 @@ const AFTER_CONNECTING: [&str; 12] = [
     "slot_wal",
 ];
 
+/// What is not looked at then either, with the strict contract.
+const OF_STRICT: [&str; 2] = [strict::NAMES, strict::COMMIT];
+
 /// What is not looked at where the slot cannot be.
 const AFTER_SLOT: [&str; 5] =
     ["max_replication_slots", "max_wal_senders", "replication", "open_transactions", "slot_wal"];
@@ -52,17 +61,21 @@ const AFTER_SLOT: [&str; 5] =
 /// Looks at all that concerns the primary; none if it cannot be reached.
 pub(super) async fn look(config: &Config, guards: &Guards, report: &mut Report) -> Option<Primary> {
     let settings = &config.postgres;
-    let connecting = async {
-        let client = catalog::connect(&settings.target()?, &settings.application_name).await?;
+    let connecting = reached(settings.target(), async |target| {
+        let (client, host) = session::connect(&target, &settings.application_name).await?;
+        let target = target.only(&host);
         let server = catalog::server(&client).await?;
         let row = client.query_one("SELECT current_user::text, current_database()::text", &[]).await?;
-        Ok::<_, CatalogError>((client, server, row.get::<_, String>(0), row.get::<_, String>(1)))
-    };
-    let (client, server, role, database) = match limited(connecting).await {
+        Ok((client, target, server, row.get::<_, String>(0), row.get::<_, String>(1)))
+    });
+    let (client, target, server, role, database) = match connecting.await {
         Ok(connected) => connected,
         Err(error) => {
-            report.push(Row::failed("postgres", error.to_string()));
+            report.push(unreachable(&error));
             report.not_looked_at(&AFTER_CONNECTING, "Postgres cannot be asked");
+            if settings.contract == Contract::Strict {
+                report.not_looked_at(&OF_STRICT, "Postgres cannot be asked");
+            }
             return None;
         }
     };
@@ -71,7 +84,8 @@ pub(super) async fn look(config: &Config, guards: &Guards, report: &mut Report) 
     of_server("version", &server.problems, version, report);
     of_server("wal_level", &server.problems, "logical".to_owned(), report);
 
-    let mut primary = Primary { client, identity: None, sees_all: false, silent: false };
+    let version = server.version;
+    let mut primary = Primary { client, target, version, identity: None, sees_all: false, silent: false };
     primary.look(config, guards, &role, report).await;
     Some(primary)
 }
@@ -87,18 +101,19 @@ async fn followable(config: &Config, slot: Option<&Slot>, primary: &mut Primary,
         report.push(Row::not_looked_at("replication", "no walsender is free"));
         return;
     }
-    let connecting = async {
-        let target = Target::parse(&config.postgres.url)?;
+    let identifying = reached(Ok(primary.target.clone()), async |target| {
         let mut sender = catalog::walsender(&target, &config.postgres.application_name).await?;
         Ok(sender.identify().await?)
-    };
-    match limited(connecting).await {
+    });
+    match identifying.await {
         Ok(system) => {
             primary.identity = Some(Identity { system_id: system.system_id, timeline: system.timeline });
             report.push(Row::good("replication", "the role may stream"));
         }
         Err(Trouble::Catalog(CatalogError::Problems(problems))) => {
-            problems.iter().for_each(|problem| report.push(Row::problem("replication", problem)));
+            let hosted = "on Amazon RDS the right is another: GRANT rds_replication TO the role";
+            let row = |problem| Row::problem("replication", problem).means(hosted);
+            problems.iter().for_each(|problem| report.push(row(problem)));
         }
         Err(error) => report.push(Row::failed("replication", error.to_string())),
     }
@@ -133,12 +148,34 @@ fn of_server(name: &'static str, problems: &[Problem], good: String, report: &mu
         Problem::Version { .. } => name == "version",
         _ => name == "wal_level",
     };
-    report.push(
-        problems
-            .iter()
-            .find(is_of)
-            .map_or_else(|| Row::good(name, good), |problem| Row::problem(name, problem)),
-    );
+    let row = match problems.iter().find(is_of) {
+        None => Row::good(name, good),
+        Some(problem @ Problem::WalLevel { .. }) => Row::problem(name, problem).means(
+            "there is nothing to follow; a hosted Postgres has it as a parameter of the instance (Amazon RDS: \
+             rds.logical_replication = 1; Cloud SQL: cloudsql.logical_decoding = on)",
+        ),
+        Some(problem) => Row::problem(name, problem),
+    };
+    report.push(row);
+}
+
+/// Postgres cannot be asked anything.
+fn unreachable(error: &Trouble) -> Row {
+    let row =
+        Row::failed("postgres", error.to_string()).means("the feed cannot start, and nothing is judged");
+    let code = match error {
+        Trouble::Catalog(CatalogError::Postgres(error)) => error.code(),
+        Trouble::Catalog(CatalogError::Standby) => return row.settings("postgres.url of the primary"),
+        _ => None,
+    };
+    match code {
+        Some("28P01") => row.settings("the role's password, in postgres.url or postgres.password_file"),
+        Some("28000") => row.settings(
+            "a line of the primary's pg_hba.conf: host <database> <role> <this host's address>/32 scram-sha-256",
+        ),
+        Some("3D000") => row.settings("postgres.url with the database of the guarded tables"),
+        _ => row.settings("postgres.url with an address that the primary listens on"),
+    }
 }
 
 /// Why something could not be found out.
@@ -153,6 +190,17 @@ pub(super) enum Trouble {
 /// Waits for an answer no longer than [`PATIENCE`].
 pub(super) async fn limited<T>(asking: impl Future<Output = Result<T, CatalogError>>) -> Result<T, Trouble> {
     Ok(tokio::time::timeout(PATIENCE, asking).await.map_err(|_| Trouble::Silent)??)
+}
+
+/// Connects, and asks: no host of several may use up the time of the others.
+pub(super) async fn reached<T>(
+    target: Result<Target, PgError>,
+    asking: impl AsyncFnOnce(Target) -> Result<T, CatalogError>,
+) -> Result<T, Trouble> {
+    let target = target.map_err(CatalogError::from)?.within(PATIENCE);
+    let hosts = u32::try_from(target.host_count()).unwrap_or(u32::MAX).max(1);
+    let all = PATIENCE.saturating_mul(hosts.saturating_add(1));
+    Ok(tokio::time::timeout(all, asking(target)).await.map_err(|_| Trouble::Silent)??)
 }
 
 impl Primary {
@@ -180,7 +228,8 @@ impl Primary {
             })
             .await;
         }
-        self.rows(report, "functions", async |client| rights::functions(client).await).await;
+        let version = self.version;
+        self.rows(report, "functions", async |client| rights::functions(client, version).await).await;
         let known = slot.as_ref().and_then(Option::as_ref).map(|slot| (settings.slot.as_str(), slot));
         self.rows(report, "table", async |client| tables::tables(client, guards).await).await;
         self.rows(report, "publication", async |client| {
@@ -191,7 +240,13 @@ impl Primary {
             self.rows(report, "slot", async |client| slot::slot(client, settings, slot.as_ref()).await).await;
         }
         if settings.contract == Contract::Strict {
-            self.rows(report, "strict", async |client| strict::look(config, client).await).await;
+            let name = settings.application_name.as_str();
+            self.rows(report, strict::NAMES, async |client| strict::standby_names(client, name).await).await;
+            let target = self.target.clone();
+            self.rows(report, strict::COMMIT, async |client| {
+                strict::synchronous_commit(&target, name, client).await
+            })
+            .await;
         }
     }
 

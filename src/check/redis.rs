@@ -29,7 +29,11 @@ pub(super) async fn look(config: &Config, guards: &Guards, report: &mut Report) 
     };
     let missing: Vec<&'static str> =
         AFTER_CONNECTING.into_iter().filter(|name| report.rows.iter().all(|row| row.name != *name)).collect();
-    report.push(Row::failed("redis", error));
+    report.push(
+        Row::failed("redis", error)
+            .means("nothing can be deleted, so the feed does not begin")
+            .settings("redis.url of a Redis that answers, with the proxy's user and password"),
+    );
     report.not_looked_at(&missing, "Redis cannot be asked");
 }
 

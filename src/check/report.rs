@@ -234,6 +234,8 @@ impl Row {
                 RunIn::RedisCli => "redis-cli",
                 RunIn::Settings => "set",
             };
+            // A table of the settings has lines.
+            let run = run.replace('\n', &format!("{}{:2$}", margin(), "", label.len() + 2));
             text += &format!("{}{label}: {run}", margin());
         }
         text.push('\n');

@@ -34,7 +34,7 @@ pub(super) fn monitor(role: &str, sees_all: bool, contract: Contract) -> Row {
 }
 
 /// The functions for applications.
-pub(super) async fn functions(client: &Client) -> Result<Vec<Row>, CatalogError> {
+pub(super) async fn functions(client: &Client, version: i32) -> Result<Vec<Row>, CatalogError> {
     const NAME: &str = "functions";
     const INIT: &str = "cachefence init --print | psql # as a role that may create a schema in this database";
     let mut found = Vec::new();
@@ -43,6 +43,10 @@ pub(super) async fn functions(client: &Client) -> Result<Vec<Row>, CatalogError>
     }
     let row = |name, found| {
         match found {
+        Found::Present if version < sql::MESSAGES && name != "cachefence.asof()" => {
+            Row::warning(NAME, "is there, and raises an error")
+                .means("logical replication has messages from Postgres 14 on; templates need none")
+        }
         Found::Present => Row::good(NAME, "is there"),
         Found::Other => Row::warning(NAME, "is not the one of this version").shell(INIT),
         Found::Missing => Row::warning(NAME, "is not there")

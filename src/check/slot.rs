@@ -53,7 +53,23 @@ pub(super) async fn slot(
         Some(unlimited) => unlimited,
         None => retained(client, name, slot.active).await?,
     };
-    Ok(vec![Row::good(SLOT, format!("{name:?} {state}")), wal])
+    let found = format!("{name:?} {state}{}", survival(client, slot.failover).await?);
+    Ok(vec![Row::good(SLOT, found), wal])
+}
+
+/// What newer servers make of a slot: whether it outlives a failover (17), and how long one that nobody reads is kept (18).
+async fn survival(client: &Client, failover: bool) -> Result<String, CatalogError> {
+    let sql = "SELECT current_setting(name) FROM pg_catalog.pg_settings \
+               WHERE name = 'idle_replication_slot_timeout' AND setting::int8 > 0";
+    let timeout: Option<String> = client.query_opt(sql, &[]).await?.map(|row| row.get(0));
+    let mut text = String::new();
+    if failover {
+        text += "; standbys with sync_replication_slots keep a copy";
+    }
+    if let Some(timeout) = timeout {
+        text += &format!("; given up when nobody reads it for {timeout} (idle_replication_slot_timeout)");
+    }
+    Ok(text)
 }
 
 /// That nothing bounds the WAL that a slot holds back; none if something does.
@@ -99,13 +115,13 @@ async fn retained(client: &Client, name: &str, active: bool) -> Result<Row, Cata
     })
 }
 
-// The oldest of those that have written: a fresh slot waits for their end, and so does what is settled.
+// The oldest of those that have written, in whichever database: a fresh slot waits for their end.
 const OPEN: &str = "\
-    SELECT what, gid, pid, age FROM ( \
-        SELECT 'prepared' AS what, gid, NULL::int4 AS pid, prepared AS began FROM pg_catalog.pg_prepared_xacts \
-        WHERE database = current_database() \
+    SELECT what, gid, pid, age, datname FROM ( \
+        SELECT 'prepared' AS what, gid, NULL::int4 AS pid, prepared AS began, \
+               nullif(database::text, current_database()::text) AS datname FROM pg_catalog.pg_prepared_xacts \
         UNION ALL \
-        SELECT state, NULL, pid, xact_start FROM pg_catalog.pg_stat_activity \
+        SELECT state, NULL, pid, xact_start, NULL FROM pg_catalog.pg_stat_activity \
         WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() AND state LIKE 'idle in transaction%') AS open \
     CROSS JOIN LATERAL (SELECT extract(epoch FROM clock_timestamp() - began)::int8 AS age) AS a \
     ORDER BY age DESC LIMIT 1";
@@ -131,7 +147,12 @@ pub(super) async fn open_transactions(
     let age = age.unwrap_or_default();
     let (found, run) = match (gid, pid) {
         (Some(gid), _) => {
-            let run = format!("ROLLBACK PREPARED {gid}; -- or COMMIT PREPARED {gid};", gid = literal(&gid));
+            let place = row.get::<_, Option<String>>(4).map(|name| format!(" in database {name:?}"));
+            let run = format!(
+                "ROLLBACK PREPARED {gid}; -- or COMMIT PREPARED {gid};{}",
+                place.unwrap_or_default(),
+                gid = literal(&gid)
+            );
             (format!("transaction {gid:?} has been prepared for {age} s"), run)
         }
         (None, pid) => {

@@ -2,12 +2,13 @@
 
 use tokio_postgres::Client;
 
-use super::postgres::{Primary, limited};
+use super::postgres::{Primary, limited, reached};
 use super::report::{Report, Row};
 use super::{size, standbys};
 use crate::config::{Config, Source};
-use crate::feed::catalog::{self, CatalogError};
+use crate::feed::catalog::CatalogError;
 use crate::feed::sources::look_at_replica;
+use crate::pg::session;
 use crate::pg::target::Target;
 use crate::position::Lsn;
 
@@ -18,6 +19,7 @@ const FAR: i64 = 16 << 20;
 /// Looks at every source, and at standbys that are none.
 pub(super) async fn look(config: &Config, primary: Option<&Primary>, report: &mut Report) {
     let mut receivers = Vec::new();
+    let mut unasked = 0;
     let own = config.sources.iter().find(|source| source.url.is_none());
     match own {
         Some(own) => report.push(Row::good(NAME, "is the feed's primary").on(&own.name)),
@@ -26,7 +28,7 @@ pub(super) async fn look(config: &Config, primary: Option<&Primary>, report: &mu
             Row::warning(NAME, "the primary is not listed")
                 .on("primary")
                 .means("right only if no application reads from it what it then fills")
-                .settings("[[source]] name = \"primary\""),
+                .settings("[[source]]\nname = \"primary\""),
         ),
     }
     for source in &config.sources {
@@ -38,12 +40,15 @@ pub(super) async fn look(config: &Config, primary: Option<&Primary>, report: &mu
                 continue;
             }
         };
-        let (row, receiver) = standby(config, source, &target, primary).await;
+        let (row, receiver) = standby(config, source, target, primary).await;
         report.push(row.on(&source.name));
-        receivers.extend(receiver);
+        match receiver {
+            Asked::Receiver(receiver) => receivers.extend(receiver),
+            Asked::Nothing => unasked += 1,
+        }
     }
     if let Some(primary) = primary {
-        match limited(standbys::look(primary, &receivers)).await {
+        match limited(standbys::look(primary, &receivers, unasked)).await {
             Ok(rows) => report.rows.extend(rows),
             Err(error) => report.push(Row::failed(standbys::NAME, error.to_string())),
         }
@@ -52,29 +57,39 @@ pub(super) async fn look(config: &Config, primary: Option<&Primary>, report: &mu
     }
 }
 
+/// What a source says of itself.
+enum Asked {
+    Receiver(Option<standbys::Receiver>),
+    /// It does not answer.
+    Nothing,
+}
+
 async fn standby(
     config: &Config,
     source: &Source,
-    target: &Target,
+    target: Target,
     primary: Option<&Primary>,
-) -> (Row, Option<standbys::Receiver>) {
-    let connected = limited(catalog::connect(target, &config.postgres.application_name)).await;
-    let client = match connected {
-        Ok(client) => client,
+) -> (Row, Asked) {
+    let connecting = reached(Ok(target.clone()), async |target| {
+        Ok(session::connect(&target, &config.postgres.application_name).await?)
+    });
+    let (client, host) = match connecting.await {
+        Ok(connected) => connected,
         Err(error) => {
             let row = Row::failed(NAME, error.to_string()).means(
                 "no lease counts until it can be polled; a standby takes sessions with hot_standby = on, and needs a line \
                  for the role in pg_hba.conf of its own",
             );
-            return (row, None);
+            return (row, Asked::Nothing);
         }
     };
-    let receiver = limited(standbys::receiver(&client)).await.ok().flatten();
+    let receiver = limited(standbys::receiver(&client)).await.map_or(Asked::Nothing, Asked::Receiver);
     let Some(identity) = primary.and_then(|primary| primary.identity) else {
         return (Row::not_looked_at(NAME, "the primary's system is not known"), receiver);
     };
     let name = &config.postgres.application_name;
-    let row = match look_at_replica(target, name, identity).await {
+    // Of several hosts the one that has answered.
+    let row = match look_at_replica(&target.only(&host), name, identity).await {
         Ok(replayed) => match limited(state(&client, primary, replayed)).await {
             Ok(row) => row,
             Err(error) => Row::failed(NAME, error.to_string()),

@@ -45,8 +45,13 @@ fn application_name(conninfo: &str) -> Option<String> {
     value("application_name").or_else(|| value("fallback_application_name"))
 }
 
-/// A row for each standby that is no source.
-pub(super) async fn look(primary: &Primary, receivers: &[Receiver]) -> Result<Vec<Row>, CatalogError> {
+/// A row for each standby that is no source. Of those that no source is known to be, as many may be sources as have not
+/// been asked.
+pub(super) async fn look(
+    primary: &Primary,
+    receivers: &[Receiver],
+    unasked: usize,
+) -> Result<Vec<Row>, CatalogError> {
     if !primary.sees_all {
         return Ok(vec![Row::not_looked_at(NAME, "the role is no member of pg_monitor")]);
     }
@@ -75,6 +80,9 @@ pub(super) async fn look(primary: &Primary, receivers: &[Receiver]) -> Result<Ve
         };
         return Ok(vec![Row::good(NAME, found)]);
     }
+    if strangers.len() <= unasked {
+        return Ok(vec![Row::not_looked_at(NAME, "a source does not answer, which may be what streams")]);
+    }
     Ok(strangers.iter().map(unlisted_row).collect())
 }
 
@@ -85,7 +93,7 @@ fn unlisted_row(sender: &Sender) -> Row {
         .on(name)
         .means("if applications fill the cache with what they read there, old values get in: list it")
         .settings(format!(
-            "[[source]] name = {name:?} url = \"postgres://...@{}/...\"",
+            "[[source]]\nname = {name:?}\nurl = \"postgres://...@{}/...\"",
             sender.address.as_deref().unwrap_or("host")
         ))
 }

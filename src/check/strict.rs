@@ -3,22 +3,23 @@
 use tokio_postgres::Client;
 
 use super::report::Row;
-use crate::config::Config;
 use crate::feed::catalog::CatalogError;
 use crate::feed::standby_names::{StandbyNames, remedy};
 use crate::pg::replication::{identifier, literal};
 use crate::pg::session;
+use crate::pg::target::Target;
 
-/// Whom commits wait for, and which do not.
-pub(super) async fn look(config: &Config, client: &Client) -> Result<Vec<Row>, CatalogError> {
+pub(super) const NAMES: &str = "synchronous_standby_names";
+pub(super) const COMMIT: &str = "synchronous_commit";
+
+/// Whom commits wait for.
+pub(super) async fn standby_names(client: &Client, name: &str) -> Result<Vec<Row>, CatalogError> {
     let row = client.query_one("SELECT current_setting('synchronous_standby_names')", &[]).await?;
-    let mut rows = vec![standby_names(row.get(0), &config.postgres.application_name)];
-    rows.extend(synchronous_commit(config, client).await?);
-    Ok(rows)
+    Ok(vec![named(row.get(0), name)])
 }
 
-fn standby_names(setting: &str, name: &str) -> Row {
-    const NAME: &str = "synchronous_standby_names";
+fn named(setting: &str, name: &str) -> Row {
+    const NAME: &str = NAMES;
     match StandbyNames::parse(setting).map(|names| names.requires(name)) {
         Some(Ok(())) => Row::good(NAME, format!("{setting:?} has every commit wait for {name:?}")),
         Some(Err(why)) => Row::failed(
@@ -31,11 +32,14 @@ fn standby_names(setting: &str, name: &str) -> Row {
 }
 
 /// Whose commits do not wait: what the server, databases and roles say of it.
-async fn synchronous_commit(config: &Config, client: &Client) -> Result<Vec<Row>, CatalogError> {
-    const NAME: &str = "synchronous_commit";
+pub(super) async fn synchronous_commit(
+    target: &Target,
+    name: &str,
+    client: &Client,
+) -> Result<Vec<Row>, CatalogError> {
     let mut rows = Vec::new();
     // In a session without our own settings, which say `local`.
-    let (plain, _) = session::as_it_is(&config.postgres.target()?, &config.postgres.application_name).await?;
+    let (plain, _) = session::as_it_is(target, name).await?;
     let row = plain
         .query_one(
             "SELECT setting, source FROM pg_catalog.pg_settings WHERE name = 'synchronous_commit'",
@@ -47,7 +51,7 @@ async fn synchronous_commit(config: &Config, client: &Client) -> Result<Vec<Row>
     if of_server && does_not_wait(&value) {
         let found = format!("the server's default is {value}: commits do not wait for the proxy");
         let run = "ALTER SYSTEM SET synchronous_commit = on; SELECT pg_reload_conf();";
-        rows.push(Row::failed(NAME, found).sql(run));
+        rows.push(Row::failed(COMMIT, found).sql(run));
     }
     let set = client
         .query(
@@ -64,12 +68,12 @@ async fn synchronous_commit(config: &Config, client: &Client) -> Result<Vec<Row>
         let (database, role): (Option<String>, Option<String>) = (row.get(0), row.get(1));
         let value: String = row.get(2);
         if does_not_wait(&value) {
-            rows.push(set_elsewhere(NAME, &value, database.as_deref(), role.as_deref()));
+            rows.push(set_elsewhere(COMMIT, &value, database.as_deref(), role.as_deref()));
         }
     }
     if rows.is_empty() {
         let found = "no default says off or local; a session that does is outside of the promise";
-        rows.push(Row::good(NAME, found));
+        rows.push(Row::good(COMMIT, found));
     }
     Ok(rows)
 }
@@ -103,10 +107,10 @@ mod tests {
     #[test]
     fn a_row_says_what_to_run() {
         let run = |row: &Row| row.remedy.as_ref().map(|remedy| remedy.run.clone()).unwrap_or_default();
-        let row = standby_names("s1", "cachefence").to_string();
+        let row = named("s1", "cachefence").to_string();
         assert!(row.starts_with("FAILED  synchronous_standby_names   \"s1\" does not name it"), "{row}");
         assert!(row.contains("\n                                    run: ALTER SYSTEM SET"), "{row}");
-        assert_eq!(standby_names("cachefence", "cachefence").standing, Standing::Good);
+        assert_eq!(named("cachefence", "cachefence").standing, Standing::Good);
         let row = set_elsewhere("synchronous_commit", "off", Some("app"), Some("batch"));
         assert_eq!(
             run(&row),

@@ -12,7 +12,7 @@ pub(super) async fn tables(client: &Client, guards: &Guards) -> Result<Vec<Row>,
     const NAME: &str = "table";
     if guards.is_empty() {
         let found = "there is no guard: nothing is protected";
-        let set = "[[guard]] table = \"public.users\" keys = [\"user:<id>\"]";
+        let set = "[[guard]]\ntable = \"public.users\"\nkeys = [\"user:<id>\"]";
         return Ok(vec![Row::warning(NAME, found).settings(set)]);
     }
     let (tables, problems) = catalog::tables(client, guards).await?;
@@ -85,10 +85,9 @@ pub(super) async fn publication(
 ) -> Result<Vec<Row>, CatalogError> {
     const NAME: &str = "publication";
     match catalog::publication(client, name, guards).await? {
-        Publication::Missing => {
+        Publication::Missing { create } => {
             let found = format!("there is no publication {name:?}");
-            let create = catalog::create_publication(name, guards) + ";";
-            let create = drop_older(slot).unwrap_or_default() + &create;
+            let create = format!("{}{create};", drop_older(slot).unwrap_or_default());
             let row = if may_create(client, guards).await? {
                 Row::warning(NAME, found).means("the proxy makes it at its start")
             } else {

@@ -376,8 +376,7 @@ impl Feed {
         // The publication comes first: a slot decodes with the catalog of its time, and knows no publication that
         // was made after it (fact F14).
         let published = match publication {
-            Publication::Missing => {
-                let sql = catalog::create_publication(&settings.publication, &self.guards);
+            Publication::Missing { create: sql } => {
                 let created = client.batch_execute(&sql).await;
                 created.map_err(|source| CatalogError::Create { what: "the publication", source })?;
                 tracing::info!(sql, "created the publication");
@@ -604,10 +603,9 @@ async fn look(
     let (tables, mut problems) = catalog::tables(client, guards).await?;
     match catalog::publication(client, publication, guards).await? {
         Publication::Present(found) => problems.extend(found),
-        Publication::Missing => problems.push(Problem::NoPublication {
-            publication: quoting::quoted_name(publication),
-            create: catalog::create_publication(publication, guards),
-        }),
+        Publication::Missing { create } => {
+            problems.push(Problem::NoPublication { publication: quoting::quoted_name(publication), create })
+        }
     }
     Ok((tables, problems))
 }

@@ -183,6 +183,18 @@ pub enum Problem {
         /// The publication, quoted for SQL.
         publication: String,
     },
+    /// UPDATE and DELETE of the table fail.
+    #[error(
+        "guard {table}: the table's replica identity has generated columns, which publication {publication} leaves out: UPDATE and DELETE of it fail"
+    )]
+    GeneratedLeftOut {
+        /// The guard.
+        guard: GuardId,
+        /// `schema.table`.
+        table: String,
+        /// The publication, quoted for SQL.
+        publication: String,
+    },
     /// Some changes would not be seen.
     #[error("publication {publication} leaves out {missing}")]
     Operations {
@@ -219,6 +231,9 @@ impl Problem {
             }
             Problem::PartitionsApart { publication, .. } => {
                 Some(format!("ALTER PUBLICATION {publication} SET (publish_via_partition_root = true);"))
+            }
+            Problem::GeneratedLeftOut { publication, .. } => {
+                Some(format!("ALTER PUBLICATION {publication} SET (publish_generated_columns = stored);"))
             }
             Problem::NotPublished { table, publication, .. } => {
                 Some(format!("ALTER PUBLICATION {publication} ADD TABLE {table};"))
@@ -257,6 +272,7 @@ impl Problem {
             | Problem::OutsideIdentity { guard, .. }
             | Problem::NoIdentity { guard, .. }
             | Problem::NotPublished { guard, .. }
+            | Problem::GeneratedLeftOut { guard, .. }
             | Problem::Filtered { guard, .. } => Some(*guard),
             _ => None,
         }

@@ -9,6 +9,9 @@ use super::quoting::{quoted_name, quoted_table};
 use crate::guard::{Guard, Guards};
 use crate::pg::replication::literal;
 
+/// The first `server_version_num` whose logical replication has messages.
+pub const MESSAGES: i32 = 140_000;
+
 const SCHEMA: &str = "\
 CREATE SCHEMA IF NOT EXISTS cachefence;
 GRANT USAGE ON SCHEMA cachefence TO PUBLIC;";
@@ -192,10 +195,12 @@ pub fn script(guards: &Guards, publication: &str, slot: Option<&str>) -> String 
     text
 }
 
-/// Creates the publication, or adds the tables that it lacks. A slot that is older than the publication cannot decode
+/// Creates the publication, or adds the tables that it lacks, children of guarded ones included. A slot that is older than the publication cannot decode
 /// with it, so it goes.
 fn publication_sql(guards: &Guards, publication: &str, slot: Option<&str>) -> String {
-    let (name, create) = (literal(publication), catalog::create_publication(publication, guards));
+    let name = literal(publication);
+    let create =
+        format!("{} WITH (publish_via_partition_root = true)", catalog::publication_of(publication, guards));
     let quoted = quoted_name(publication);
     let is_partitioned = |guard: &Guard| {
         let table = literal(&quoted_table(guard));
@@ -226,6 +231,17 @@ fn publication_sql(guards: &Guards, publication: &str, slot: Option<&str>) -> St
             )
         })
         .collect();
+    // Version 18 can publish generated columns, and refuses UPDATEs where a replica identity has some that are not.
+    let generated = format!(
+        "    IF (SELECT pg_catalog.to_jsonb(p) ->> 'pubgencols' FROM pg_catalog.pg_publication p WHERE pubname = {name}) <> 's' \
+         THEN\n        \
+         EXECUTE {};\n    END IF;\n",
+        literal(&format!("ALTER PUBLICATION {quoted} SET (publish_generated_columns = stored)"))
+    );
+    let children = match guards.is_empty() {
+        true => String::new(),
+        false => children_sql(guards, publication),
+    };
     let drop_slot = slot.map_or_else(String::new, |slot| {
         format!(
             "PERFORM pg_catalog.pg_drop_replication_slot(slot_name)\n            \
@@ -234,9 +250,33 @@ fn publication_sql(guards: &Guards, publication: &str, slot: Option<&str>) -> St
         )
     });
     format!(
-        "DO $cachefence$\nBEGIN\n    \
+        "DO $cachefence$\nDECLARE\n    child text;\nBEGIN\n    \
          IF NOT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = {name}) THEN\n        \
-         {drop_slot}{create};\n    END IF;\n{via_root}{add}END\n$cachefence$;",
+         {drop_slot}{create};\n    END IF;\n{generated}{via_root}{add}{children}END\n$cachefence$;",
+    )
+}
+
+/// Adds the children that began to inherit from a guarded table after it was published.
+fn children_sql(guards: &Guards, publication: &str) -> String {
+    let tables: Vec<String> = guards.iter().map(|guard| literal(&quoted_table(guard))).collect();
+    let published = "SELECT FROM pg_catalog.pg_publication_tables t \
+                     WHERE t.schemaname = n.nspname AND t.tablename = c.relname AND t.pubname =";
+    format!(
+        "    FOR child IN\n        \
+         WITH RECURSIVE children (oid) AS (\n            \
+         SELECT pg_catalog.to_regclass(name)::pg_catalog.oid FROM pg_catalog.unnest(ARRAY[{}]) AS name\n            \
+         UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN children p ON p.oid = i.inhparent)\n        \
+         SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM children\n        \
+         JOIN pg_catalog.pg_class c ON c.oid = children.oid\n        \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace\n        \
+         WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND NOT c.relispartition\n          \
+         AND NOT EXISTS ({published} {})\n    \
+         LOOP\n        \
+         EXECUTE {} || child;\n    \
+         END LOOP;\n",
+        tables.join(", "),
+        literal(publication),
+        literal(&format!("ALTER PUBLICATION {} ADD TABLE ONLY ", quoted_name(publication))),
     )
 }
 
@@ -315,12 +355,20 @@ async fn schema_found(client: &Client) -> Result<Found, CatalogError> {
     })
 }
 
-/// A table that it lacks is what `init` adds; what else can be wrong with it is for the doctor to say.
+/// A table that it lacks is what `init` adds, and it has partitions published as their root and generated columns
+/// published; what else can be wrong with it is for the doctor to say.
 async fn publication_found(client: &Client, guards: &Guards, name: &str) -> Result<Found, CatalogError> {
     Ok(match catalog::publication(client, name, guards).await? {
-        Publication::Missing => Found::Missing,
+        Publication::Missing { .. } => Found::Missing,
         Publication::Present(problems)
-            if problems.iter().any(|problem| matches!(problem, Problem::NotPublished { .. })) =>
+            if problems.iter().any(|problem| {
+                matches!(
+                    problem,
+                    Problem::NotPublished { .. }
+                        | Problem::PartitionsApart { .. }
+                        | Problem::GeneratedLeftOut { .. }
+                )
+            }) =>
         {
             Found::Other
         }

@@ -239,6 +239,14 @@ impl Target {
         &self.dbname
     }
 
+    /// Waits for each host no longer than this.
+    pub fn within(mut self, limit: Duration) -> Self {
+        if self.connect_timeout.is_zero() || self.connect_timeout > limit {
+            self.connect_timeout = limit;
+        }
+        self
+    }
+
     /// How many hosts are named.
     pub fn host_count(&self) -> usize {
         self.hosts.len()

@@ -83,7 +83,8 @@ const TYPES: &[(&str, &[&str])] = &[
     ("int2", &["-32768"]),
     ("int4", &["2147483647"]),
     ("int8", &["-9223372036854775808"]),
-    ("numeric", &["'NaN'", "1.50", "-0.0001", "'Infinity'"]),
+    // Version 13 has no infinite numeric.
+    ("numeric", &["'NaN'", "1.50", "-0.0001"]),
     ("numeric(10,3)", &["2"]),
     ("float4", &["0.1", "'NaN'", "1e30"]),
     ("float8", &["0.1", "'-Infinity'", "1e-7", "-0.0"]),
@@ -123,7 +124,12 @@ const TYPES: &[(&str, &[&str])] = &[
 
 async fn world() -> Fallible<World> {
     let mut primary = Postgres::primary(PrimaryOptions::default()).await?;
-    primary.set_epoch(EPOCH as u32).await?;
+    // The packages of other versions have no pg_resetwal.
+    if primary.programs().join("pg_resetwal").is_file() {
+        primary.set_epoch(EPOCH as u32).await?;
+    } else {
+        println!("no pg_resetwal beside the server: transaction ids are those of the first epoch");
+    }
     let sql = primary.client().await?;
     sql.batch_execute(TABLES).await?;
     sql.batch_execute(alterations::TABLES).await?;
@@ -180,6 +186,12 @@ async fn deletes(world: &World, sql: &str, deleted: &[&str], kept: &[&str]) -> O
     let keys = [deleted, kept].concat();
     assert_eq!(left(world, sql, &keys).await?, kept, "{sql}");
     Ok(())
+}
+
+/// Whether logical replication has messages: since version 14.
+async fn has_messages(world: &World) -> Fallible<bool> {
+    let sql = "SELECT current_setting('server_version_num')::int4 >= 140000";
+    Ok(world.sql.query_one(sql, &[]).await?.get(0))
 }
 
 /// Keys that a later look at the catalog has deleted, with all others of the guard.
@@ -319,11 +331,16 @@ async fn transactions(world: &World) -> Outcome {
     assert_eq!(redis.cmd(&["EXISTS", "plain:100", "plain:102"]).await?, Reply::Int(0));
     assert_eq!(world.held("plain:103").await?.as_deref(), Some("old"));
 
-    let sql = "BEGIN; INSERT INTO plain VALUES (10), (11); SAVEPOINT a; INSERT INTO plain VALUES (12); \
-               ROLLBACK TO a; INSERT INTO plain VALUES (13); SAVEPOINT b; INSERT INTO plain VALUES (14); RELEASE b; \
-               SELECT cachefence.fence('report:1'); INSERT INTO unguarded VALUES (1); COMMIT";
+    let (named, messages) = ("SELECT cachefence.fence('report:1')", has_messages(world).await?);
+    let sql = format!(
+        "BEGIN; INSERT INTO plain VALUES (10), (11); SAVEPOINT a; INSERT INTO plain VALUES (12); \
+         ROLLBACK TO a; INSERT INTO plain VALUES (13); SAVEPOINT b; INSERT INTO plain VALUES (14); RELEASE b; \
+         {}; INSERT INTO unguarded VALUES (1); COMMIT",
+        if messages { named } else { "" }
+    );
     let keys = ["plain:10", "plain:11", "plain:13", "plain:14", "report:1"];
-    deletes(world, sql, &keys, &["plain:12", "report:2", "unguarded:1"]).await?;
+    let keys = if messages { &keys[..] } else { &keys[..4] };
+    deletes(world, &sql, keys, &["plain:12", "report:2", "unguarded:1"]).await?;
     let sql = "DO $$ BEGIN INSERT INTO plain VALUES (20); BEGIN INSERT INTO plain VALUES (21); RAISE 'no'; \
                EXCEPTION WHEN OTHERS THEN NULL; END; END $$";
     deletes(world, sql, &["plain:20"], &["plain:21"]).await?;
@@ -355,7 +372,8 @@ async fn epoch(world: &World) -> Outcome {
     world.level().await?;
     let (xid, after) =
         (text(&world.sql, "SELECT pg_current_xact_id()::text").await?, world.snapshot().await?);
-    assert_eq!(xid.parse::<u64>()? >> 32, EPOCH);
+    let epoch = if world.primary.programs().join("pg_resetwal").is_file() { EPOCH } else { 0 };
+    assert_eq!(xid.parse::<u64>()? >> 32, epoch);
     let mut client = world.client().await?;
     assert_refused(&client.cmd(&["ASOF", &before, "SET", "plain:70", "old"]).await?, "STALE");
     assert_passed(&client.cmd(&["ASOF", &after, "SET", "plain:70", "new"]).await?);
@@ -393,7 +411,15 @@ async fn partitions_that_come_and_go(world: &World) -> Outcome {
     let attach =
         "ALTER TABLE measures ATTACH PARTITION measures_9 FOR VALUES FROM ('2009-01-01') TO ('2010-01-01')";
     let sql = format!("BEGIN; {attach}; SELECT cachefence.fence_table('measures_9'); COMMIT");
-    deletes(world, &sql, &["measure:9", "measures:2009-01-01:9"], &["log:1", "event:1"]).await?;
+    let keys = ["measure:9", "measures:2009-01-01:9"];
+    if has_messages(world).await? {
+        deletes(world, &sql, &keys, &["log:1", "event:1"]).await?;
+    } else {
+        // Without messages it must not say that it has been done.
+        assert!(world.sql.batch_execute(&sql).await.is_err());
+        world.sql.batch_execute("ROLLBACK").await?;
+        purges(world, &format!("{attach}; {}", nudge(0)), &keys).await?;
+    }
     // And without that the catalog shows it.
     let sql = format!("ALTER TABLE logs DETACH PARTITION logs_2; {}", nudge(1));
     purges(world, &sql, &["log:101"]).await?;

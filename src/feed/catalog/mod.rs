@@ -7,7 +7,7 @@ mod slot;
 mod table;
 
 pub use parts::{Part, may_differ};
-pub use publication::{Publication, create_publication, publication};
+pub use publication::{Publication, publication, publication_of};
 pub use server::{Server, has_messages, server};
 pub use slot::{Held, Slot, slot};
 pub use table::{Column, Table, column_kind, learn, tables, weak_versions};

@@ -10,10 +10,17 @@ use crate::guard::Guards;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Publication {
     /// There is none of that name.
-    Missing,
+    Missing {
+        /// The SQL that makes it.
+        create: String,
+    },
     /// There is one; without problems it will do.
     Present(Vec<Problem>),
 }
+
+/// The first `server_version_num` that can publish generated columns. It refuses UPDATE and DELETE of a published table whose
+/// replica identity has some that are not: all of them, with REPLICA IDENTITY FULL.
+const GENERATED: i32 = 180_000;
 
 /// Looks at the publication.
 ///
@@ -28,7 +35,10 @@ pub async fn publication(client: &Client, name: &str, guards: &Guards) -> Result
             &[&name],
         )
         .await?;
-    let Some(row) = row else { return Ok(Publication::Missing) };
+    let Some(row) = row else {
+        let version = client.query_one("SELECT current_setting('server_version_num')::int4", &[]).await?;
+        return Ok(Publication::Missing { create: create_publication(name, guards, version.get(0)) });
+    };
     let mut problems = Vec::new();
     let missing: Vec<&str> = ["insert", "update", "delete", "truncate"]
         .into_iter()
@@ -75,8 +85,32 @@ pub async fn publication(client: &Client, name: &str, guards: &Guards) -> Result
             }
         }
     }
+    if row.get::<_, i32>(4) >= GENERATED {
+        let statement = client.prepare(LEFT_OUT).await?;
+        for guard in guards {
+            if client.query_opt(&statement, &[&guard.schema, &guard.table, &name]).await?.is_some() {
+                let table = guard.label.clone();
+                problems.push(Problem::GeneratedLeftOut {
+                    guard: guard.id,
+                    table,
+                    publication: quoted.clone(),
+                });
+            }
+        }
+    }
     Ok(Publication::Present(problems))
 }
+
+/// Whether a table, or one below it, has generated columns in its replica identity that the publication leaves out.
+const LEFT_OUT: &str = "\
+    WITH RECURSIVE members (oid) AS ( \
+        SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+        WHERE n.nspname = $1 AND c.relname = $2 \
+        UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN members m ON i.inhparent = m.oid) \
+    SELECT c.oid FROM members m JOIN pg_catalog.pg_class c ON c.oid = m.oid \
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attgenerated = 's' AND NOT a.attisdropped \
+    JOIN pg_catalog.pg_publication p ON p.pubname = $3 AND p.pubgencols <> 's' \
+    WHERE c.relreplident = 'f' LIMIT 1";
 
 /// The guarded table, and the children that inherit from it: each of these is published by itself. For each its name,
 /// whether it is partitioned, whether it is in the publication, whether only in part, and the published table above it, if
@@ -114,12 +148,18 @@ fn members(restricted: &str) -> String {
 
 /// `CREATE PUBLICATION` for the guards' tables. Changes of partitions come as those of their root: so those of a partition
 /// that nobody has heard of yet are known. Other tables are not touched by that.
-pub fn create_publication(name: &str, guards: &Guards) -> String {
+fn create_publication(name: &str, guards: &Guards, version: i32) -> String {
+    let generated = if version >= GENERATED { ", publish_generated_columns = stored" } else { "" };
+    format!("{} WITH (publish_via_partition_root = true{generated})", publication_of(name, guards))
+}
+
+/// `CREATE PUBLICATION` without its options.
+pub fn publication_of(name: &str, guards: &Guards) -> String {
     let tables: Vec<String> = guards.iter().map(quoted_table).collect();
     let tables = match tables.as_slice() {
         // A publication of nothing is allowed, "FOR TABLE" of nothing is not.
         [] => String::new(),
         tables => format!(" FOR TABLE {}", tables.join(", ")),
     };
-    format!("CREATE PUBLICATION {}{tables} WITH (publish_via_partition_root = true)", quoted_name(name))
+    format!("CREATE PUBLICATION {}{tables}", quoted_name(name))
 }
