@@ -86,6 +86,8 @@ pub struct Settings {
     pub temporary_slot: bool,
     /// It survives a failover, where Postgres can do that.
     pub failover_slot: bool,
+    /// Large transactions are received while they run, where Postgres can do that.
+    pub streaming: bool,
     /// The publication.
     pub publication: String,
     /// The name in `pg_stat_replication`.
@@ -175,6 +177,7 @@ impl Feed {
         applied: watch::Receiver<Lsn>,
     ) -> Self {
         let stream = Stream {
+            in_blocks: settings.streaming,
             applier: Applier::new(guards.clone(), settings.db, positions.clone(), state.clone()),
             positions: positions.clone(),
             state: state.clone(),
@@ -301,7 +304,8 @@ impl Feed {
         // Told and taken: the gap is dealt with, even if this stream never starts.
         self.regap = None;
         self.outdated = false;
-        ready.sender.start(&settings.slot, position, &settings.publication).await?;
+        let in_blocks = self.stream.in_blocks;
+        ready.sender.start(&settings.slot, position, &settings.publication, in_blocks).await?;
         let held = unmoved(&ready.client, settings, position).await?;
         self.state.see_held(&settings.slot, Some(held));
         self.state.heard(self.positions.now());
