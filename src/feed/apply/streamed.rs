@@ -4,6 +4,9 @@
 //! its keys are collected, each with its subtransaction, and its layouts are its own. Then it passes as any transaction
 //! does, and in parts if it is large; [`Applier::proceed`] makes one of them at a time.
 //!
+//! A message inside a block names the top-level transaction, whichever subtransaction it is of: Postgres does not tell. So
+//! what it names is fenced with the transaction, even if its subtransaction was rolled back.
+//!
 //! Versions are not collected: to the fence the keys' versions are unknown from then on, until the next write of the row.
 
 use std::collections::{HashMap, HashSet};
