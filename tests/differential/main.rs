@@ -97,6 +97,7 @@ async fn each_transaction_fences_what_the_oracle_says() -> Fallible<()> {
     follower.until(LAST).await?;
 
     let expected = expected(&sql).await?;
+    let streamed = streamed(&sql).await?;
     let mut notes = follower.notes.lock().map_err(|_| "the cache has panicked")?;
     notes.close();
     let keys: usize = expected.values().map(|e| e.fenced.keys.len()).sum();
@@ -124,7 +125,6 @@ async fn each_transaction_fences_what_the_oracle_says() -> Fallible<()> {
     );
     assert!(notes.wrong.is_empty(), "SEED={seed}: {:?}", notes.wrong);
     assert_eq!(notes.starts, 1, "the stream was interrupted");
-    let streamed = streamed(&sql).await?;
     println!("sent while they ran: {streamed:?}");
     assert!(streamed.is_none_or(|transactions| transactions > 0), "all were sent after their commits");
     // The last one is ours. All of this would be true of nothing, too.
