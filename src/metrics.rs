@@ -142,6 +142,8 @@ pub struct Metrics {
     pub named_keys_dropped: IntCounter,
     /// Keys that have been handed on of a large transaction that is arriving.
     pub transaction_keys: IntGauge,
+    /// Memory of the keys of transactions that are sent while they run.
+    pub in_progress_bytes: IntGauge,
     /// Keys that the cache is deleting.
     pub backlog_keys: IntGauge,
     /// Below this LSN nothing is known of single keys.
@@ -212,6 +214,11 @@ impl Metrics {
             named_keys: gauge(&r, "named_keys", "Keys without a guard that are judged by name.")?,
             named_keys_dropped: counter(&r, "named_keys_dropped_total", "Names dropped for lack of room.")?,
             transaction_keys: gauge(&r, "transaction_keys", "Keys so far of a large transaction.")?,
+            in_progress_bytes: gauge(
+                &r,
+                "in_progress_bytes",
+                "Memory of the keys of transactions that have not committed yet, about.",
+            )?,
             backlog_keys: gauge(&r, "backlog_keys", "Keys that are being deleted.")?,
             floor_lsn: gauge(&r, "floor_lsn", "Position below which history per key is gone.")?,
             settled_lsn: gauge(
@@ -427,6 +434,7 @@ mod tests {
             "named_keys",
             "named_keys_dropped_total",
             "transaction_keys",
+            "in_progress_bytes",
             "backlog_keys",
             "floor_lsn",
             "settled_lsn",

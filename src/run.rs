@@ -182,6 +182,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             slot: config.postgres.slot.clone(),
             temporary_slot: config.postgres.temporary_slot,
             failover_slot: config.postgres.failover_slot,
+            streaming: config.postgres.streaming,
             publication: config.postgres.publication.clone(),
             application_name: config.postgres.application_name.clone(),
             feed_lost_after: config.postgres.feed_lost_after,
@@ -365,6 +366,7 @@ impl Status {
             metrics.named_keys.set(named as i64);
             metrics.named_keys_dropped.inc_by(dropped.saturating_sub(metrics.named_keys_dropped.get()));
             metrics.transaction_keys.set(feed.transaction_keys.load(Ordering::Relaxed) as i64);
+            metrics.in_progress_bytes.set(feed.in_progress_bytes.load(Ordering::Relaxed) as i64);
             metrics.backlog_keys.set(cache.backlog.load(Ordering::Relaxed) as i64);
             metrics.floor_lsn.set(i64::try_from(fence.floor().0).unwrap_or(0));
             metrics.settled_lsn.set(fence.settled().0 as i64);

@@ -92,5 +92,44 @@ async fn a_large_transaction_deletes_its_own_keys_and_no_others() -> Outcome {
         assert_eq!(world.held(key).await?, Some("planted".into()), "{key}");
     }
     assert_eq!(world.proxy.metric("cachefence_purges_total").await?, purges, "{}", world.proxy.log());
+    if text(&world.sql, "SHOW server_version_num").await?.parse::<i32>()? >= 140_000 {
+        one_that_is_received_while_it_runs(&world).await?;
+    }
+    Ok(())
+}
+
+/// Nothing is deleted before its commit, and what is committed meanwhile does not wait for it. Then all of its own keys, but
+/// not those of what was rolled back.
+async fn one_that_is_received_while_it_runs(world: &World) -> Outcome {
+    plant(world, &["user:3", "user:100001", "user:120000", "user:130000", "user:5"]).await?;
+    // The server reads it again by itself. From then on nearly every transaction is sent while it runs.
+    world.sql.batch_execute("ALTER SYSTEM SET logical_decoding_work_mem = '64kB'").await?;
+    text(&world.sql, "SELECT pg_reload_conf()::text").await?;
+    let session = world.primary.client().await?;
+    session
+        .batch_execute(
+            "BEGIN; INSERT INTO users SELECT id, 'v1' FROM generate_series(100001, 120000) AS id; SAVEPOINT s; \
+             INSERT INTO users SELECT id, 'v1' FROM generate_series(120001, 130000) AS id; \
+             UPDATE users SET name = 'gone' WHERE id = 5; ROLLBACK TO s; UPDATE users SET name = 'v3' WHERE id = 2",
+        )
+        .await?;
+    wait_until("the transaction to be received while it runs", PATIENCE, async || {
+        world.proxy.metric("cachefence_in_progress_bytes").await.is_ok_and(|bytes| bytes > 200_000.0)
+    })
+    .await?;
+    world.rename(3, "v2").await?;
+    world.gone("user:3").await?;
+    for key in ["user:100001", "user:120000"] {
+        assert_eq!(world.held(key).await?, Some("planted".into()), "{key}");
+    }
+    session.batch_execute("COMMIT").await?;
+    world.level().await?;
+    for (key, value) in
+        [("user:100001", None), ("user:120000", None), ("user:130000", Some("planted".into()))]
+    {
+        assert_eq!(world.held(key).await?, value, "{key}: {}", world.proxy.log());
+    }
+    assert_eq!(world.held("user:5").await?, Some("planted".into()));
+    assert_eq!(world.proxy.metric("cachefence_in_progress_bytes").await?, 0.0);
     Ok(())
 }

@@ -10,7 +10,7 @@ use cachefence::feed::apply::{Applied, Applier};
 use cachefence::feed::{FeedState, MESSAGE_PREFIX, Positions};
 use cachefence::fence::{Fence, Limits, SourceKind};
 use cachefence::guard::{GuardId, Guards};
-use cachefence::pg::pgoutput::decode;
+use cachefence::pg::pgoutput::{Message, decode, decode_in_block};
 use libfuzzer_sys::fuzz_target;
 
 static GUARDS: LazyLock<Arc<Guards>> = LazyLock::new(|| {
@@ -61,7 +61,7 @@ fn message(what: u8, table: u8, rows: &[Row; 2], position: u64) -> Vec<u8> {
         out.push(tag);
         out.extend_from_slice(&oid.to_be_bytes());
     };
-    match what % 10 {
+    match what % 14 {
         0 => {
             out.push(b'B');
             out.extend_from_slice(&position.to_be_bytes());
@@ -104,6 +104,25 @@ fn message(what: u8, table: u8, rows: &[Row; 2], position: u64) -> Vec<u8> {
             out.extend_from_slice(b"T\0\0\0\x01\0");
             out.extend_from_slice(&oid.to_be_bytes());
         }
+        10 => {
+            out.push(b'S');
+            out.extend_from_slice(&(u32::from(table) % 2).to_be_bytes());
+            out.push(table / 2 % 2);
+        }
+        11 => out.push(b'E'),
+        12 => {
+            out.push(b'c');
+            out.extend_from_slice(&(u32::from(table) % 2).to_be_bytes());
+            out.push(0);
+            out.extend_from_slice(&position.to_be_bytes());
+            out.extend_from_slice(&(position + 8).to_be_bytes());
+            out.extend_from_slice(&0u64.to_be_bytes());
+        }
+        13 => {
+            out.push(b'A');
+            out.extend_from_slice(&(u32::from(table) % 2).to_be_bytes());
+            out.extend_from_slice(&(u32::from(table) / 2 % 4).to_be_bytes());
+        }
         _ => {
             let text = new.iter().flatten().next().map_or(&b"a"[..], Vec::as_slice);
             out.extend_from_slice(b"M\x01");
@@ -132,13 +151,28 @@ fuzz_target!(|steps: Vec<(u8, u8, [Row; 2])>| {
     let mut applier = Applier::new(GUARDS.clone(), 0, positions, state);
     applier.restart(Vec::new());
     let mut named: HashSet<Vec<u8>> = HashSet::new();
+    let mut in_block = false;
     for (n, (what, table, rows)) in steps.iter().enumerate() {
-        let bytes = message(*what, *table, rows, 100 + 10 * n as u64);
-        let decoded = decode(&bytes).expect("it is well-formed");
-        if let cachefence::pg::pgoutput::Message::Logical { content, .. } = decoded {
-            named.insert(content.to_vec());
+        let mut bytes = message(*what, *table, rows, 100 + 10 * n as u64);
+        if in_block && matches!(bytes[0], b'R' | b'I' | b'U' | b'D' | b'T' | b'M') {
+            // The top-level transaction's, or a subtransaction's.
+            bytes.splice(1..1, (u32::from(*table) / 4 % 4).to_be_bytes());
+        } else if in_block && bytes[0] != b'E' {
+            continue;
         }
-        let Applied::Commit(invalidation) = applier.apply(decoded) else { continue };
+        let decoded = match in_block {
+            true => decode_in_block(&bytes).expect("it is well-formed").1,
+            false => decode(&bytes).expect("it is well-formed"),
+        };
+        match decoded {
+            Message::Logical { content, .. } => _ = named.insert(content.to_vec()),
+            Message::StreamStart { .. } => in_block = true,
+            Message::StreamStop => in_block = false,
+            _ => {}
+        }
+        let applied = applier.receive(&bytes).expect("it is well-formed");
+        assert_eq!(applier.proceed(), None, "few keys are one part");
+        let Applied::Commit(invalidation) = applied else { continue };
         let mut seen = HashSet::new();
         for key in &invalidation.keys {
             assert!(seen.insert((key.db, key.name.clone())), "twice: {key:?}");

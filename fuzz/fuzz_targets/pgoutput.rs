@@ -1,11 +1,12 @@
 //! A message of the replication stream, whatever it holds.
 #![no_main]
 
-use cachefence::pg::pgoutput::{Message, decode};
+use cachefence::pg::pgoutput::{Message, decode, decode_in_block};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    if let Ok(message) = decode(bytes) {
+    let in_block = decode_in_block(bytes).map(|(_, message)| message);
+    for message in [decode(bytes), in_block].into_iter().flatten() {
         // All that hangs off it is read by its Debug.
         let _ = format!("{message:?}");
         match message {

@@ -167,6 +167,9 @@ pub struct Postgres {
     /// The slot survives a failover, where Postgres can do that.
     #[serde(default = "yes")]
     pub failover_slot: bool,
+    /// Large transactions are received while they run, where Postgres can do that.
+    #[serde(default = "yes")]
+    pub streaming: bool,
     /// The publication of the guarded tables.
     #[serde(default = "cachefence_name")]
     pub publication: String,
@@ -448,6 +451,7 @@ impl fmt::Debug for Postgres {
             .field("slot", &self.slot)
             .field("temporary_slot", &self.temporary_slot)
             .field("failover_slot", &self.failover_slot)
+            .field("streaming", &self.streaming)
             .field("publication", &self.publication)
             .field("contract", &self.contract)
             .field("application_name", &self.application_name)

@@ -96,6 +96,7 @@ static SETTINGS: [(&str, Node); 7] = [
                 ("slot", TEXT),
                 ("temporary_slot", Node::Leaf(Kind::Switch)),
                 ("failover_slot", Node::Leaf(Kind::Switch)),
+                ("streaming", Node::Leaf(Kind::Switch)),
                 ("publication", TEXT),
                 ("contract", choice(&["bounded", "strict"])),
                 ("application_name", TEXT),

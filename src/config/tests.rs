@@ -342,6 +342,7 @@ fn a_temporary_slot_is_called_after_the_host_and_is_not_for_strict() {
     let postgres = |more: &str| parse(&format!("{MINIMAL}{more}"), &[]).expect("settings").postgres;
     assert_eq!(postgres("").slot, "cachefence");
     assert!(!postgres("").temporary_slot && postgres("").failover_slot);
+    assert!(postgres("").streaming && !postgres("streaming = false").streaming);
     let slot = postgres("temporary_slot = true").slot;
     assert!(slot.len() > "cachefence_".len() && slot.starts_with("cachefence_"), "{slot}");
     assert_eq!(postgres("temporary_slot = true\nslot = \"mine\"").slot, "mine");

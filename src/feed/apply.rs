@@ -9,11 +9,15 @@
 //!  render       a row -> its keys
 //!  transaction  the keys of the transaction that is arriving
 //!  progress     what the log is told of a large one
+//!  streamed     transactions that are sent while they run
+//!  collected    their keys
 //! ```
 
+mod collected;
 mod progress;
 mod render;
 mod rules;
+mod streamed;
 mod transaction;
 
 use std::collections::HashMap;
@@ -22,6 +26,7 @@ use std::sync::atomic::Ordering;
 
 use render::{Row, put_db, render, without_db};
 use rules::{Known, Layout, Rules, fit, fit_version};
+use streamed::InProgress;
 use transaction::{Transaction, Versions};
 
 use super::catalog::{Table, learn};
@@ -30,7 +35,7 @@ use super::positions::Positions;
 use super::state::{BROKEN_BY_CATALOG, BROKEN_BY_STREAM, FeedState};
 use crate::fence::{FillId, KeyHash, RowChange, Write};
 use crate::guard::{CacheKey, Guard, GuardId, Guards, key_hash};
-use crate::pg::pgoutput::{Message, OldTuple, Relation, Tuple, table_of_row};
+use crate::pg::pgoutput::{DecodeError, Message, OldTuple, Relation, Tuple, decode, table_of_row};
 use crate::pg::replication::unix_micros;
 use crate::position::Lsn;
 
@@ -54,6 +59,8 @@ pub enum Applied {
     Position(Lsn),
     /// A commit with keys. They are fenced.
     Commit(Invalidation),
+    /// Transactions in progress have more keys than can be held.
+    NoRoom,
 }
 
 /// Turns messages into fences and deletions.
@@ -69,7 +76,10 @@ pub struct Applier {
     learnt: Guards,
     /// By the table's oid, as the stream has described it.
     relations: HashMap<u32, Known>,
+    /// Layouts that have arrived.
+    arrived: u64,
     transaction: Option<Transaction>,
+    in_progress: InProgress,
     part_keys: usize,
     /// Names were dropped for lack of room, and that was said.
     said_dropped: bool,
@@ -88,7 +98,9 @@ impl Applier {
             state,
             tables: Vec::new(),
             relations: HashMap::new(),
+            arrived: 0,
             transaction: None,
+            in_progress: InProgress::default(),
             part_keys: PART_KEYS,
             said_dropped: false,
             key: Default::default(),
@@ -102,6 +114,7 @@ impl Applier {
         self.learn(tables);
         self.relations.clear();
         self.transaction = None;
+        self.forget_in_progress();
         self.state.transaction_keys.store(0, Ordering::Relaxed);
     }
 
@@ -113,14 +126,19 @@ impl Applier {
     }
 
     /// Whether a message is of a row that feeds no guard: it need not be decoded.
-    pub fn ignores(&self, message: &[u8]) -> bool {
+    fn ignores(&self, message: &[u8]) -> bool {
         let feeds = |table| self.relations.get(&table).is_some_and(|known| !known.rules.is_empty());
         table_of_row(message).is_some_and(|table| !feeds(table))
     }
 
     /// Whether a transaction is arriving: positions of keepalives do not count meanwhile.
+    ///
+    /// A transaction in progress does not hold them back between its blocks. What was sent of it is no commit before
+    /// that position, and what is confirmed does not make the server forget it: a slot's `restart_lsn` stays before the
+    /// beginning of every transaction that was running at the confirmed position, and one whose commit is behind that
+    /// position is sent again as a whole.
     pub fn in_transaction(&self) -> bool {
-        self.transaction.is_some()
+        self.transaction.is_some() || self.in_block()
     }
 
     /// When the transaction that is arriving was committed, in microseconds since 1970.
@@ -128,8 +146,22 @@ impl Applier {
         self.transaction.as_ref().map(|transaction| transaction.commit_time_us)
     }
 
-    /// Takes one message.
-    pub fn apply(&mut self, message: Message<'_>) -> Applied {
+    /// Takes one message as it was sent, once [`Self::proceed`] has nothing left of the one before.
+    ///
+    /// # Errors
+    /// When it is not exactly one message.
+    pub fn receive(&mut self, payload: &[u8]) -> Result<Applied, DecodeError> {
+        if self.in_block() {
+            return self.receive_in_block(payload);
+        }
+        if self.ignores(payload) {
+            return Ok(Applied::Nothing);
+        }
+        Ok(self.apply(decode(payload)?))
+    }
+
+    /// Takes one message from outside of a block.
+    fn apply(&mut self, message: Message<'_>) -> Applied {
         match message {
             Message::Begin { xid, commit_lsn, commit_time } => {
                 let commit_time_us = unix_micros(commit_time);
@@ -168,23 +200,37 @@ impl Applier {
             Message::Logical { transactional: true, prefix: TABLE_PREFIX, content, .. } => {
                 self.take_in(content);
             }
-            Message::Logical { .. } | Message::Origin { .. } | Message::Type { .. } => {}
+            Message::StreamStart { xid, is_first } => self.start_block(xid, is_first),
+            Message::StreamCommit { xid, commit_lsn, end_lsn, commit_time } => {
+                return self.stream_commit(xid, commit_lsn, end_lsn, commit_time);
+            }
+            Message::StreamAbort { xid, subxid } => self.stream_abort(xid, subxid),
+            Message::Logical { .. } | Message::Origin { .. } | Message::Type { .. } | Message::StreamStop => {
+            }
         }
         Applied::Nothing
     }
 
-    /// A message names a key: in the db of those guards that name none, and wherever it is guarded.
+    /// A message names a key.
     fn name(&mut self, key: &[u8]) {
-        let Some(transaction) = &mut self.transaction else { return };
+        let Some(mut transaction) = self.transaction.take() else { return };
+        self.each_name(key, |key| {
+            if !transaction.named.contains(key) {
+                transaction.named.insert(key.to_vec());
+            }
+        });
+        self.transaction = Some(transaction);
+    }
+
+    /// A key that a message names: in the db of those guards that name none, and wherever it is guarded.
+    fn each_name(&mut self, key: &[u8], mut name: impl FnMut(&[u8])) {
         let guarded = self.guards.dbs().filter(|db| !self.guards.matching(*db, key).is_empty());
         let [rendered, _] = &mut self.key;
         for db in guarded.chain([self.db]) {
             rendered.clear();
             rendered.extend_from_slice(key);
             put_db(rendered, db);
-            if !transaction.named.contains(&rendered[..]) {
-                transaction.named.insert(rendered.clone());
-            }
+            name(rendered);
         }
     }
 
@@ -268,14 +314,18 @@ impl Applier {
 
     /// A table's layout, new or changed.
     fn relation(&mut self, relation: &Relation<'_>) {
-        let (oid, layout) = (relation.oid, Layout::of(relation));
+        self.arrived += 1;
+        self.lay_out(relation.oid, Layout::of(relation), self.arrived);
+    }
+
+    fn lay_out(&mut self, oid: u32, layout: Layout, arrived: u64) {
         let before = self.relations.remove(&oid);
         let guards = self.fed_by(oid, &layout);
         self.ask_the_catalog(oid, &layout, before.as_ref(), &guards);
         // A guarded table that now has another name, and no other has taken its place.
         for guard in before.iter().flat_map(|before| &before.rules).map(|rules| rules.guard) {
             if !guards.contains(&guard) && !self.rules_of(guard).any(|rules| !rules.broken) {
-                let why = format!("the table was renamed to {}.{}", relation.schema, relation.name);
+                let why = format!("the table was renamed to {}.{}", layout.schema, layout.name);
                 self.break_guard(guard, &why);
             }
         }
@@ -294,7 +344,13 @@ impl Applier {
             }
             rules.push(fitted.unwrap_or_else(|_| Rules::broken(guard)));
         }
-        self.relations.insert(oid, Known { layout, rules });
+        self.relations.insert(oid, Known { layout, rules, arrived });
+    }
+
+    /// The rules of a layout; broken ones where it does not fit.
+    fn fit_all(&self, oid: u32, layout: &Layout) -> Vec<Rules> {
+        let fitted = |guard| self.fit(guard, layout).unwrap_or_else(|_| Rules::broken(guard));
+        self.fed_by(oid, layout).into_iter().map(fitted).collect()
     }
 
     /// The guards that a table's rows feed: its own, and those of the tables that it is a part of.
@@ -361,12 +417,12 @@ impl Applier {
         if let Some(tables) = self.state.take_found(table) {
             self.learn(tables);
             self.transaction.iter_mut().for_each(|transaction| transaction.looked = true);
-            for (oid, Known { layout, .. }) in std::mem::take(&mut self.relations) {
+            for (oid, Known { layout, arrived, .. }) in std::mem::take(&mut self.relations) {
                 // A layout that does not fit is from before. It is sent anew before the next row: nothing is broken yet.
-                let fitted = |guard| self.fit(guard, &layout).unwrap_or_else(|_| Rules::broken(guard));
-                let rules = self.fed_by(oid, &layout).into_iter().map(fitted).collect();
-                self.relations.insert(oid, Known { layout, rules });
+                let rules = self.fit_all(oid, &layout);
+                self.relations.insert(oid, Known { layout, rules, arrived });
             }
+            self.fit_in_progress();
             for guard in self.guards.clone().iter().map(|guard| guard.id) {
                 // The look has found nothing wrong with it, so the next row comes with a layout that fits, if this one
                 // does not.
@@ -416,7 +472,8 @@ impl Applier {
                 continue;
             }
             let change = Change { old: old.as_ref(), new: new.as_ref(), is_insert };
-            if !change.name_keys(rules, guard, transaction, &mut self.key) {
+            let mut name = |key: &[u8], guard, row| transaction.name(key, guard, row);
+            if !change.name_keys(rules, guard, &mut name, &mut self.key) {
                 // Should not happen: Postgres sends large values of the replica identity with the old row.
                 tracing::warn!(
                     guard = guard.label,
@@ -475,7 +532,7 @@ impl Change<'_, '_> {
         &self,
         rules: &Rules,
         guard: &Guard,
-        transaction: &mut Transaction,
+        name: &mut impl FnMut(&[u8], GuardId, Option<RowChange>),
         keys: &mut [Vec<u8>; 2],
     ) -> bool {
         let Self { old, new, is_insert } = *self;
@@ -497,11 +554,11 @@ impl Change<'_, '_> {
             let stays = if old.is_none() { !is_insert } else { made == [true, true] && old_key == new_key };
             let tells = template.is_one_row() && version.is_some();
             if made[0] && !stays {
-                transaction.name(old_key, rules.guard, tells.then_some(RowChange::Deleted(versions.old)));
+                name(old_key, rules.guard, tells.then_some(RowChange::Deleted(versions.old)));
             }
             if made[1] {
                 let change = if stays { versions.updated() } else { RowChange::Inserted(versions.new) };
-                transaction.name(new_key, rules.guard, tells.then_some(change));
+                name(new_key, rules.guard, tells.then_some(change));
             }
         }
         true

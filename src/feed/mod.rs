@@ -87,6 +87,8 @@ pub struct Settings {
     pub temporary_slot: bool,
     /// It survives a failover, where Postgres can do that.
     pub failover_slot: bool,
+    /// Large transactions are received while they run, where Postgres can do that.
+    pub streaming: bool,
     /// The publication.
     pub publication: String,
     /// The name in `pg_stat_replication`.
@@ -178,6 +180,7 @@ impl Feed {
         applied: watch::Receiver<Lsn>,
     ) -> Self {
         let stream = Stream {
+            in_blocks: settings.streaming,
             applier: Applier::new(guards.clone(), settings.db, positions.clone(), state.clone()),
             positions: positions.clone(),
             state: state.clone(),
@@ -309,7 +312,8 @@ impl Feed {
         for guard in ready.mended.drain(..) {
             self.state.set_broken(guard, BROKEN_BY_CATALOG | BROKEN_BY_STREAM, false);
         }
-        ready.sender.start(&settings.slot, position, &settings.publication).await?;
+        let in_blocks = self.stream.in_blocks;
+        ready.sender.start(&settings.slot, position, &settings.publication, in_blocks).await?;
         let held = unmoved(&ready.client, settings, position).await?;
         self.state.see_held(&settings.slot, Some(held));
         self.state.heard(self.positions.now());

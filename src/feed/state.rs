@@ -69,6 +69,8 @@ pub struct FeedState {
     strict: Option<Strict>,
     /// Keys of a large transaction that is arriving that have been handed on so far; 0 when there is none.
     pub transaction_keys: AtomicU64,
+    /// What the keys of transactions that have not committed yet take.
+    pub in_progress_bytes: AtomicU64,
     /// What went wrong last; empty while streaming.
     error: Mutex<Option<String>>,
     /// Per guard, why it is broken; 0: it is not.
@@ -121,6 +123,7 @@ impl FeedState {
             synchronous: AtomicBool::new(false),
             strict: None,
             transaction_keys: AtomicU64::new(0),
+            in_progress_bytes: AtomicU64::new(0),
             error: Mutex::new(None),
             broken: (0..guards).map(|_| AtomicU8::new(0)).collect(),
             gaps: Default::default(),

@@ -68,6 +68,11 @@ pub enum StreamError {
     /// We were told to stop: all that could be confirmed is.
     #[error("stopped")]
     Stopped,
+    /// Keys of transactions in progress that nothing else can stand for.
+    #[error(
+        "transactions in progress name more keys than can be held: from here on transactions are received when they commit"
+    )]
+    NoRoom,
     /// The cache's task is gone: the process is about to end.
     #[error("the cache's task has ended")]
     CacheGone,
@@ -85,6 +90,8 @@ pub(super) struct Stream {
     /// The highest position that was ever confirmed in this history.
     pub confirmed: Lsn,
     pub feed_lost_after: Duration,
+    /// Transactions may be sent while they run.
+    pub in_blocks: bool,
 }
 
 /// What belongs to one connection.
@@ -206,6 +213,11 @@ impl Stream {
         let before = progress.received;
         let now = self.now_us();
         while progress.outbox.is_empty() {
+            // One part at a time: all of them would be held here at once.
+            if let Some(applied) = self.applier.proceed() {
+                self.take(applied, progress)?;
+                continue;
+            }
             let Some(event) = sender.buffered()? else { break };
             // While the cache works something off, messages wait for us.
             let prompt = progress.unapplied.is_empty();
@@ -213,25 +225,8 @@ impl Stream {
                 Event::Data { server_end, sent_at, payload, .. } => {
                     progress.clock.heard(sent_at, now, prompt);
                     self.state.server_end_lsn.fetch_max(server_end.0, Ordering::Relaxed);
-                    if self.applier.ignores(payload) {
-                        continue;
-                    }
-                    match self.applier.apply(pgoutput::decode(payload)?) {
-                        Applied::Nothing => {}
-                        Applied::Position(end) => progress.received = progress.received.max(end),
-                        Applied::Commit(invalidation) => {
-                            let end = invalidation.end_lsn;
-                            progress.received = progress.received.max(end);
-                            progress.handed = progress.handed.max(end);
-                            // Of a transaction in parts, its end alone tells that it is applied.
-                            if !invalidation.is_part() {
-                                let committed = progress.clock.ours(invalidation.commit_time_us);
-                                progress.unapplied.push_back((end, committed));
-                            }
-                            progress.outbox.push_back(CacheJob::Invalidate(invalidation, Room::default()));
-                            self.push_out(progress)?;
-                        }
-                    }
+                    let applied = self.applier.receive(payload)?;
+                    self.take(applied, progress)?;
                 }
                 Event::Keepalive { server_end, sent_at, reply_requested } => {
                     progress.clock.heard(sent_at, now, prompt);
@@ -250,6 +245,33 @@ impl Stream {
             self.positions.advanced(progress.received);
         }
         Ok(())
+    }
+
+    /// Takes what came of a message.
+    fn take(&mut self, applied: Applied, progress: &mut Progress) -> Result<(), StreamError> {
+        match applied {
+            Applied::Nothing => Ok(()),
+            Applied::Position(end) => {
+                progress.received = progress.received.max(end);
+                Ok(())
+            }
+            Applied::Commit(invalidation) => {
+                let end = invalidation.end_lsn;
+                progress.received = progress.received.max(end);
+                progress.handed = progress.handed.max(end);
+                // Of a transaction in parts, its end alone tells that it is applied.
+                if !invalidation.is_part() {
+                    let committed = progress.clock.ours(invalidation.commit_time_us);
+                    progress.unapplied.push_back((end, committed));
+                }
+                progress.outbox.push_back(CacheJob::Invalidate(invalidation, Room::default()));
+                self.push_out(progress)
+            }
+            Applied::NoRoom => {
+                self.in_blocks = false;
+                Err(StreamError::NoRoom)
+            }
+        }
     }
 
     /// Gives the cache what there is, and an advance if it has nothing else to do. One advance at a time: the next

@@ -129,6 +129,7 @@ impl Running {
             slot: name.to_owned(),
             temporary_slot: false,
             failover_slot: true,
+            streaming: true,
             publication: name.to_owned(),
             application_name: name.to_owned(),
             feed_lost_after: Duration::from_secs(1),

@@ -1,4 +1,8 @@
-//! Decodes the messages of the `pgoutput` plugin, protocol version 1.
+//! Decodes the messages of the `pgoutput` plugin, protocol versions 1 and 2.
+//!
+//! Version 2 sends large transactions while they run, in blocks: [`Message::StreamStart`], changes, [`Message::StreamStop`].
+//! Inside a block each message names its subtransaction and is one for [`decode_in_block`]. Blocks of several
+//! transactions, and whole ones between them, follow each other; they never contain each other.
 //!
 //! Nothing is copied: names and values are slices of the read buffer. A message is checked to its end before
 //! it is handed out, so what walks a row later cannot fail. Truncated or garbled input is a [`DecodeError`].
@@ -18,7 +22,7 @@ pub enum DecodeError {
     /// Bytes follow the last field.
     #[error("pgoutput message {0:?} goes on after its end")]
     Long(char),
-    /// A message, tuple or column kind that protocol version 1 does not have.
+    /// A message, tuple or column kind that these protocol versions do not have.
     #[error("unknown {what} {kind:?} in a pgoutput message")]
     Unknown {
         /// What was being read.
@@ -105,6 +109,33 @@ pub enum Message<'a> {
         prefix: &'a str,
         /// What it says.
         content: &'a [u8],
+    },
+    /// Changes of a transaction that has not committed yet follow.
+    StreamStart {
+        /// The top-level xid, without its epoch.
+        xid: u32,
+        /// Nothing of it was sent before.
+        is_first: bool,
+    },
+    /// These were all for now.
+    StreamStop,
+    /// A transaction that was sent while it ran has committed.
+    StreamCommit {
+        /// The top-level xid, without its epoch.
+        xid: u32,
+        /// The LSN of the commit record.
+        commit_lsn: Lsn,
+        /// Where the commit record ends.
+        end_lsn: Lsn,
+        /// Microseconds since 2000-01-01.
+        commit_time: i64,
+    },
+    /// A subtransaction of it was rolled back, or all of it.
+    StreamAbort {
+        /// The top-level xid, without its epoch.
+        xid: u32,
+        /// The subtransaction's; the same if all of it was.
+        subxid: u32,
     },
 }
 
@@ -219,13 +250,39 @@ pub fn table_of_row(bytes: &[u8]) -> Option<u32> {
     }
 }
 
+/// The same of a message inside a block.
+pub fn table_of_row_in_block(bytes: &[u8]) -> Option<u32> {
+    match bytes {
+        [b'I' | b'U' | b'D', _, _, _, _, rest @ ..] => Some(u32::from_be_bytes(*rest.first_chunk()?)),
+        _ => None,
+    }
+}
+
 /// Decodes one message.
 ///
 /// # Errors
-/// When the input is not exactly one message of protocol version 1.
+/// When the input is not exactly one message, as it is outside of a block.
 pub fn decode(bytes: &[u8]) -> Result<Message<'_>, DecodeError> {
     let Some((&tag, rest)) = bytes.split_first() else { return Err(DecodeError::Short(' ')) };
+    message(Reader { tag: char::from(tag), rest }, tag)
+}
+
+/// Decodes one message inside a block, and says which subtransaction it belongs to: the top-level one has its own xid.
+///
+/// # Errors
+/// When the input is not exactly one message, as it is inside a block.
+pub fn decode_in_block(bytes: &[u8]) -> Result<(Option<u32>, Message<'_>), DecodeError> {
+    let Some((&tag, rest)) = bytes.split_first() else { return Err(DecodeError::Short(' ')) };
     let mut reader = Reader { tag: char::from(tag), rest };
+    let xid = match tag {
+        b'R' | b'Y' | b'I' | b'U' | b'D' | b'T' | b'M' => Some(reader.u32()?),
+        b'E' | b'O' => None,
+        kind => return Err(unknown("message in a block", kind)),
+    };
+    Ok((xid, message(reader, tag)?))
+}
+
+fn message(mut reader: Reader<'_>, tag: u8) -> Result<Message<'_>, DecodeError> {
     let message = match tag {
         b'B' => Message::Begin { commit_lsn: reader.lsn()?, commit_time: reader.i64()?, xid: reader.u32()? },
         b'C' => {
@@ -275,6 +332,15 @@ pub fn decode(bytes: &[u8]) -> Result<Message<'_>, DecodeError> {
             let length = reader.u32()? as usize;
             Message::Logical { transactional: flags & 1 != 0, lsn, prefix, content: reader.take(length)? }
         }
+        b'S' => Message::StreamStart { xid: reader.u32()?, is_first: reader.u8()? == 1 },
+        b'E' => Message::StreamStop,
+        b'c' => {
+            let xid = reader.u32()?;
+            reader.u8()?; // Flags, unused.
+            let (commit_lsn, end_lsn, commit_time) = (reader.lsn()?, reader.lsn()?, reader.i64()?);
+            Message::StreamCommit { xid, commit_lsn, end_lsn, commit_time }
+        }
+        b'A' => Message::StreamAbort { xid: reader.u32()?, subxid: reader.u32()? },
         kind => return Err(unknown("message", kind)),
     };
     if reader.rest.is_empty() { Ok(message) } else { Err(DecodeError::Long(reader.tag)) }

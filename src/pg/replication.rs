@@ -179,16 +179,27 @@ impl Walsender {
         self.connection.simple_query(&sql).await.map(drop)
     }
 
-    /// Starts the stream. The server goes on from the later of `from` and the slot's own position.
+    /// Starts the stream. The server goes on from the later of `from` and the slot's own position. With `in_blocks` it may
+    /// send large transactions while they run, if it knows how.
     ///
     /// # Errors
     /// The connection's, or Postgres's (55006: somebody is using the slot).
-    pub async fn start(&mut self, slot: &str, from: Lsn, publication: &str) -> Result<(), PgError> {
-        // Version 13 sends no messages, and does not take the option.
-        let messages = if self.version().await? >= 140_000 { ", messages 'true'" } else { "" };
+    pub async fn start(
+        &mut self,
+        slot: &str,
+        from: Lsn,
+        publication: &str,
+        in_blocks: bool,
+    ) -> Result<(), PgError> {
+        // Version 13 knows neither messages nor blocks, and does not take the options.
+        let (protocol, options) = match self.version().await? >= 140_000 {
+            true if in_blocks => (2, ", messages 'true', streaming 'on'"),
+            true => (1, ", messages 'true'"),
+            false => (1, ""),
+        };
         // publication_names is a list of identifiers inside a string literal: both are quoted.
         let sql = format!(
-            "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '1', publication_names {}{messages})",
+            "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '{protocol}', publication_names {}{options})",
             identifier(slot),
             literal(&identifier(publication)),
         );

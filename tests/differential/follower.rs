@@ -134,6 +134,7 @@ impl Follower {
             slot: name.to_owned(),
             temporary_slot: false,
             failover_slot: false,
+            streaming: true,
             publication: name.to_owned(),
             application_name: name.to_owned(),
             feed_lost_after: Duration::from_secs(10),

@@ -81,7 +81,7 @@ impl Session {
             true => away_and_back(&mut self.dice, self.next + 1),
             false => {
                 let n = 1 + self.dice.roll(STATEMENTS);
-                (0..n).map(|n| statement(&mut self.dice, self.version, self.next + 1 + n * 100)).collect()
+                (0..n).map(|n| statement(&mut self.dice, self.version, self.next + 1 + n * 1_000)).collect()
             }
         };
         // Some begin a savepoint, and some end one, in either way.

@@ -10,6 +10,8 @@ use crate::pg::pgoutput::{Relation, Value};
 pub(super) struct Known {
     pub layout: Layout,
     pub rules: Vec<Rules>,
+    /// Which of all layouts it is, in the order they came.
+    pub arrived: u64,
 }
 
 /// How rows of a table are laid out.

@@ -8,19 +8,19 @@ use crate::pg::pgoutput::decode;
 use crate::position::Xid;
 
 /// Builds pgoutput messages.
-struct Bytes(Vec<u8>);
+pub(super) struct Bytes(pub Vec<u8>);
 
 impl Bytes {
-    fn begin(xid: u32) -> Vec<u8> {
+    pub fn begin(xid: u32) -> Vec<u8> {
         Bytes(vec![b'B']).u64(100).u64(0).u32(xid).0
     }
 
-    fn commit(end: u64) -> Vec<u8> {
+    pub fn commit(end: u64) -> Vec<u8> {
         Bytes(vec![b'C', 0]).u64(end - 8).u64(end).u64(1_000_000).0
     }
 
     /// `columns`: name, in the identity, type.
-    fn relation(oid: u32, name: &str, columns: &[(&str, bool, u32)]) -> Vec<u8> {
+    pub fn relation(oid: u32, name: &str, columns: &[(&str, bool, u32)]) -> Vec<u8> {
         let identity = if columns.iter().all(|(_, key, _)| *key) { b'f' } else { b'd' };
         let head =
             Bytes(vec![b'R']).u32(oid).text("public").text(name).u8(identity).u16(columns.len() as u16);
@@ -30,33 +30,33 @@ impl Bytes {
             .0
     }
 
-    fn u8(mut self, n: u8) -> Self {
+    pub fn u8(mut self, n: u8) -> Self {
         self.0.push(n);
         self
     }
 
-    fn u16(mut self, n: u16) -> Self {
+    pub fn u16(mut self, n: u16) -> Self {
         self.0.extend_from_slice(&n.to_be_bytes());
         self
     }
 
-    fn u32(mut self, n: u32) -> Self {
+    pub fn u32(mut self, n: u32) -> Self {
         self.0.extend_from_slice(&n.to_be_bytes());
         self
     }
 
-    fn u64(mut self, n: u64) -> Self {
+    pub fn u64(mut self, n: u64) -> Self {
         self.0.extend_from_slice(&n.to_be_bytes());
         self
     }
 
-    fn text(mut self, text: &str) -> Self {
+    pub fn text(mut self, text: &str) -> Self {
         self.0.extend_from_slice(text.as_bytes());
         self.u8(0)
     }
 
     /// `-` is NULL, `=` is unchanged.
-    fn row(self, kind: u8, values: &[&str]) -> Self {
+    pub fn row(self, kind: u8, values: &[&str]) -> Self {
         values.iter().fold(self.u8(kind).u16(values.len() as u16), |bytes, value| match *value {
             "-" => bytes.u8(b'n'),
             "=" => bytes.u8(b'u'),
@@ -71,7 +71,7 @@ impl Bytes {
 
 const USERS: u32 = 16_395;
 
-fn insert(values: &[&str]) -> Vec<u8> {
+pub(super) fn insert(values: &[&str]) -> Vec<u8> {
     Bytes(vec![b'I']).u32(USERS).row(b'N', values).0
 }
 
@@ -88,21 +88,21 @@ fn delete(kind: u8, old: &[&str]) -> Vec<u8> {
     Bytes(vec![b'D']).u32(USERS).row(kind, old).0
 }
 
-fn truncate() -> Vec<u8> {
+pub(super) fn truncate() -> Vec<u8> {
     Bytes(vec![b'T']).u32(1).u8(0).u32(USERS).0
 }
 
-fn message(prefix: &str, content: &str) -> Vec<u8> {
+pub(super) fn message(prefix: &str, content: &str) -> Vec<u8> {
     let mut bytes = Bytes(vec![b'M', 1]).u64(1).text(prefix).u32(content.len() as u32);
     bytes.0.extend_from_slice(content.as_bytes());
     bytes.0
 }
 
-fn layout() -> Vec<u8> {
+pub(super) fn layout() -> Vec<u8> {
     Bytes::relation(USERS, "users", &[("id", true, 23), ("email", true, 25)])
 }
 
-fn applier() -> Applier {
+pub(super) fn applier() -> Applier {
     let settings = toml::from_str(
         "table = \"users\"\nkeys = [\"user:<id>\", \"users:by-email:<email>\", \"users:all\"]",
     );
@@ -123,7 +123,7 @@ fn applier() -> Applier {
 }
 
 /// Runs one transaction: what its commit hands out, with the keys in order.
-fn transaction(applier: &mut Applier, end: u64, messages: &[Vec<u8>]) -> Option<Invalidation> {
+pub(super) fn transaction(applier: &mut Applier, end: u64, messages: &[Vec<u8>]) -> Option<Invalidation> {
     let begin = Bytes::begin(990);
     let commit = Bytes::commit(end);
     let mut last = Applied::Nothing;
@@ -140,11 +140,11 @@ fn transaction(applier: &mut Applier, end: u64, messages: &[Vec<u8>]) -> Option<
             assert_eq!(position, Lsn(end));
             None
         }
-        Applied::Nothing => panic!("nothing came of a commit"),
+        Applied::Nothing | Applied::NoRoom => panic!("nothing came of a commit"),
     }
 }
 
-fn keys(applier: &mut Applier, messages: &[Vec<u8>]) -> Vec<String> {
+pub(super) fn keys(applier: &mut Applier, messages: &[Vec<u8>]) -> Vec<String> {
     let messages = [&[layout()], messages].concat();
     let invalidation = transaction(applier, 500, &messages).expect("an invalidation");
     invalidation.keys.into_iter().map(|key| String::from_utf8(key.name).expect("UTF-8")).collect()
@@ -270,7 +270,7 @@ fn parts(applier: &mut Applier, end: u64, messages: &[Vec<u8>]) -> Vec<Invalidat
                 part.keys.sort();
                 parts.push(part);
             }
-            Applied::Position(_) => panic!("its end has to wait for its parts"),
+            Applied::Position(_) | Applied::NoRoom => panic!("its end has to wait for its parts"),
         }
     }
     parts

@@ -135,6 +135,15 @@ const COLUMNS: &str = "\
 /// # Errors
 /// When the catalog cannot be read.
 pub async fn tables(client: &Client, guards: &Guards) -> Result<(Vec<Table>, Vec<Problem>), CatalogError> {
+    // One snapshot for all questions: between two of them a table may get another replica identity, and half of each is
+    // none.
+    client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let looked = look_at(client, guards).await;
+    client.batch_execute("COMMIT").await?;
+    looked
+}
+
+async fn look_at(client: &Client, guards: &Guards) -> Result<(Vec<Table>, Vec<Problem>), CatalogError> {
     let (mut tables, mut problems) = (Vec::new(), Vec::new());
     for guard in guards {
         if let Some(table) = table(client, guard, &mut problems).await? {

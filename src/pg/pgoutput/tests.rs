@@ -169,3 +169,39 @@ proptest! {
         }
     }
 }
+
+/// The same bytes as outside, behind the xid; what begins and ends transactions is not in a block.
+#[test]
+fn inside_a_block_each_message_names_its_subtransaction() {
+    for message in CAPTURED.iter().map(|hex| bytes(hex)) {
+        let inside = [&message[..1], &[0, 0, 2, 0xe7], &message[1..]].concat();
+        match message[0] {
+            b'B' | b'C' => assert!(decode_in_block(&message).is_err() && decode_in_block(&inside).is_err()),
+            _ => {
+                let outside = decode(&message).expect("a message");
+                assert_eq!(decode_in_block(&inside), Ok((Some(743), outside)));
+                assert_eq!(table_of_row_in_block(&inside), table_of_row(&message));
+            }
+        }
+        for end in 0..inside.len() {
+            assert!(decode_in_block(&inside[..end]).is_err(), "{end}");
+        }
+    }
+    assert_eq!(decode_in_block(b"E"), Ok((None, Message::StreamStop)));
+}
+
+/// By hand, from the description of the protocol.
+#[test]
+fn blocks_begin_and_end_and_commit_or_abort_follows() {
+    let message = |hex| format!("{:?}", decode(&bytes(hex)).expect("a message"));
+    assert_eq!(message("53000002e701"), "StreamStart { xid: 743, is_first: true }");
+    assert_eq!(message("53000002e700"), "StreamStart { xid: 743, is_first: false }");
+    assert_eq!(message("45"), "StreamStop");
+    assert_eq!(message("41000002e7000002e8"), "StreamAbort { xid: 743, subxid: 744 }");
+    let commit = bytes("63000002e7000000000001a2b3c80000000001a2b3f8000303e65273e455");
+    let Ok(Message::StreamCommit { xid, commit_lsn, end_lsn, commit_time }) = decode(&commit) else {
+        panic!("{commit:?}")
+    };
+    assert_eq!((xid, commit_lsn, end_lsn), (743, Lsn(0x01a2_b3c8), Lsn(0x01a2_b3f8)));
+    assert!(commit_time > 0);
+}
