@@ -43,9 +43,10 @@ test-matrix: deps-test
 	$(CARGO) test --locked --lib $(addprefix --test ,$(MATRIX_TESTS)) --no-run && \
 	failed=; for bin in $$bins; do \
 		version="$$($$bin/postgres --version)"; echo "on $$version"; result=passed; \
-		export CACHEFENCE_PG_BIN="$$bin"; \
+		export CACHEFENCE_PG_BIN="$$bin"; tests="$(MATRIX_TESTS)"; \
+		case "$$version" in *") 13."*) tests="$${tests#rows }";; esac; \
 		$(CARGO) test --locked --lib feed:: || result=FAILED; \
-		$(CARGO) test --locked --no-fail-fast $(addprefix --test ,$(MATRIX_TESTS)) || result=FAILED; \
+		$(CARGO) test --locked --no-fail-fast $$(printf -- '--test %s ' $$tests) || result=FAILED; \
 		echo "$$result on $$version"; [ $$result = passed ] || failed="$$failed, $$version"; \
 	done; \
 	[ -z "$$failed" ] || { echo "failed on$${failed#,}"; exit 1; }
