@@ -16,6 +16,7 @@ use super::reaper::kill_predecessors;
 use super::{CacheError, Connection, Endpoint, Marker, Reply, Standing, Upstreams, purge_guards};
 use crate::command::CommandTable;
 use crate::config::marker_key;
+use crate::failpoint::{self, Point};
 use crate::feed::{CacheJob, Found, GapReason, Identity, Invalidation, Room};
 use crate::fence::{Fence, FillId, GuardId, KeyHash};
 use crate::guard::{CacheKey, Guards};
@@ -230,6 +231,9 @@ impl Worker {
         let advanced = advanced.max(applied);
         if !self.settings.observe {
             self.drain(changes.iter().flat_map(|change| change.draining.iter().copied()).collect()).await;
+            if !changes.is_empty() {
+                failpoint::pass(Point::Drained);
+            }
             let keys: usize = changes.iter().map(|change| change.keys.len()).sum();
             self.state.backlog.store(keys as u64, Ordering::Relaxed);
             self.retrying(async |worker| worker.delete(&changes, advanced).await).await;
@@ -246,6 +250,7 @@ impl Worker {
         }
         if advanced > applied {
             self.applied.send_replace(advanced);
+            failpoint::pass(Point::Applied);
         }
     }
 
@@ -287,6 +292,7 @@ impl Worker {
         let keys: Vec<&CacheKey> = changes.iter().flat_map(|change| &change.keys).collect();
         self.unlink(&keys, advanced).await?;
         self.marker_written = Instant::now();
+        failpoint::pass(Point::Marked);
         Ok(())
     }
 
@@ -322,12 +328,14 @@ impl Worker {
             // Whoever held the slot before may have fills under way.
             let (slot_name, own) = (worker.settings.slot_name.clone(), worker.settings.name.clone());
             kill_predecessors(worker.connected().await?, &slot_name, &own).await?;
+            failpoint::pass(Point::Succeeded);
             let standing = match worker.standing().await? {
                 // The server's storage went back: what was cached may have been committed in a log that is gone.
                 Standing::At(lsn) | Standing::OtherGuards(lsn) if lsn > flushed => Standing::Foreign,
                 standing => standing,
             };
             worker.bring_level(standing, gap).await?;
+            failpoint::pass(Point::Level);
             Ok(match standing {
                 Standing::Missing => Found::Nothing,
                 // Behind the slot's position, what is in between was confirmed by somebody else, or is not known to
@@ -521,6 +529,11 @@ async fn unlink(
         }
     }
     sent += connection.queue_select(connection.home);
+    if !keys.is_empty() && failpoint::is_armed(Point::Deleted) {
+        // They go with the marker: Redis may have executed the one and not yet read the other.
+        settle(connection, &mut sent).await?;
+        failpoint::pass(Point::Deleted);
+    }
     if let Some(marker) = marker {
         let (key, text) = (marker_key(&marker.slot), marker.to_string());
         let set: [&[u8]; 5] = [b"SET", key.as_bytes(), text.as_bytes(), b"EX", TEMPORARY_MARKER.as_bytes()];
@@ -532,6 +545,7 @@ async fn unlink(
 
 async fn settle(connection: &mut Connection, sent: &mut usize) -> Result<(), CacheError> {
     connection.send().await?;
+    failpoint::pass(Point::Sent);
     while *sent > 0 {
         let reply = connection.reply("UNLINK and the marker").await?;
         debug_assert!(matches!(reply, Reply::Integer(_) | Reply::SimpleString(_)));

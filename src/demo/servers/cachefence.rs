@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use super::process::Process;
 use super::{PORT_ATTEMPTS, Postgres, Redis, ServerError, free_port, log_file, port_was_taken, temporary};
 use crate::demo::client::Client;
+use crate::failpoint::Point;
 
 /// The settings that name the servers: guards, and anything else, are appended by the caller.
 pub fn config(primary: &Postgres, replicas: &[&Postgres], redis: &Redis) -> String {
@@ -34,6 +35,8 @@ pub struct Cachefence {
     dir: TempDir,
     binary: PathBuf,
     log_filter: Option<String>,
+    /// Where a process that is started now kills itself, in a build with failpoints.
+    failpoint: Option<String>,
     listen: String,
     admin: String,
 }
@@ -74,6 +77,7 @@ impl Cachefence {
             dir,
             binary: binary.to_owned(),
             log_filter: log_filter.map(str::to_owned),
+            failpoint: None,
             listen,
             admin,
         };
@@ -106,6 +110,23 @@ impl Cachefence {
                 answer => return answer,
             }
             tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    }
+
+    /// Starts it again after [`Cachefence::stop`] or [`Cachefence::kill`], to be killed at the n-th passing of a point: for
+    /// a binary with failpoints. Does not wait until it is ready, which it may never be.
+    pub fn relaunch_doomed(&mut self, point: Point, passing: u64) -> Result<(), ServerError> {
+        self.failpoint = Some(format!("{}:{passing}", point.name()));
+        let spawned = self.spawn();
+        self.failpoint = None;
+        spawned
+    }
+
+    /// Waits until it has been killed by somebody else. Another end is an error.
+    pub async fn killed(&mut self) -> Result<(), ServerError> {
+        match self.process.take() {
+            Some(mut process) => process.killed().await,
+            None => Ok(()),
         }
     }
 
@@ -203,6 +224,7 @@ impl Cachefence {
             }
         }
         command.envs(self.log_filter.as_ref().map(|filter| ("CACHEFENCE_LOG", filter)));
+        command.env_remove("FAILPOINT").envs(self.failpoint.as_ref().map(|point| ("FAILPOINT", point)));
         self.process = Some(Process::spawn(&mut command, &log_file(&self.dir), Signal::TERM)?);
         Ok(())
     }

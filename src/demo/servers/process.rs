@@ -1,6 +1,7 @@
 //! A child process that cannot outlive the value that owns it.
 
 use std::fs::OpenOptions;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -70,6 +71,15 @@ impl Process {
             Some(status) if status.success() => Ok(()),
             Some(status) => Err(self.failed(status)),
             None => Err(self.late("to finish")),
+        }
+    }
+
+    /// Waits until somebody has killed it. Another end is an error.
+    pub(crate) async fn killed(&mut self) -> Result<(), ServerError> {
+        match self.wait(PATIENCE).await? {
+            Some(status) if status.signal() == Some(Signal::KILL.as_raw()) => Ok(()),
+            Some(status) => Err(self.failed(status)),
+            None => Err(self.late("to be killed")),
         }
     }
 
