@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -74,6 +74,9 @@ pub struct Worker {
     run_id: String,
     /// Known once the feed has begun.
     identity: Option<Identity>,
+    /// A stream is being started: nothing is deleted in Redis before its predecessors' connections are gone, and what its
+    /// marker says is not overwritten before it is judged.
+    starting: bool,
     deleted: Deleted,
     marker_written: Instant,
 }
@@ -135,6 +138,7 @@ impl Worker {
             connection: None,
             run_id: String::new(),
             identity: None,
+            starting: false,
             deleted: Deleted::default(),
             marker_written: Instant::now(),
         }
@@ -324,6 +328,9 @@ impl Worker {
         if self.settings.observe {
             return Found::Nothing;
         }
+        // What the first look has found: it may have to be done again, and finds our own traces then.
+        let found = OnceLock::new();
+        self.starting = true;
         self.retrying(async |worker| {
             // Whoever held the slot before may have fills under way.
             let (slot_name, own) = (worker.settings.slot_name.clone(), worker.settings.name.clone());
@@ -334,17 +341,11 @@ impl Worker {
                 Standing::At(lsn) | Standing::OtherGuards(lsn) if lsn > flushed => Standing::Foreign,
                 standing => standing,
             };
+            let found = *found.get_or_init(|| standing.found(position));
             worker.bring_level(standing, gap).await?;
             failpoint::pass(Point::Level);
-            Ok(match standing {
-                Standing::Missing => Found::Nothing,
-                // Behind the slot's position, what is in between was confirmed by somebody else, or is not known to
-                // Redis any more: nobody knows whether it was visible then.
-                Standing::At(lsn) | Standing::OtherGuards(lsn) => {
-                    Found::Predecessor { same_history: lsn >= position }
-                }
-                Standing::Foreign => Found::Predecessor { same_history: false },
-            })
+            worker.starting = false;
+            Ok(found)
         })
         .await
     }
@@ -379,6 +380,9 @@ impl Worker {
         };
         if let Some(reason) = purge {
             self.state.purging.store(true, Ordering::Relaxed);
+            // Whoever finds a purge that was not finished has to do it again, and may have no other reason to: what the
+            // feed has missed is not sent to the next process either.
+            self.unlink(&[], Lsn(0)).await?;
             // Where it fails, the connection is given up first.
             self.purge(reason, |_| true).await?;
             self.state.purging.store(false, Ordering::Relaxed);
@@ -424,7 +428,7 @@ impl Worker {
                 info!("Redis was restarted or replaced: closing every connection to the old one");
                 self.upstreams.doom_all();
             }
-            if self.identity.is_some() && !self.settings.observe {
+            if self.identity.is_some() && !self.starting && !self.settings.observe {
                 let standing = self.standing().await?;
                 self.bring_level(standing, None).await?;
             }
