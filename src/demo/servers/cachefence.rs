@@ -87,6 +87,11 @@ impl Cachefence {
 
     /// Waits until `/readyz` says yes.
     pub async fn ready(&mut self) -> Result<(), ServerError> {
+        self.answers("/readyz", "to be ready").await
+    }
+
+    /// Waits until a path of the admin port is answered with 200.
+    async fn answers(&mut self, path: &str, what: &str) -> Result<(), ServerError> {
         let Some(process) = self.process.as_mut() else {
             return Err(ServerError::Answer {
                 what: "wait for the proxy".into(),
@@ -94,17 +99,38 @@ impl Cachefence {
             });
         };
         let admin = self.admin.clone();
-        process
-            .until_ready("to be ready", async |_| matches!(get(&admin, "/readyz").await, Ok((200, _))))
-            .await
+        process.until_ready(what, async |_| matches!(get(&admin, path).await, Ok((200, _)))).await
     }
 
     /// Starts it again after [`Cachefence::stop`] or [`Cachefence::kill`]: same settings, same ports.
     pub async fn relaunch(&mut self) -> Result<(), ServerError> {
+        self.relaunch_and(async |proxy| proxy.ready().await).await
+    }
+
+    /// The same, for when it cannot be ready: waits until it lives.
+    pub async fn relaunch_unready(&mut self) -> Result<(), ServerError> {
+        self.relaunch_and(async |proxy| proxy.answers("/livez", "to live").await).await
+    }
+
+    /// From its next start on it is to be killed at the n-th passing of a point: for a binary with failpoints. Until
+    /// [`Cachefence::killed`] has seen that.
+    pub fn doom(&mut self, point: Point, passing: u64) {
+        self.failpoint = Some(format!("{}:{passing}", point.name()));
+    }
+
+    /// Starts it again, and waits until it is killed, as [`Cachefence::doom`] has said.
+    pub async fn relaunch_doomed(&mut self) -> Result<(), ServerError> {
+        self.relaunch_and(async |proxy| proxy.killed().await).await
+    }
+
+    async fn relaunch_and(
+        &mut self,
+        wait: impl AsyncFn(&mut Self) -> Result<(), ServerError>,
+    ) -> Result<(), ServerError> {
         let mut attempts = 0;
         loop {
             self.spawn()?;
-            match self.ready().await {
+            match wait(self).await {
                 // A passing connection can hold the port.
                 Err(error) if port_was_taken(&error) && attempts < 20 => attempts += 1,
                 answer => return answer,
@@ -113,21 +139,13 @@ impl Cachefence {
         }
     }
 
-    /// Starts it again after [`Cachefence::stop`] or [`Cachefence::kill`], to be killed at the n-th passing of a point: for
-    /// a binary with failpoints. Does not wait until it is ready, which it may never be.
-    pub fn relaunch_doomed(&mut self, point: Point, passing: u64) -> Result<(), ServerError> {
-        self.failpoint = Some(format!("{}:{passing}", point.name()));
-        let spawned = self.spawn();
-        self.failpoint = None;
-        spawned
-    }
-
-    /// Waits until it has been killed by somebody else. Another end is an error.
+    /// Waits until it has been killed by itself or somebody else. Another end is an error.
     pub async fn killed(&mut self) -> Result<(), ServerError> {
-        match self.process.take() {
-            Some(mut process) => process.killed().await,
-            None => Ok(()),
+        if let Some(mut process) = self.process.take() {
+            process.killed().await?;
         }
+        self.failpoint = None;
+        Ok(())
     }
 
     /// Ends it in order.
