@@ -9,6 +9,7 @@ use tokio::time::sleep;
 
 use crate::dice::Dice;
 use crate::fault::{BOTH, BOUNDED, Fault, STRICT};
+use crate::line::Line;
 use crate::load::Load;
 use crate::stand::{Options, STANDBYS, Stand};
 use crate::support::{BINARY, Fallible, Outcome, PATIENCE, text};
@@ -135,13 +136,19 @@ async fn at(stand: &mut Stand, point: Point, passing: u64) -> Outcome {
 
 /// What a dead process has written can be anywhere between it and Redis, and arrive after its successor has deleted.
 async fn a_fill_on_its_way(stand: &mut Stand) -> Outcome {
+    // The predecessor's connections are led over a line of their own.
+    let line = Line::to(stand.redis.port()).await?;
+    stand.lines()?.redis.switch(line.port());
+    stand.lines()?.redis.cut();
+    stand.recovered().await?;
     let mut client = missed(stand).await?;
-    stand.lines()?.redis.hold();
+    line.black_hole();
+    stand.lines()?.redis.switch(stand.redis.port());
     fill(stand, &mut client, "").await?;
     let predecessor = kill_with_a_fill(stand).await?;
     stand.proxy.relaunch().await?;
     stand.level().await?;
-    stand.lines()?.redis.heal();
+    line.heal();
     nothing_comes_of(stand, &predecessor).await
 }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,10 +20,8 @@ pub struct Line {
 struct State {
     /// Where new connections lead.
     port: AtomicU16,
-    /// Which connections' bytes are forwarded: of those that began when so many were there. Of the others sockets stay
-    /// open and nothing moves: no FIN, no RST.
-    open_from: watch::Sender<u64>,
-    begun: AtomicU64,
+    /// Whether bytes are forwarded. While not, sockets stay open and nothing moves: no FIN, no RST.
+    open: watch::Sender<bool>,
     connections: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -34,8 +32,7 @@ impl Line {
         let address = listener.local_addr()?;
         let state = Arc::new(State {
             port: AtomicU16::new(port),
-            open_from: watch::Sender::new(0),
-            begun: AtomicU64::new(0),
+            open: watch::Sender::new(true),
             connections: Mutex::default(),
         });
         let accepting = tokio::spawn(accept(listener, state.clone()));
@@ -49,17 +46,12 @@ impl Line {
 
     /// Swallows everything from now on: connections stay open, and new ones are accepted.
     pub fn black_hole(&self) {
-        self.state.open_from.send_replace(u64::MAX);
-    }
-
-    /// The same for the connections that are there now. New ones are forwarded.
-    pub fn hold(&self) {
-        self.state.open_from.send_replace(self.state.begun.load(Ordering::Acquire));
+        self.state.open.send_replace(false);
     }
 
     /// Forwards again. What was held up since is forwarded too.
     pub fn heal(&self) {
-        self.state.open_from.send_replace(0);
+        self.state.open.send_replace(true);
     }
 
     /// Forgets all connections without a word to the server: as a router that lost its state. The proxy's side is closed.
@@ -83,35 +75,33 @@ impl Drop for Line {
 
 async fn accept(listener: TcpListener, state: Arc<State>) {
     while let Ok((client, _)) = listener.accept().await {
-        let number = state.begun.fetch_add(1, Ordering::AcqRel);
-        let connection = tokio::spawn(forward(client, state.clone(), number));
+        let connection = tokio::spawn(forward(client, state.clone()));
         let mut connections = state.connections.lock().unwrap_or_else(PoisonError::into_inner);
         connections.retain(|connection| !connection.is_finished());
         connections.push(connection);
     }
 }
 
-async fn forward(client: TcpStream, state: Arc<State>, number: u64) {
-    opened(&state, number).await;
+async fn forward(client: TcpStream, state: Arc<State>) {
+    opened(&state).await;
     let port = state.port.load(Ordering::Acquire);
     let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-    tokio::join!(copy(from_client, to_server, &state, number), copy(from_server, to_client, &state, number));
+    tokio::join!(copy(from_client, to_server, &state), copy(from_server, to_client, &state));
 }
 
 async fn copy(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
     state: &State,
-    number: u64,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        opened(state, number).await;
+        opened(state).await;
         let read = from.read(&mut buffer).await.unwrap_or(0);
         // What arrived while it was open may go out after it has been closed: it waits, too.
-        opened(state, number).await;
+        opened(state).await;
         if read == 0 || to.write_all(&buffer[..read]).await.is_err() {
             let _ = to.shutdown().await;
             return;
@@ -119,7 +109,7 @@ async fn copy(
     }
 }
 
-async fn opened(state: &State, number: u64) {
+async fn opened(state: &State) {
     // The sender lives in the state.
-    let _ = state.open_from.subscribe().wait_for(|open_from| number >= *open_from).await;
+    let _ = state.open.subscribe().wait_for(|open| *open).await;
 }
