@@ -29,7 +29,7 @@ pub const FAULTS: &[Fault] = &[
         name: "predecessor's fill on its way to Redis",
         contracts: BOTH,
         rounds: 5,
-        quick: true,
+        quick: false,
         soak: false,
         options: |options| Options { lines: true, ..options },
         round: |stand, _, _| Box::pin(a_fill_on_its_way(stand)),
