@@ -111,8 +111,8 @@ pub const AT_POINTS: &[Fault] = &[
 const ROW: &str = "user:0";
 /// Keys of rows that there never were: more than one page of a purge finds.
 const PLANTED: std::ops::Range<u32> = 2_000_000..2_004_000;
-/// Rows of a large transaction: more than one part.
-const LARGE: &str = "generate_series(1000001, 1035000)";
+/// Rows of a large transaction: so many parts that the first are deleted when the last are handed over.
+const LARGE: &str = "generate_series(1000001, 1080000)";
 
 /// Without a warning, at any moment; some also while they start.
 async fn at_random(stand: &mut Stand, dice: &mut Dice) -> Outcome {
@@ -331,7 +331,7 @@ async fn purged_again(stand: &mut Stand) -> Outcome {
 async fn in_a_large_transaction(stand: &mut Stand, _: &Load, dice: &mut Dice) -> Outcome {
     stand.proxy.kill().await?;
     let (sql, mut redis) = (stand.sql().await?, stand.redis.client().await?);
-    let keys = ["user:1000001", "user:1020000", "user:1035000", ROW];
+    let keys = ["user:1000001", "user:1040000", "user:1080000", ROW];
     for key in keys {
         redis.cmd(&["SET", key, "0"]).await?;
     }
@@ -340,7 +340,7 @@ async fn in_a_large_transaction(stand: &mut Stand, _: &Load, dice: &mut Dice) ->
          UPDATE users SET version = version + 1 WHERE id = 0; COMMIT"
     );
     sql.batch_execute(&large).await?;
-    stand.proxy.doom(Point::PartHanded, 1 + dice.roll(3));
+    stand.proxy.doom(Point::PartHanded, 1 + dice.roll(8));
     stand.proxy.relaunch_doomed().await?;
     stand.proxy.relaunch().await?;
     stand.level().await?;
@@ -373,7 +373,7 @@ async fn silent(sql: &tokio_postgres::Client, load: &Load) -> Outcome {
     load.stop_writing();
     // A session's last statement tells a writer.
     let writers = "SELECT count(*) FROM pg_stat_activity \
-        WHERE query ~* '^(BEGIN|START|UPDATE|COMMIT|SELECT pg_current_wal_flush)'";
+        WHERE application_name = '' AND query ~ '^(BEGIN|UPDATE|COMMIT|SELECT pg_current_wal_flush)'";
     // One that has just begun to write may have no session yet.
     let mut looks = 0;
     let none = async || {
