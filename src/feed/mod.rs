@@ -331,23 +331,15 @@ impl Feed {
 
     /// Takes over from the process before.
     fn succeed(&self, found: Found, ready: &Ready) {
-        let fence = self.positions.fence();
-        let now = self.positions.now();
-        let misses_end = now + self.settings.lease_ttl.as_millis() as Millis;
-        let Found::Predecessor { same_history } = found else {
-            // A slot that was there may have been somebody's all the same: Redis can have been emptied by what has ended
-            // him. What he capped went with it; the misses that he answered did not.
-            if ready.gap != Some(GapReason::FreshSlot) {
-                fence.distrust_leases(misses_end);
-            }
-            return;
-        };
+        let Found::Predecessor { same_history } = found else { return };
         // Where commits waited for us, more was confirmed than was visible.
         let synchronous = self.state.confirms_unseen();
         if same_history && ready.gap.is_none() && !synchronous {
             self.positions.restart(ready.identity, ready.position, ready.floor, false);
         }
-        fence.distrust_leases(misses_end);
+        let fence = self.positions.fence();
+        let now = self.positions.now();
+        fence.distrust_leases(now + self.settings.lease_ttl.as_millis() as Millis);
         fence.distrust_lives(now);
     }
 
