@@ -150,7 +150,7 @@ async fn systemd_is_told_and_descriptors_are_counted() -> Outcome {
         }
     };
     let environment = format!(
-        "export NOTIFY_SOCKET={} WATCHDOG_USEC=400000\nulimit -Hn 300\nulimit -Sn 200",
+        "export NOTIFY_SOCKET={} WATCHDOG_USEC=400000\nulimit -Sn 200\nulimit -Hn 300",
         socket.display()
     );
     let binary = within(&directory, &environment)?;
