@@ -42,7 +42,7 @@ pub(super) async fn run(notifier: Arc<Notifier>, status: Arc<Status>, threads: A
         }
         let watchdog = notifier.watchdog();
         if let Some(watchdog) = watchdog
-            && all_beat(&mut beats, &threads.beats(), STUCK.max(watchdog / 2))
+            && all_beat(&mut beats, &threads.beats(), Instant::now(), STUCK.max(watchdog / 2))
         {
             notifier.alive();
         }
@@ -53,8 +53,7 @@ pub(super) async fn run(notifier: Arc<Notifier>, status: Arc<Status>, threads: A
 }
 
 /// Whether every thread has shown within this time that it is not stuck.
-fn all_beat(seen: &mut Vec<(u64, Instant)>, beats: &[u64], within: Duration) -> bool {
-    let now = Instant::now();
+fn all_beat(seen: &mut Vec<(u64, Instant)>, beats: &[u64], now: Instant, within: Duration) -> bool {
     seen.resize(beats.len(), (u64::MAX, now));
     for (seen, beat) in seen.iter_mut().zip(beats) {
         if seen.0 != *beat {
@@ -68,14 +67,16 @@ fn all_beat(seen: &mut Vec<(u64, Instant)>, beats: &[u64], within: Duration) -> 
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn one_thread_that_is_stuck_is_enough() {
+    #[test]
+    fn one_thread_that_is_stuck_is_enough() {
         let (mut seen, within) = (Vec::new(), Duration::from_secs(2));
-        assert!(all_beat(&mut seen, &[1, 1], within));
-        tokio::time::advance(Duration::from_millis(1500)).await;
-        assert!(all_beat(&mut seen, &[2, 1], within), "not for long");
-        tokio::time::advance(Duration::from_millis(1500)).await;
-        assert!(!all_beat(&mut seen, &[3, 1], within));
-        assert!(all_beat(&mut seen, &[4, 2], within), "it was slow");
+        let began = Instant::now();
+        let mut all_beat = |seconds: f32, beats: &[u64]| {
+            super::all_beat(&mut seen, beats, began + Duration::from_secs_f32(seconds), within)
+        };
+        assert!(all_beat(0.0, &[1, 1]));
+        assert!(all_beat(1.5, &[2, 1]), "not for long");
+        assert!(!all_beat(3.0, &[3, 1]));
+        assert!(all_beat(4.5, &[4, 2]), "it was slow");
     }
 }
