@@ -14,6 +14,7 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tracing::{error, warn};
 
 use crate::admin::{self, AdminSource};
@@ -219,7 +220,12 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         let stop = async move { drop(listens.wait_for(|listens| !listens).await) };
         listening.spawn(listener.run(threads.clone(), max_clients, stop));
     }
-    let stranger = tokio::spawn(stranger.run());
+    tokio::spawn(async move {
+        // After a panic it begins anew: it holds nothing that could be wrong.
+        while tokio::spawn(stranger.clone().run()).await.is_err() {
+            sleep(Duration::from_secs(1)).await;
+        }
+    });
     tokio::spawn(herald::run(notifier.clone(), status, threads.clone()));
     // A task of its own: a purge must not delay an acknowledgement.
     let mut feed = tokio::spawn(feed.run());
@@ -230,16 +236,25 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             // It ends when the feed does, which alone knows why.
             () = worker => feed_ended((&mut feed).await),
             ended = tokio::spawn(reaper.run()) => task_ended("the reaper", ended),
-            ended = stranger => task_ended("the stranger", ended),
         }
     };
     tokio::pin!(parts);
     let signal = tokio::select! {
-        ended = &mut parts => return ended,
-        Some(ended) = listening.join_next() => return task_ended("a listener", ended),
-        signal = signalled.wait_for(Option::is_some) => signal.ok().and_then(|signal| *signal),
+        ended = &mut parts => Err(ended),
+        Some(ended) = listening.join_next() => Err(task_ended("a listener", ended)),
+        signal = signalled.wait_for(Option::is_some) => {
+            let signal = signal.ok().and_then(|signal| *signal);
+            signal.ok_or(RunError::Ended("the thread that listens for signals"))
+        }
     };
-    let Some(signal) = signal else { return Err(RunError::Ended("the thread that listens for signals")) };
+    let signal = match signal {
+        Ok(signal) => signal,
+        Err(error) => {
+            // The files of unix sockets go with their listeners.
+            listening.shutdown().await;
+            return Err(error);
+        }
+    };
     let stop = Stop {
         delay: config.proxy.shutdown_delay,
         grace: config.proxy.shutdown_grace,
@@ -284,16 +299,16 @@ fn lag_bytes(feed: &FeedState) -> u64 {
     feed.server_end_lsn.load(Ordering::Relaxed).saturating_sub(applied)
 }
 
-fn feed_ended(ended: Result<Result<(), FeedError>, tokio::task::JoinError>) -> Result<(), RunError> {
+fn feed_ended(ended: Result<Result<(), FeedError>, tokio::task::JoinError>) -> RunError {
     match ended {
-        Ok(Ok(())) => Err(RunError::Ended("the feed")),
-        Ok(Err(error)) => Err(error.into()),
-        Err(error) => Err(failed("the feed", &error)),
+        Ok(Ok(())) => RunError::Ended("the feed"),
+        Ok(Err(error)) => error.into(),
+        Err(error) => failed("the feed", &error),
     }
 }
 
-fn task_ended(part: &'static str, ended: Result<(), tokio::task::JoinError>) -> Result<(), RunError> {
-    Err(ended.map_or_else(|error| failed(part, &error), |()| RunError::Ended(part)))
+fn task_ended(part: &'static str, ended: Result<(), tokio::task::JoinError>) -> RunError {
+    ended.map_or_else(|error| failed(part, &error), |()| RunError::Ended(part))
 }
 
 fn failed(part: &'static str, error: &tokio::task::JoinError) -> RunError {

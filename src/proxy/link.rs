@@ -509,3 +509,6 @@ pub enum Introduction {
     /// Redis refused, in these words. No fill of a guarded key may be sent.
     Refused(String),
 }
+
+#[cfg(test)]
+mod tests;
