@@ -14,6 +14,7 @@
 
 mod dice;
 mod fault;
+mod lifecycle;
 mod line;
 mod load;
 mod redis;
@@ -36,7 +37,7 @@ use support::{Outcome, PATIENCE};
 use table::Table;
 
 /// All of them, by what breaks.
-const FAULTS: &[&[Fault]] = &[redis::FAULTS];
+const FAULTS: &[&[Fault]] = &[lifecycle::FAULTS, redis::FAULTS];
 
 fn all() -> impl Iterator<Item = &'static Fault> {
     FAULTS.iter().copied().flatten()
