@@ -16,6 +16,7 @@ mod dice;
 mod fault;
 mod line;
 mod load;
+mod postgres;
 mod redis;
 mod resources;
 mod run;
@@ -36,7 +37,7 @@ use support::{Outcome, PATIENCE};
 use table::Table;
 
 /// All of them, by what breaks.
-const FAULTS: &[&[Fault]] = &[redis::FAULTS];
+const FAULTS: &[&[Fault]] = &[postgres::FAULTS, redis::FAULTS];
 
 fn all() -> impl Iterator<Item = &'static Fault> {
     FAULTS.iter().copied().flatten()
