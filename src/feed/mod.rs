@@ -288,6 +288,9 @@ impl Feed {
             // was confirmed than the primary had settled.
             self.positions.restart(ready.identity, position, ready.floor, true);
             self.stream.confirmed = position;
+            if ready.gap.is_some_and(GapReason::abandons_history) {
+                self.distrust_evidence();
+            }
             self.state.server_end_lsn.store(position.0, Ordering::Relaxed);
             // Of another history, perhaps: nobody may take it for one of this.
             self.state.applied_lsn.store(position.0, Ordering::Relaxed);
@@ -351,6 +354,9 @@ impl Feed {
     /// Takes over from the process before.
     fn succeed(&self, found: Found, ready: &Ready) {
         let Found::Predecessor { same_history } = found else { return };
+        if !same_history {
+            self.distrust_evidence();
+        }
         // Where commits waited for us, more was confirmed than was visible.
         let synchronous = self.state.confirms_unseen();
         if same_history && ready.gap.is_none() && !synchronous {
@@ -360,6 +366,12 @@ impl Feed {
         let now = self.positions.now();
         fence.distrust_leases(now + self.settings.lease_ttl.as_millis() as Millis);
         fence.distrust_lives(now);
+    }
+
+    /// Fills that are under way may be of what was read in another history.
+    fn distrust_evidence(&self) {
+        let takes = self.settings.lease_ttl.as_millis() as Millis;
+        self.positions.fence().distrust_evidence(self.positions.now() + takes);
     }
 
     /// Connects, looks at the catalog, makes publication and slot if they are missing, and works out whether

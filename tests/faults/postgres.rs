@@ -183,7 +183,7 @@ async fn frozen(stand: &mut Stand, _: &Load, _: &mut Dice) -> Outcome {
     seen
 }
 
-async fn walsender_terminated(stand: &mut Stand, load: &Load, dice: &mut Dice) -> Outcome {
+async fn walsender_terminated(stand: &mut Stand, _: &Load, dice: &mut Dice) -> Outcome {
     let before = stand.proxy.metric("cachefence_feed_reconnects_total").await?;
     let sql = stand.sql().await?;
     let mut ended = 0.0;
@@ -194,7 +194,6 @@ async fn walsender_terminated(stand: &mut Stand, load: &Load, dice: &mut Dice) -
         sleep(dice.millis(50)).await;
     }
     stand.counted("cachefence_feed_reconnects_total", before + ended).await?;
-    let _ = load;
     Ok(())
 }
 

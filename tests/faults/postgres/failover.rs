@@ -66,6 +66,11 @@ async fn commits_lost(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
     load.written(50).await?;
     let sql = stand.sql().await?;
     sql.batch_execute("UPDATE users SET version = 1000000 WHERE id = 0").await?;
+    // So that what is given out again takes long to come to where it was.
+    sql.batch_execute(
+        "DO $$ BEGIN FOR i IN 1..20000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$",
+    )
+    .await?;
     let lost = text(&sql, "SELECT cachefence.asof()").await?;
     stand.level().await?;
     stand.primary.stop(StopMode::Immediate).await?;
@@ -75,13 +80,22 @@ async fn commits_lost(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
     promote(stand, load).await?;
     stand.lines()?.primary.switch(stand.primary.port());
     one_more_gap(stand, "new_timeline", before).await?;
-    stand.name_standby().await?;
-    // As soon as fills get in.
-    stand.recovered().await?;
-    let mut client = stand.proxy.client().await?;
-    let late = client.cmd(&["ASOF", &lost, "SET", "user:0", "1000000"]).await?;
-    let held = stand.redis.client().await?.cmd(&["GET", "user:0"]).await?;
-    assert_eq!(held, Reply::Nil, "evidence of what was lost: {late:?}");
+    if stand.contract == Contract::Bounded {
+        late_evidence(stand, &lost).await?;
+    }
+    stand.name_standby().await
+}
+
+/// It is brought along from before fills get in until after that.
+async fn late_evidence(stand: &Stand, evidence: &str) -> Outcome {
+    let (mut client, mut redis) = (stand.proxy.client().await?, stand.redis.client().await?);
+    let mut ready = false;
+    while !ready {
+        ready = stand.proxy.get("/readyz").await?.0 == 200;
+        let late = client.cmd(&["ASOF", evidence, "SET", "user:0", "1000000"]).await?;
+        let held = redis.cmd(&["GET", "user:0"]).await?;
+        assert_eq!(held, Reply::Nil, "evidence of what was lost: {late:?}");
+    }
     Ok(())
 }
 
@@ -113,6 +127,5 @@ async fn promote(stand: &mut Stand, load: &Load) -> Outcome {
     stand.lines()?.replica.switch(replica.port());
     stand.primary = std::mem::replace(&mut stand.replica, replica);
     load.lead(stand.primary.port(), stand.replica.port());
-    let _ = Contract::Strict;
     Ok(())
 }
