@@ -430,7 +430,8 @@ impl Feed {
             .or(gone_back.then_some(GapReason::WentBack));
         // What came or went while no stream ran has no place in it.
         let known = if self.identity.is_some() { self.state.tables() } else { Vec::new() };
-        if !known.is_empty() && !in_time(differing(&client, &self.guards, &known, &tables)).await?.is_empty() {
+        if !known.is_empty() && !in_time(differing(&client, &self.guards, &known, &tables)).await?.is_empty()
+        {
             gap = gap.or(Some(GapReason::CatalogMended));
         }
         if !broken.is_empty() {

@@ -517,6 +517,19 @@ mod tests {
         assert!(state.is_unguarded(), "what was seen of the stream before");
     }
 
+    /// In a history that lacks commits, a position that was reached in the one before is given out again.
+    #[test]
+    fn what_was_reached_ends_with_the_stream_and_so_does_the_shutdown_that_ended_it() {
+        let state = FeedState::new(1);
+        state.begun(Lsn(1));
+        state.reached.set(Lsn(100));
+        state.ended(0);
+        assert_eq!(state.reached.lsn(), Lsn(0));
+        state.primary_stopping.store(true, Ordering::Relaxed);
+        state.begun(Lsn(1));
+        assert!(!state.primary_stopping.load(Ordering::Relaxed), "who stops starts no stream");
+    }
+
     #[test]
     fn a_guard_is_broken_while_any_reason_stands() {
         let state = FeedState::new(2);

@@ -415,7 +415,8 @@ pub(super) fn outdated(stale: Stale) -> String {
         }
         Stale::Torn => "an earlier part of this value was refused".into(),
         Stale::Abandoned => {
-            "the database has just gone over to another history, and the evidence may be of the one before".into()
+            "the database has just gone over to another history, and the evidence may be of the one before"
+                .into()
         }
     }
 }

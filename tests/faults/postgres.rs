@@ -339,8 +339,10 @@ async fn large_transaction(stand: &mut Stand, _: &Load, _: &mut Dice) -> Outcome
 /// What is rewritten for a materialized view is decoded, and not sent. Postgres 15 says nothing meanwhile.
 async fn silent_transaction(stand: &mut Stand, _: &Load, _: &mut Dice) -> Outcome {
     let sql = stand.sql().await?;
-    sql.batch_execute("CREATE MATERIALIZED VIEW IF NOT EXISTS much AS SELECT n FROM generate_series(1, 2000000) AS n")
-        .await?;
+    sql.batch_execute(
+        "CREATE MATERIALIZED VIEW IF NOT EXISTS much AS SELECT n FROM generate_series(1, 2000000) AS n",
+    )
+    .await?;
     sql.batch_execute("REFRESH MATERIALIZED VIEW much").await?;
     stand.not_ready("the feed is lost").await?;
     sql.batch_execute("DROP MATERIALIZED VIEW much").await?;
