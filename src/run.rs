@@ -426,6 +426,8 @@ impl Status {
             let (named, dropped) = fence.named();
             metrics.named_keys.set(named as i64);
             metrics.named_keys_dropped.inc_by(dropped.saturating_sub(metrics.named_keys_dropped.get()));
+            let reconnects = feed.reconnects.load(Ordering::Relaxed);
+            metrics.feed_reconnects.inc_by(reconnects.saturating_sub(metrics.feed_reconnects.get()));
             metrics.transaction_keys.set(feed.transaction_keys.load(Ordering::Relaxed) as i64);
             metrics.in_progress_bytes.set(feed.in_progress_bytes.load(Ordering::Relaxed) as i64);
             metrics.tasks.set(runtime.num_alive_tasks() as i64);

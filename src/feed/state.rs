@@ -195,6 +195,8 @@ impl FeedState {
     pub(super) fn begun(&self, flushed: Lsn) {
         self.level_from.store(flushed.0, Ordering::Relaxed);
         self.behind.resumed(flushed);
+        // Who is shutting down starts no stream. A poll may have been told the same by a server that was starting up.
+        self.primary_stopping.store(false, Ordering::Relaxed);
         self.streaming.store(true, Ordering::Relaxed);
         self.set_error(None);
         self.strict.iter().for_each(Strict::begin);
@@ -203,6 +205,9 @@ impl FeedState {
     /// The stream, or the attempt to start one, ended.
     pub(super) fn ended(&self, now: Millis) {
         self.behind.interrupted(now);
+        // Positions of the next stream may be of another history, in which less was written: what was reached here says
+        // nothing of what is committed there.
+        self.reached.set(Lsn(0));
         self.connected.store(false, Ordering::Relaxed);
         self.streaming.store(false, Ordering::Relaxed);
         self.reconnects.fetch_add(1, Ordering::Relaxed);
@@ -510,6 +515,19 @@ mod tests {
         state.begun(Lsn(1));
         strict.rise(first);
         assert!(state.is_unguarded(), "what was seen of the stream before");
+    }
+
+    /// In a history that lacks commits, a position that was reached in the one before is given out again.
+    #[test]
+    fn what_was_reached_ends_with_the_stream_and_so_does_the_shutdown_that_ended_it() {
+        let state = FeedState::new(1);
+        state.begun(Lsn(1));
+        state.reached.set(Lsn(100));
+        state.ended(0);
+        assert_eq!(state.reached.lsn(), Lsn(0));
+        state.primary_stopping.store(true, Ordering::Relaxed);
+        state.begun(Lsn(1));
+        assert!(!state.primary_stopping.load(Ordering::Relaxed), "who stops starts no stream");
     }
 
     #[test]

@@ -414,6 +414,10 @@ pub(super) fn outdated(stale: Stale) -> String {
             format!("the evidence is not past {lsn}, below which it is not remembered which keys changed")
         }
         Stale::Torn => "an earlier part of this value was refused".into(),
+        Stale::Abandoned => {
+            "the database has just gone over to another history, and the evidence may be of the one before"
+                .into()
+        }
     }
 }
 

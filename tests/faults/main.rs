@@ -17,6 +17,7 @@ mod fault;
 mod lifecycle;
 mod line;
 mod load;
+mod postgres;
 mod redis;
 mod resources;
 mod run;
@@ -37,7 +38,7 @@ use support::{Outcome, PATIENCE};
 use table::Table;
 
 /// All of them, by what breaks.
-const FAULTS: &[&[Fault]] = &[lifecycle::FAULTS, redis::FAULTS];
+const FAULTS: &[&[Fault]] = &[lifecycle::FAULTS, postgres::FAULTS, redis::FAULTS];
 
 fn all() -> impl Iterator<Item = &'static Fault> {
     FAULTS.iter().copied().flatten()

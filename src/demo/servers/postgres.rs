@@ -285,12 +285,20 @@ impl Postgres {
 
     /// Stops every process of the server where it stands: sessions hang, nothing is closed.
     pub fn freeze(&mut self) -> Result<(), ServerError> {
-        self.process.as_mut().map_or(Ok(()), |process| process.signal(Signal::STOP))
+        self.signal_all(Signal::STOP)
     }
 
     /// Lets it go on.
     pub fn thaw(&mut self) -> Result<(), ServerError> {
-        self.process.as_mut().map_or(Ok(()), |process| process.signal(Signal::CONT))
+        self.signal_all(Signal::CONT)
+    }
+
+    /// Its parent first, which would start others meanwhile.
+    fn signal_all(&mut self, signal: Signal) -> Result<(), ServerError> {
+        self.process.as_mut().map_or(Ok(()), |process| {
+            process.signal(signal)?;
+            process.signal_children(signal)
+        })
     }
 
     /// Stops a replica's replay, and waits until it has stopped.
