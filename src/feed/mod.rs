@@ -332,9 +332,9 @@ impl Feed {
     /// Takes over from the process before.
     fn succeed(&self, found: Found, ready: &Ready) {
         let Found::Predecessor { same_history } = found else { return };
-        // Where commits waited for us, more was confirmed than was visible.
-        let synchronous = self.state.confirms_unseen();
-        if same_history && ready.gap.is_none() && !synchronous {
+        // Where commits waited for us, or for the process before, more was confirmed than was visible.
+        let unseen = self.state.confirms_unseen() || self.state.unseen.load(Ordering::Relaxed);
+        if same_history && ready.gap.is_none() && !unseen {
             self.positions.restart(ready.identity, ready.position, ready.floor, false);
         }
         let fence = self.positions.fence();
@@ -374,7 +374,7 @@ impl Feed {
             }
             Ok((system, client, server, tables, publication, slot))
         };
-        let (system, client, server, tables, publication, slot) =
+        let (system, client, server, mut tables, publication, slot) =
             tokio::time::timeout(SETUP_TIMEOUT, setup).await.map_err(limit)??;
 
         // The publication comes first: a slot decodes with the catalog of its time, and knows no publication that
@@ -388,6 +388,7 @@ impl Feed {
             }
             Publication::Present(_) => false,
         };
+        catalog::stamp(&client, &settings.publication, &mut tables).await?;
         let identity = Identity { system_id: system.system_id, timeline: system.timeline };
         let gone_back = self.identity.is_some() && server.flushed < self.stream.reached();
         let mut gap = self
@@ -604,7 +605,8 @@ async fn look(
     guards: &Guards,
     publication: &str,
 ) -> Result<(Vec<Table>, Vec<Problem>), CatalogError> {
-    let (tables, mut problems) = catalog::tables(client, guards).await?;
+    let (mut tables, mut problems) = catalog::tables(client, guards).await?;
+    catalog::stamp(client, publication, &mut tables).await?;
     match catalog::publication(client, publication, guards).await? {
         Publication::Present(found) => problems.extend(found),
         Publication::Missing { create } => {

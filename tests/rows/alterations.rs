@@ -134,6 +134,21 @@ async fn broken(world: &World, table: &str) -> bool {
     guards.iter().any(|guard| guard["table"] == table && guard["broken"] == true)
 }
 
+/// A table leaves the publication and comes back, or the publication leaves operations out for a while, and no look was in
+/// between: what was written meanwhile never comes.
+pub async fn publication(world: &World) -> Outcome {
+    for (n, leaves, comes_back) in [
+        (20, "DROP TABLE calm", "ADD TABLE calm"),
+        (21, "SET (publish = 'truncate')", "SET (publish = 'insert, update, delete, truncate')"),
+    ] {
+        let alter = "ALTER PUBLICATION cachefence";
+        let sql =
+            format!("{alter} {leaves}; INSERT INTO calm VALUES ({n}); {alter} {comes_back}; {}", nudge(n));
+        purges(world, &sql, &[&format!("calm:{n}")]).await?;
+    }
+    ready(world).await
+}
+
 /// While no proxy runs another table takes a guarded one's name.
 pub async fn away(world: &mut World) -> Outcome {
     deletes(world, "INSERT INTO swapped VALUES (1)", &["swapped:1"], &[]).await?;

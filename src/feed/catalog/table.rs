@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use tokio_postgres::Client;
 
 use super::parts::{self, FoundPart, Part};
-use super::{CatalogError, Problem};
+use super::{CatalogError, Problem, Stamp};
 use crate::feed::quoting::quoted_table;
 use crate::guard::{ColumnKind, FNV_OFFSET, Guard, GuardId, Guards, VersionKind, fnv1a};
 
@@ -55,6 +55,8 @@ pub struct Table {
     /// Of a partitioned table: the columns that are in the replica identity of every partition. Its rows come with the
     /// layout of the root, and old ones with what the partition's own identity has kept, which the layout does not tell.
     pub identity: Option<Vec<String>>,
+    /// What publishes it, and since when.
+    pub stamps: Vec<Stamp>,
 }
 
 impl Table {
@@ -93,7 +95,9 @@ fn digest(table: &Table) -> u64 {
         [u64::from(part.oid), u64::from(part.storage), part.attached].into_iter().fold(hash, number)
     };
     let own = table.columns.iter().fold(number(FNV_OFFSET, u64::from(table.oid)), column);
-    table.parts.iter().fold(own, part).max(1)
+    let stamp =
+        |hash, stamp: &Stamp| [u64::from(stamp.oid), u64::from(stamp.written)].into_iter().fold(hash, number);
+    table.stamps.iter().fold(table.parts.iter().fold(own, part), stamp).max(1)
 }
 
 /// What of a guard's version evidence will be of less use than was hoped for.
@@ -259,6 +263,7 @@ async fn table(
         parts: below.into_iter().map(|found| found.part).collect(),
         columns,
         primary_key,
+        stamps: Vec::new(),
     };
     Ok((problems.len() == before).then_some(table))
 }
