@@ -368,6 +368,7 @@ async fn a_bounded_successor_distrusts_it_too(world: &mut World, before: Lsn) ->
         assert!(support::lsn(&status, "/fence/settled_lsn").is_some_and(|lsn| lsn <= before), "{status}");
         proxy.kill().await?;
     }
+    name(world, "2 (cachefence_a, nobody)").await?;
     world.proxy.relaunch().await?;
     Ok(())
 }

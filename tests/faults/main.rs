@@ -20,6 +20,7 @@ mod redis;
 mod resources;
 mod run;
 mod soak;
+mod sources;
 mod stand;
 #[path = "../support/mod.rs"]
 mod support;
@@ -36,7 +37,7 @@ use support::{Outcome, PATIENCE};
 use table::Table;
 
 /// All of them, by what breaks.
-const FAULTS: &[&[Fault]] = &[redis::FAULTS];
+const FAULTS: &[&[Fault]] = &[redis::FAULTS, sources::FAULTS];
 
 fn all() -> impl Iterator<Item = &'static Fault> {
     FAULTS.iter().copied().flatten()

@@ -36,6 +36,8 @@ pub const VERSIONED: &str = "[[guard]]\ntable = \"rekeyed\"\nkeys = [\"rekeyed:<
 pub async fn columns(world: &World) -> Outcome {
     let sql = format!("ALTER TABLE prices ALTER price TYPE bigint USING price * 100; {}", nudge(10));
     purges(world, &sql, &["price:1"]).await?;
+    let sql = format!("ALTER TABLE prices ALTER price TYPE bigint USING price + 1; {}", nudge(22));
+    purges(world, &sql, &["price:1"]).await?;
     // As migrations do it: a new column takes the name of the old one.
     let sql = format!(
         "BEGIN; ALTER TABLE prices DROP COLUMN code; ALTER TABLE prices RENAME other TO code; COMMIT; {}",

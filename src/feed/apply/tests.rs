@@ -243,6 +243,7 @@ fn a_lost_identity_a_rename_and_another_type_break_the_guard() {
             name: name.into(),
             type_oid,
             type_name: String::new(),
+            altered: 0,
         };
         applier.restart(vec![Table {
             guard: GuardId(0),
@@ -283,6 +284,7 @@ fn table(columns: &[(&str, u32)], parts: &[u32]) -> Table {
         name: (*name).into(),
         type_oid: *type_oid,
         type_name: String::new(),
+        altered: 0,
     };
     Table {
         guard: GuardId(0),
@@ -491,6 +493,7 @@ fn versioned(identity: [bool; 2]) -> Applier {
         name: name.into(),
         type_oid,
         type_name: String::new(),
+        altered: 0,
     };
     let columns = vec![column("id", 23), column("v", 20)];
     let primary_key = vec!["id".into()];
