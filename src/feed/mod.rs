@@ -570,8 +570,6 @@ async fn judge_health(state: Arc<FeedState>, positions: Arc<Positions>, settings
 async fn watch_catalog(state: Arc<FeedState>, guards: Arc<Guards>, settings: Settings) {
     let name = &settings.application_name;
     let mut client: Option<Client> = None;
-    // Guards that are broken, and whose keys have not been purged for that.
-    let mut owed: Vec<GuardId> = Vec::new();
     loop {
         let _ = tokio::time::timeout(CATALOG_INTERVAL, state.look.notified()).await;
         let connected = match client.take().filter(|client| !client.is_closed()) {
@@ -588,9 +586,8 @@ async fn watch_catalog(state: Arc<FeedState>, guards: Arc<Guards>, settings: Set
             // Before a stream the start looks for itself.
             if state.streaming.load(Ordering::Relaxed) {
                 let (tables, problems) = look(&connected, &guards, &settings.publication).await?;
-                owed.extend(mark(&state, &guards, &problems));
-                tell(&connected, &state, &guards, tables, &owed).await?;
-                owed.clear();
+                mark(&state, &guards, &problems);
+                tell(&connected, &state, &guards, tables).await?;
             }
             Ok::<(), CatalogError>(())
         };
@@ -620,14 +617,12 @@ async fn look(
 }
 
 /// Tells the stream what a look has found, at a place of its own: by a message that comes behind every commit that the look
-/// has seen. Before it come those that name the guards whose rows may be others now, and those that are broken: their
-/// commits may no longer come, so what is cached of them goes.
+/// has seen. Before it come those that name the guards whose rows may be others now.
 async fn tell(
     client: &Client,
     state: &FeedState,
     guards: &Guards,
     found: Vec<Table>,
-    broken: &[GuardId],
 ) -> Result<(), CatalogError> {
     let held = state.tables();
     // Of a guard that is broken nothing new is known.
@@ -637,19 +632,17 @@ async fn tell(
     // What has broken a guard in the stream may be gone again before anybody has looked, and no row comes since then.
     let is_mended =
         |id| state.is_broken_by(id, BROKEN_BY_STREAM) && !state.is_broken_by(id, BROKEN_BY_CATALOG);
-    let known = tables == held && !guards.iter().any(|guard| is_mended(guard.id));
-    let known = known || state.has_found(&tables);
-    if known && broken.is_empty() {
+    if (tables == held && !guards.iter().any(|guard| is_mended(guard.id))) || state.has_found(&tables) {
         return Ok(());
     }
     if !catalog::has_messages(client).await? {
-        if !known {
+        // While a guard is broken no stream starts: the others go on, and it starts over when that one is mended.
+        if !guards.iter().any(|guard| state.is_broken_by(guard.id, BROKEN_BY_CATALOG)) {
             state.altered.notify_one();
         }
         return Ok(());
     }
     let mut names = differing(client, guards, &held, &tables).await?;
-    names.extend(broken.iter().filter_map(|id| Some(guards.get(*id)?.label.as_str())));
     tracing::info!(fenced = ?names, "the catalog has changed; guards whose rows may be others now are fenced as a whole");
     // No label, which has a dot.
     let ticket = format!("{:016x}", std::hash::RandomState::new().hash_one("look"));
@@ -683,9 +676,7 @@ async fn differing<'a>(
 
 /// Raises the guards' flags. Once nothing is wrong any more the stream starts over, as what was changed meanwhile is not
 /// known; that lowers them. Not before: with another guard broken the start would wait for that one, and all others with it.
-/// Returns those that were not broken before.
-fn mark(state: &FeedState, guards: &Guards, problems: &[Problem]) -> Vec<GuardId> {
-    let mut newly = Vec::new();
+fn mark(state: &FeedState, guards: &Guards, problems: &[Problem]) {
     for guard in guards {
         let id: GuardId = guard.id;
         let found: Vec<Problem> =
@@ -693,7 +684,6 @@ fn mark(state: &FeedState, guards: &Guards, problems: &[Problem]) -> Vec<GuardId
         let was = state.is_broken_by(id, BROKEN_BY_CATALOG);
         if !found.is_empty() && !was {
             state.set_broken(id, BROKEN_BY_CATALOG, true);
-            newly.push(id);
             tracing::error!(
                 guard = guard.label,
                 problems = catalog::describe(&found),
@@ -704,7 +694,6 @@ fn mark(state: &FeedState, guards: &Guards, problems: &[Problem]) -> Vec<GuardId
     if problems.is_empty() && guards.iter().any(|guard| state.is_broken_by(guard.id, BROKEN_BY_CATALOG)) {
         state.mended.notify_one();
     }
-    newly
 }
 
 #[cfg(test)]

@@ -444,3 +444,31 @@ impl Session {
 fn parse<T: std::str::FromStr>(text: &str) -> Result<T, PollError> {
     text.parse().map_err(|_| PollError::Answer(text.chars().take(80).collect()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_history_is_remembered_until_a_poll_is_right() {
+        let replica = SourceState::new("replica", SourceKind::Replica);
+        let is = |replica: &SourceState| replica.foreign.load(Ordering::SeqCst);
+        replica.outcome(Some(&PollError::Closed));
+        assert!(!is(&replica), "one that cannot be reached shows what it showed");
+        for wrong in [
+            PollError::NotStandby,
+            PollError::System { found: 1, expected: 2 },
+            PollError::Timeline { found: 2, expected: 1 },
+        ] {
+            replica.outcome(Some(&wrong));
+            assert!(is(&replica), "{wrong}");
+            replica.outcome(Some(&PollError::Restarted));
+            assert!(is(&replica), "{wrong}, and nobody knows what since");
+            replica.outcome(None);
+            assert!(!is(&replica), "right again");
+        }
+        let primary = SourceState::new("primary", SourceKind::Primary);
+        primary.outcome(Some(&PollError::Timeline { found: 2, expected: 1 }));
+        assert!(!is(&primary), "the feed follows it, with a gap");
+    }
+}

@@ -106,7 +106,9 @@ pub async fn truncated(stand: &mut Stand, _: &Load) -> Outcome {
         LOCK TABLE users IN ACCESS EXCLUSIVE MODE;
         CREATE TEMPORARY TABLE kept ON COMMIT DROP AS SELECT id, version + 1 AS version FROM users;
         TRUNCATE users;
-        INSERT INTO users SELECT * FROM kept;
+        INSERT INTO users SELECT * FROM kept WHERE id <> 0;
         COMMIT";
-    purged_after(stand, &[sql]).await
+    // Of a row that does not come again nothing but the TRUNCATE tells.
+    purged_after(stand, &[sql]).await?;
+    Ok(stand.sql().await?.batch_execute("INSERT INTO users VALUES (0, 1)").await?)
 }

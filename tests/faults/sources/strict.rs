@@ -55,8 +55,21 @@ pub async fn slot_lost(stand: &mut Stand, load: &Load) -> Outcome {
 /// Nobody answers, so nobody is acknowledged; a new one takes over.
 pub async fn killed(stand: &mut Stand, load: &Load) -> Outcome {
     stand.proxy.kill().await?;
-    hanging(stand).await?;
+    let mut redis = stand.redis.client().await?;
+    redis.cmd(&["SET", "user:0", "old"]).await?;
+    let session = stand.primary.client().await?;
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%id = 0%'";
+    let commit = tokio::spawn(async move {
+        session.batch_execute("UPDATE users SET version = version + 1 WHERE id = 0").await
+    });
+    let sql = stand.sql().await?;
+    let hangs = async || sql.query_one(waiting, &[]).await.is_ok_and(|row| row.get::<_, i64>(0) > 0);
+    wait_until("the commit to hang", PATIENCE, hangs).await?;
     stand.proxy.relaunch().await?;
+    commit.await??;
+    // Without waiting: it has returned.
+    assert_eq!(redis.cmd(&["EXISTS", "user:0"]).await?, Reply::Int(0), "acknowledged, and its key is there");
     load.written(20).await
 }
 
