@@ -183,6 +183,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             drain_timeout: config.fence.drain_timeout,
             observe,
             strict: config.postgres.contract == Contract::Strict,
+            unseen: feed_state.unseen.clone(),
             temporary_slot: config.postgres.temporary_slot,
         },
         cache::Shared { fence, guards: matching, upstreams, commands, metrics },

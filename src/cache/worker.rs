@@ -41,6 +41,8 @@ pub struct WorkerSettings {
     pub observe: bool,
     /// Commits wait for us, those that change no guarded key too.
     pub strict: bool,
+    /// More may be confirmed than the primary shows. The feed says so, and a predecessor's marker.
+    pub unseen: Arc<AtomicBool>,
     /// The slot goes with its connection, and nobody comes back to it: its marker goes, too.
     pub temporary_slot: bool,
 }
@@ -299,6 +301,7 @@ impl Worker {
             incarnation: self.settings.incarnation.clone(),
             guards: guards.digest(),
             tables: Some(guards.tables_digest()),
+            unseen: self.settings.unseen.load(Ordering::Relaxed),
         })
     }
 
@@ -349,7 +352,12 @@ impl Worker {
             return Err(not_connected(&self.settings.address));
         };
         let found = connection.call(&[b"GET", key.as_bytes()]).await?;
-        Ok(expected.judge(text(&found)))
+        let found = text(&found);
+        // Until the primary has shown all of it the next process has to know, too.
+        if found.and_then(Marker::parse).is_some_and(|found| found.unseen) {
+            self.settings.unseen.store(true, Ordering::Relaxed);
+        }
+        Ok(expected.judge(found))
     }
 
     /// Deletes again what this Redis has not seen deleted, or all that is guarded where that is not known.

@@ -357,9 +357,9 @@ impl Feed {
         if !same_history {
             self.distrust_evidence();
         }
-        // Where commits waited for us, more was confirmed than was visible.
-        let synchronous = self.state.confirms_unseen();
-        if same_history && ready.gap.is_none() && !synchronous {
+        // Where commits waited for us, or for the process before, more was confirmed than was visible.
+        let unseen = self.state.confirms_unseen() || self.state.unseen.load(Ordering::Relaxed);
+        if same_history && ready.gap.is_none() && !unseen {
             self.positions.restart(ready.identity, ready.position, ready.floor, false);
         }
         let fence = self.positions.fence();
@@ -406,7 +406,7 @@ impl Feed {
             let backend = sender.backend().await?;
             Ok::<_, CatalogError>((system, client, server, tables, publication, slot, backend))
         };
-        let (system, client, server, tables, publication, slot, backend) = in_time(setup).await?;
+        let (system, client, server, mut tables, publication, slot, backend) = in_time(setup).await?;
 
         // The publication comes first: a slot decodes with the catalog of its time, and knows no publication that
         // was made after it (fact F14).
@@ -422,6 +422,7 @@ impl Feed {
             }
             Publication::Present(_) => false,
         };
+        in_time(catalog::stamp(&client, &settings.publication, &mut tables)).await?;
         let identity = Identity { system_id: system.system_id, timeline: system.timeline };
         let gone_back = self.identity.is_some() && server.flushed < self.stream.reached();
         let mut gap = self
@@ -669,7 +670,8 @@ async fn look(
     guards: &Guards,
     publication: &str,
 ) -> Result<(Vec<Table>, Vec<Problem>), CatalogError> {
-    let (tables, mut problems) = catalog::tables(client, guards).await?;
+    let (mut tables, mut problems) = catalog::tables(client, guards).await?;
+    catalog::stamp(client, publication, &mut tables).await?;
     match catalog::publication(client, publication, guards).await? {
         Publication::Present(found) => problems.extend(found),
         Publication::Missing { create } => {
@@ -699,7 +701,10 @@ async fn tell(
         return Ok(());
     }
     if !catalog::has_messages(client).await? {
-        state.altered.notify_one();
+        // While a guard is broken no stream starts: the others go on, and it starts over when that one is mended.
+        if !guards.iter().any(|guard| state.is_broken_by(guard.id, BROKEN_BY_CATALOG)) {
+            state.altered.notify_one();
+        }
         return Ok(());
     }
     let mut names = differing(client, guards, &held, &tables).await?;

@@ -66,6 +66,8 @@ pub struct FeedState {
     pub(super) primary_stopping: AtomicBool,
     /// Postgres has commits wait for us: `synchronous_standby_names` names the feed, though the contract is bounded.
     pub synchronous: AtomicBool,
+    /// More may be confirmed than the primary shows: a successor cannot go on as if it were not so.
+    pub unseen: Arc<AtomicBool>,
     strict: Option<Strict>,
     /// Keys of a large transaction that is arriving that have been handed on so far; 0 when there is none.
     pub transaction_keys: AtomicU64,
@@ -121,6 +123,7 @@ impl FeedState {
             reports: AtomicU64::new(0),
             primary_stopping: AtomicBool::new(false),
             synchronous: AtomicBool::new(false),
+            unseen: Arc::default(),
             strict: None,
             transaction_keys: AtomicU64::new(0),
             in_progress_bytes: AtomicU64::new(0),
@@ -147,6 +150,7 @@ impl FeedState {
 
     /// The same, with the strict contract.
     pub fn strictly(self) -> Self {
+        self.unseen.store(true, Ordering::Relaxed);
         Self { strict: Some(Strict::new()), ..self }
     }
 
@@ -362,6 +366,9 @@ impl FeedState {
             return strict.see(names, application_name);
         }
         let named = StandbyNames::parse(names).is_some_and(|names| names.names(application_name));
+        if named {
+            self.unseen.store(true, Ordering::Relaxed);
+        }
         if self.synchronous.swap(named, Ordering::Relaxed) != named && named {
             tracing::warn!(
                 synchronous_standby_names = names,
@@ -501,19 +508,22 @@ mod tests {
         assert!(state.is_unguarded() && strict.why_not().is_some());
         state.begun(Lsn(1));
         let first = strict.stream().expect("a stream");
-        strict.rise(first);
+        strict.rise(first, "cachefence");
         assert!(!state.is_unguarded() && strict.why_not().is_none());
         state.see_synchronous("cachefence", "cachefence");
         assert!(!state.is_unguarded());
         state.see_synchronous("", "cachefence");
         assert!(state.is_unguarded(), "a poll has seen the setting");
-        strict.rise(first);
+        strict.rise(first, "cachefence");
+        state.see_synchronous("3 (s2, cachefence, s1)", "cachefence");
+        assert!(state.is_unguarded(), "it requires us, but under the other a commit was seen to wait");
+        strict.rise(first, "cachefence");
         state.ended(0);
         assert!(state.is_unguarded(), "the stream has ended");
-        strict.rise(first);
+        strict.rise(first, "cachefence");
         assert!(state.is_unguarded(), "what was seen of a stream that has ended");
         state.begun(Lsn(1));
-        strict.rise(first);
+        strict.rise(first, "cachefence");
         assert!(state.is_unguarded(), "what was seen of the stream before");
     }
 

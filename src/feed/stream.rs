@@ -340,6 +340,9 @@ impl Stream {
         let visible = if stopping || self.state.confirms_unseen() { apply } else { apply.min(settled) };
         let held = self.state.strict().map_or(Lsn(u64::MAX), Strict::hold);
         let flush = visible.min(held).max(self.confirmed);
+        if !self.state.confirms_unseen() && settled >= flush {
+            self.state.unseen.store(false, Ordering::Relaxed);
+        }
         Status { write: progress.received, flush, apply, request_reply: false }
     }
 

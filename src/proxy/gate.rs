@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -138,6 +139,11 @@ impl Gate {
         }
         let hash = key_hash(db, key);
         (!guards.is_empty() || self.fence.is_named(hash)).then_some(GuardedKey { hash, db, guards })
+    }
+
+    /// Whether a source shows another history than the feed's: nobody knows which evidence is from there.
+    pub fn sees_another_history(&self) -> bool {
+        self.sources.iter().any(|source| source.foreign.load(Ordering::SeqCst))
     }
 
     /// A read was answered. A miss grants a lease.

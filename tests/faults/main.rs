@@ -22,6 +22,7 @@ mod redis;
 mod resources;
 mod run;
 mod soak;
+mod sources;
 mod stand;
 #[path = "../support/mod.rs"]
 mod support;
@@ -38,7 +39,7 @@ use support::{Outcome, PATIENCE};
 use table::Table;
 
 /// All of them, by what breaks.
-const FAULTS: &[&[Fault]] = &[lifecycle::FAULTS, postgres::FAULTS, redis::FAULTS];
+const FAULTS: &[&[Fault]] = &[lifecycle::FAULTS, postgres::FAULTS, redis::FAULTS, sources::FAULTS];
 
 fn all() -> impl Iterator<Item = &'static Fault> {
     FAULTS.iter().copied().flatten()

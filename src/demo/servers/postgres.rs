@@ -274,6 +274,16 @@ impl Postgres {
         self.start().await
     }
 
+    /// Stops it, and starts a new copy of `primary` in its place: same port, other data.
+    pub async fn copy_again(&mut self, primary: &Postgres) -> Result<(), ServerError> {
+        self.stop(StopMode::Immediate).await?;
+        let data = self.data();
+        std::fs::remove_dir_all(&data).map_err(ServerError::io(format!("remove {}", data.display())))?;
+        self.copy_of(primary).await?;
+        self.configure(std::iter::empty())?;
+        self.start().await
+    }
+
     /// Stops and starts it, with transaction ids that have come round so many times.
     pub async fn set_epoch(&mut self, epoch: u32) -> Result<(), ServerError> {
         self.stop(StopMode::Fast).await?;
