@@ -157,6 +157,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         name: name.clone(),
         fence: fence.clone(),
         upstreams: upstreams.clone(),
+        state: cache_state.clone(),
         abandoned,
     };
     let stranger = Stranger { address: redis.clone(), strangers: upstreams.strangers.clone() };
@@ -447,6 +448,11 @@ impl AdminSource for Status {
             let why = self.cache_error().unwrap_or_else(|| "not connected yet".into());
             reasons.push(format!("Redis: {why}"));
         }
+        if let Some(error) = self.cache.unreaped() {
+            reasons.push(format!(
+                "fills of lost connections cannot be ended, and deletions wait for that: {error}"
+            ));
+        }
         if self.cache.purging.load(Ordering::Relaxed) {
             reasons.push("guarded keys are being purged".into());
         }
@@ -455,7 +461,10 @@ impl AdminSource for Status {
         }
         let slot = self.feed.held().and_then(|held| held.trouble());
         if reasons.is_empty() {
-            Ok(slot.into_iter().chain(self.source_troubles()).collect())
+            let unmarked = self.cache.unmarked().map(|error| {
+                format!("the marker is behind, and a restart of Redis or of the proxy would purge: {error}")
+            });
+            Ok(slot.into_iter().chain(unmarked).chain(self.source_troubles()).collect())
         } else {
             Err(reasons)
         }

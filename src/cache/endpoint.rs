@@ -27,6 +27,8 @@ pub enum EndpointError {
 pub struct Endpoint {
     /// The db that guards apply to.
     pub db: u32,
+    /// How long the proxy waits for an answer to what it asks itself.
+    pub reply_timeout: Duration,
     url: RedisUrl,
     tls: Option<ClientTls>,
     keepalive: Duration,
@@ -46,7 +48,8 @@ impl Endpoint {
             }
             _ => None,
         };
-        Ok(Self { db: url.db, url, tls, keepalive: config.proxy.tcp_keepalive })
+        let (reply_timeout, keepalive) = (config.redis.reply_timeout, config.proxy.tcp_keepalive);
+        Ok(Self { db: url.db, reply_timeout, url, tls, keepalive })
     }
 
     /// Connects, without logging in.

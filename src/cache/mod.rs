@@ -12,7 +12,9 @@ mod endpoint;
 mod marker;
 mod purge;
 mod reaper;
+mod silence;
 mod stranger;
+mod unlink;
 mod upstreams;
 mod worker;
 

@@ -22,6 +22,10 @@ pub struct Upstream {
     redis_id: AtomicU64,
     doomed: AtomicBool,
     doom: Notify,
+    /// Changes with every byte that goes or comes.
+    progress: AtomicU32,
+    /// Clients share it, and something that was sent has not been answered.
+    waiting: AtomicBool,
 }
 
 impl Upstream {
@@ -38,6 +42,18 @@ impl Upstream {
     /// What Redis calls it, if it has said so.
     pub fn redis_id(&self) -> Option<u64> {
         Some(self.redis_id.load(Ordering::Acquire)).filter(|id| *id != 0)
+    }
+
+    /// So many times something went or came. `waiting`: clients share it, and wait for Redis.
+    pub fn moved(&self, times: u32, waiting: bool) {
+        // Its owner alone writes these.
+        self.progress.store(self.progress.load(Ordering::Relaxed).wrapping_add(times), Ordering::Relaxed);
+        self.waiting.store(waiting, Ordering::Relaxed);
+    }
+
+    /// How far it has got, if clients share it and wait for Redis.
+    pub(super) fn waits(&self) -> Option<u32> {
+        self.waiting.load(Ordering::Relaxed).then(|| self.progress.load(Ordering::Relaxed))
     }
 
     /// Asks the connection's owner to abandon it.
@@ -150,6 +166,8 @@ impl Upstreams {
             redis_id: AtomicU64::new(0),
             doomed: AtomicBool::new(false),
             doom: Notify::new(),
+            progress: AtomicU32::new(0),
+            waiting: AtomicBool::new(false),
         });
         self.open.insert(number, upstream.clone());
         upstream
@@ -192,6 +210,11 @@ impl Upstreams {
         for entry in &self.open {
             entry.value().doom();
         }
+    }
+
+    /// Those that are open.
+    pub(super) fn all(&self) -> Vec<Arc<Upstream>> {
+        self.open.iter().map(|entry| entry.value().clone()).collect()
     }
 
     /// How many are open.

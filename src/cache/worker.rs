@@ -1,6 +1,6 @@
 //! The worker: drain, delete, and only then let the feed confirm.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -13,7 +13,9 @@ use tracing::{info, warn};
 use super::connection::text;
 use super::deleted::Deleted;
 use super::reaper::kill_predecessors;
-use super::{CacheError, Connection, Endpoint, Marker, Reply, Standing, Upstreams, purge_guards};
+use super::silence::Silence;
+use super::unlink::{Marked, Marking, unlink};
+use super::{CacheError, Connection, Endpoint, Marker, Standing, Upstreams, purge_guards};
 use crate::command::CommandTable;
 use crate::config::marker_key;
 use crate::feed::{CacheJob, Found, GapReason, Identity, Invalidation, Room};
@@ -56,6 +58,10 @@ pub struct CacheState {
     pub backlog: AtomicU64,
     /// What went wrong last.
     pub error: Mutex<Option<String>>,
+    /// Why the marker could not be written behind the last deletions, which are done.
+    pub unmarked: Mutex<Option<String>>,
+    /// Why fills of lost connections cannot be ended, for which deletions of their keys wait.
+    pub unreaped: Mutex<Option<String>>,
 }
 
 /// Deletes what commits changed. Owns the proxy's own connection to Redis.
@@ -75,22 +81,17 @@ pub struct Worker {
     identity: Option<Identity>,
     deleted: Deleted,
     marker_written: Instant,
+    silence: Silence,
 }
 
 const RETRY: Duration = Duration::from_millis(200);
 /// Commits that one round trip to Redis takes, at most.
 const MAX_BATCH: usize = 4096;
-/// Keys of one UNLINK: Redis does nothing else while it executes one.
-const UNLINK_KEYS: usize = 512;
-/// Bytes of commands that are sent before their replies are read.
-const WINDOW: usize = 256 * 1024;
 /// Commits of tables without a guard move the feed too. The marker follows them at this pace, and the applied
 /// position with it: were it confirmed before it is in the marker, the next start would find the marker behind.
 const MARKER_PACE: Duration = Duration::from_millis(100);
 /// How often the connection is looked after while nothing is to be deleted.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
-/// How long the marker of a temporary slot outlives its process, in seconds. It is written anew far more often.
-const TEMPORARY_MARKER: &str = "3600";
 
 /// What the worker shares with the rest of the proxy.
 pub struct Shared {
@@ -110,6 +111,34 @@ impl CacheState {
     /// Whether what Redis holds is level with what the feed has applied.
     pub fn is_level(&self) -> bool {
         self.connected.load(Ordering::Relaxed) && !self.purging.load(Ordering::Relaxed)
+    }
+
+    /// Why the marker is behind, if it is.
+    pub fn unmarked(&self) -> Option<String> {
+        self.unmarked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why fills of lost connections cannot be ended, if so.
+    pub fn unreaped(&self) -> Option<String> {
+        self.unreaped.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes how the marker fared, and says so where that is new.
+    fn marked(&self, marked: Marked) {
+        let mut unmarked = self.unmarked.lock().unwrap_or_else(PoisonError::into_inner);
+        match (marked, unmarked.is_some()) {
+            (Marked::NoRoom(error), noted) => {
+                if !noted {
+                    warn!(error, "Redis is full: keys are deleted, and the marker cannot be written");
+                }
+                *unmarked = Some(error);
+            }
+            (Marked::Written, true) => {
+                info!("the marker is written again");
+                *unmarked = None;
+            }
+            (Marked::Written, false) => {}
+        }
     }
 }
 
@@ -136,6 +165,7 @@ impl Worker {
             identity: None,
             deleted: Deleted::default(),
             marker_written: Instant::now(),
+            silence: Silence::default(),
         }
     }
 
@@ -185,6 +215,7 @@ impl Worker {
                     }
                 }
             }
+            self.silence.end(&self.upstreams, self.settings.address.reply_timeout);
             let at_once = self.settings.observe || self.settings.strict;
             let due = at_once || self.marker_written.elapsed() >= MARKER_PACE;
             if due || !changes.is_empty() {
@@ -194,30 +225,41 @@ impl Worker {
         }
     }
 
-    /// Nothing has come for a while. A Redis that was replaced has to be noticed although nothing is to be deleted
-    /// in it: clients would read whatever it holds.
+    /// Nothing has come for a while. A Redis that was replaced, or would refuse deletions, has to be noticed although
+    /// nothing is to be deleted in it: clients would read whatever it holds.
     async fn look_after(&mut self) {
-        if !self.settings.observe {
-            self.retrying(async |worker| {
-                if worker.settings.temporary_slot && worker.identity.is_some() {
-                    worker.connected().await?;
-                    let applied = *worker.applied.borrow();
-                    return worker.unlink(&[], applied).await;
-                }
-                worker.connected().await?.call(&[b"PING"]).await.map(drop)
-            })
-            .await;
+        if self.settings.observe {
+            return;
         }
+        self.retrying(async |worker| {
+            let begun = worker.identity.is_some();
+            let connection = worker.connected().await?;
+            if !begun {
+                return connection.call(&[b"PING"]).await.map(drop);
+            }
+            let applied = *worker.applied.borrow();
+            let behind = worker.settings.temporary_slot || worker.state.unmarked().is_some();
+            let marking = if behind { worker.marking() } else { Marking::Absent };
+            worker.unlink(&[], applied, marking).await
+        })
+        .await;
+    }
+
+    fn marking(&self) -> Marking {
+        if self.settings.temporary_slot { Marking::Expiring } else { Marking::Lasting }
     }
 
     /// Deletes keys and writes the marker.
-    async fn unlink(&mut self, keys: &[&CacheKey], applied: Lsn) -> Result<(), CacheError> {
+    async fn unlink(&mut self, keys: &[&CacheKey], applied: Lsn, marking: Marking) -> Result<(), CacheError> {
         let marker = self.marker(applied);
-        let expires = self.settings.temporary_slot;
-        match &mut self.connection {
-            Some(connection) => unlink(connection, keys, marker.as_ref(), expires).await,
-            None => Err(not_connected(&self.settings.address)),
-        }
+        let began = Instant::now();
+        let marked = match &mut self.connection {
+            Some(connection) => unlink(connection, keys, marker.as_ref(), marking).await?,
+            None => return Err(not_connected(&self.settings.address)),
+        };
+        self.silence.answered(began);
+        self.state.marked(marked);
+        Ok(())
     }
 
     /// Deletes what the changes name, and moves the applied position.
@@ -285,7 +327,7 @@ impl Worker {
             self.purge("truncate", |guard| truncated.contains(&guard)).await?;
         }
         let keys: Vec<&CacheKey> = changes.iter().flat_map(|change| &change.keys).collect();
-        self.unlink(&keys, advanced).await?;
+        self.unlink(&keys, advanced, self.marking()).await?;
         self.marker_written = Instant::now();
         Ok(())
     }
@@ -379,7 +421,7 @@ impl Worker {
         if !again.is_empty() {
             info!(%applied, keys = again.len(), "this Redis is behind: deleting again");
         }
-        self.unlink(&again.iter().collect::<Vec<_>>(), applied).await
+        self.unlink(&again.iter().collect::<Vec<_>>(), applied, self.marking()).await
     }
 
     /// Deletes every key of the guards.
@@ -493,49 +535,4 @@ async fn ended(connection: &mut Option<Connection>) -> CacheError {
 
 fn not_connected(address: &Endpoint) -> CacheError {
     CacheError::Io { address: address.to_string(), source: std::io::ErrorKind::NotConnected.into() }
-}
-
-/// Deletes keys and writes the marker after them, in as few round trips as their size allows.
-async fn unlink(
-    connection: &mut Connection,
-    keys: &[&CacheKey],
-    marker: Option<&Marker>,
-    expires: bool,
-) -> Result<(), CacheError> {
-    // Most have one db, whose keys stay in their order.
-    let mut dbs: BTreeMap<u32, Vec<&[u8]>> = BTreeMap::new();
-    keys.iter().for_each(|key| dbs.entry(key.db).or_default().push(&key.name));
-    let mut sent = 0;
-    let mut command: Vec<&[u8]> = Vec::with_capacity(UNLINK_KEYS + 1);
-    for (db, keys) in &dbs {
-        sent += connection.queue_select(*db);
-        for keys in keys.chunks(UNLINK_KEYS) {
-            command.clear();
-            command.push(b"UNLINK");
-            command.extend(keys);
-            connection.queue(&command);
-            sent += 1;
-            if connection.queued() > WINDOW {
-                settle(connection, &mut sent).await?;
-            }
-        }
-    }
-    sent += connection.queue_select(connection.home);
-    if let Some(marker) = marker {
-        let (key, text) = (marker_key(&marker.slot), marker.to_string());
-        let set: [&[u8]; 5] = [b"SET", key.as_bytes(), text.as_bytes(), b"EX", TEMPORARY_MARKER.as_bytes()];
-        connection.queue(if expires { &set } else { &set[..3] });
-        sent += 1;
-    }
-    settle(connection, &mut sent).await
-}
-
-async fn settle(connection: &mut Connection, sent: &mut usize) -> Result<(), CacheError> {
-    connection.send().await?;
-    while *sent > 0 {
-        let reply = connection.reply("UNLINK and the marker").await?;
-        debug_assert!(matches!(reply, Reply::Integer(_) | Reply::SimpleString(_)));
-        *sent -= 1;
-    }
-    Ok(())
 }

@@ -354,7 +354,7 @@ impl Link {
         let served = std::future::poll_fn(|cx| {
             if doomed.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(io::Error::other(
-                    "a fill was not answered in time, or Redis was replaced",
+                    "it was not answered in time, or Redis was replaced",
                 )));
             }
             self.poll(&mut stream, &mut reading, cx)
@@ -403,7 +403,7 @@ impl Link {
         if self.closing.get() {
             return Poll::Ready(Ok(()));
         }
-        self.poll_write(stream, cx)?;
+        let mut moved = self.poll_write(stream, cx)?;
         if self.retired.get() && self.expected.borrow().is_empty() {
             self.closing.set(true);
             return Poll::Ready(Ok(()));
@@ -423,7 +423,10 @@ impl Link {
             reading.incoming.reserve(READ_CHUNK);
             match poll_read_buf(Pin::new(&mut *stream), cx, &mut reading.incoming) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
-                Poll::Ready(Ok(_)) => self.take_replies(reading)?,
+                Poll::Ready(Ok(_)) => {
+                    moved = moved.wrapping_add(1);
+                    self.take_replies(reading)?;
+                }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
                     buffers::give_back(&mut reading.incoming);
@@ -435,14 +438,22 @@ impl Link {
                 return Poll::Ready(Ok(()));
             }
         }
+        let waiting =
+            !self.paused.get() && self.owner.borrow().is_none() && !self.expected.borrow().is_empty();
+        self.upstream.moved(moved, waiting);
         Poll::Pending
     }
 
-    fn poll_write(&self, stream: &mut Transport, cx: &mut Context<'_>) -> io::Result<()> {
+    /// Writes what waits. Returns how often the socket took something.
+    fn poll_write(&self, stream: &mut Transport, cx: &mut Context<'_>) -> io::Result<u32> {
         let mut out = self.out.borrow_mut();
+        let mut moved: u32 = 0;
         while !out.is_empty() {
             match Pin::new(&mut *stream).poll_write(cx, &out) {
-                Poll::Ready(written) => out.advance(written?),
+                Poll::Ready(written) => {
+                    out.advance(written?);
+                    moved = moved.wrapping_add(1);
+                }
                 Poll::Pending => break,
             }
         }
@@ -450,7 +461,7 @@ impl Link {
         if out.len() <= HIGH_WATER {
             self.crowd.borrow_mut().drain(..).for_each(|client| client.wake());
         }
-        Ok(())
+        Ok(moved)
     }
 
     /// A pin is read only as fast as its owner reads. A lane is always read: one client must not hold up the others,
