@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,6 +22,8 @@ struct State {
     port: AtomicU16,
     /// Whether bytes are forwarded. While not, sockets stay open and nothing moves: no FIN, no RST.
     open: watch::Sender<bool>,
+    /// How often all connections were lost.
+    losses: AtomicU32,
     connections: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -33,6 +35,7 @@ impl Line {
         let state = Arc::new(State {
             port: AtomicU16::new(port),
             open: watch::Sender::new(true),
+            losses: AtomicU32::new(0),
             connections: Mutex::default(),
         });
         let accepting = tokio::spawn(accept(listener, state.clone()));
@@ -52,6 +55,12 @@ impl Line {
     /// Forwards again. What was held up since is forwarded too.
     pub fn heal(&self) {
         self.state.open.send_replace(true);
+    }
+
+    /// The connections that there are swallow everything for ever, without a word to either side: as where a router has
+    /// lost its state. New ones work.
+    pub fn lose(&self) {
+        self.state.losses.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Forgets all connections without a word to the server: as a router that lost its state. The proxy's side is closed.
@@ -83,25 +92,27 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
 }
 
 async fn forward(client: TcpStream, state: Arc<State>) {
-    opened(&state).await;
+    let born = state.losses.load(Ordering::Acquire);
+    opened(&state, born).await;
     let port = state.port.load(Ordering::Acquire);
     let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-    tokio::join!(copy(from_client, to_server, &state), copy(from_server, to_client, &state));
+    tokio::join!(copy(from_client, to_server, &state, born), copy(from_server, to_client, &state, born));
 }
 
 async fn copy(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
     state: &State,
+    born: u32,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        opened(state).await;
+        opened(state, born).await;
         let read = from.read(&mut buffer).await.unwrap_or(0);
         // What arrived while it was open may go out after it has been closed: it waits, too.
-        opened(state).await;
+        opened(state, born).await;
         if read == 0 || to.write_all(&buffer[..read]).await.is_err() {
             let _ = to.shutdown().await;
             return;
@@ -109,7 +120,11 @@ async fn copy(
     }
 }
 
-async fn opened(state: &State) {
+/// For a connection that was there when so many losses had been.
+async fn opened(state: &State, born: u32) {
     // The sender lives in the state.
     let _ = state.open.subscribe().wait_for(|open| *open).await;
+    if state.losses.load(Ordering::Acquire) != born {
+        std::future::pending::<()>().await;
+    }
 }
