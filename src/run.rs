@@ -16,7 +16,7 @@ use tracing::{error, info};
 
 use crate::admin::{self, AdminSource};
 use crate::cache::{
-    self, CacheState, Endpoint, EndpointError, Reaper, Stranger, Upstreams, Worker, WorkerSettings,
+    self, CacheState, Endpoint, EndpointError, Reaper, Stranger, Upstreams, Witness, Worker, WorkerSettings,
 };
 use crate::command::CommandTable;
 use crate::config::{self, Config, Contract, Mode, socket_mode};
@@ -99,7 +99,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let incarnation = incarnation();
     let slot_name = format!("cachefence:{}", config.postgres.slot);
     let name = format!("{slot_name}:{incarnation}");
-    let (upstreams, abandoned) = Upstreams::new(name.clone());
+    let (upstreams, handed) = Upstreams::new(name.clone());
     let upstreams = Arc::new(upstreams);
     let commands = Arc::new(ArcSwap::from_pointee(CommandTable::known()));
     let status = Arc::new(Status {
@@ -158,7 +158,14 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         fence: fence.clone(),
         upstreams: upstreams.clone(),
         state: cache_state.clone(),
-        abandoned,
+        abandoned: handed.abandoned,
+    };
+    let witness = Witness {
+        address: redis.clone(),
+        name: name.clone(),
+        upstreams: upstreams.clone(),
+        state: cache_state.clone(),
+        questions: handed.questions,
     };
     let stranger = Stranger { address: redis.clone(), strangers: upstreams.strangers.clone() };
     let worker = Worker::new(
@@ -206,6 +213,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         listening.spawn(listener.run(threads.clone(), config.proxy.max_clients));
     }
     listening.spawn(stranger.run());
+    listening.spawn(witness.run());
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // A task of its own: a purge must not delay an acknowledgement.

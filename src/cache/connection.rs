@@ -56,6 +56,12 @@ pub enum CacheError {
         /// Its version.
         version: String,
     },
+    /// New connections lead to another Redis.
+    #[error("Redis at {address} is another one for new connections than for the proxy's own")]
+    Elsewhere {
+        /// Which Redis.
+        address: String,
+    },
     /// Redis answered something that the command cannot answer.
     #[error("Redis at {address} gave a reply to {command} that cannot be read")]
     Unreadable {

@@ -63,6 +63,7 @@ impl Endpoint {
         };
         let stream = TcpStream::connect(address).await?;
         prepare(&stream, self.keepalive);
+        give_up_early(&stream);
         Ok(match &self.tls {
             Some(tls) => Transport::tls_client(tls.connect(stream).await?, &REDIS),
             None => Transport::tcp(stream),
@@ -98,6 +99,21 @@ impl fmt::Display for Endpoint {
     }
 }
 
+/// How long Redis's host may leave bytes unacknowledged: by itself the system waits for a quarter of an hour. A host that
+/// is there acknowledges whatever Redis is doing, until its buffers are full.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+
+#[cfg(target_os = "linux")]
+fn give_up_early(stream: &TcpStream) {
+    // It fails only on a socket that is gone, which the first read will tell.
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED.as_millis() as u32);
+}
+
+/// Other systems have their own ways, or none.
+#[cfg(not(target_os = "linux"))]
+fn give_up_early(_: &TcpStream) {}
+
 /// The host of `host:port`, without the brackets of IPv6.
 fn host(address: &str) -> &str {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
@@ -106,7 +122,17 @@ fn host(address: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::host;
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn bytes_are_not_sent_in_vain_for_long() -> io::Result<()> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let stream = TcpStream::connect(listener.local_addr()?).await?;
+        give_up_early(&stream);
+        assert_eq!(rustix::net::sockopt::tcp_user_timeout(&stream)?, 30_000);
+        Ok(())
+    }
 
     #[test]
     fn hosts() {

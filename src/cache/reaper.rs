@@ -165,7 +165,7 @@ async fn kill_id(connection: &mut Connection, id: &str) -> Result<(), CacheError
 }
 
 /// A field of a line of `CLIENT LIST`: `id=3 addr=... name=...`.
-fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     line.split(' ').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
 }
 

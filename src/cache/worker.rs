@@ -54,6 +54,8 @@ pub struct CacheState {
     pub connected: AtomicBool,
     /// All guarded keys are being purged: until that is done, what Redis holds may be of any age.
     pub purging: AtomicBool,
+    /// The `run_id` of the Redis that is level, while one is.
+    pub run_id: Mutex<Option<String>>,
     /// Keys that wait to be deleted.
     pub backlog: AtomicU64,
     /// What went wrong last.
@@ -190,6 +192,13 @@ impl Worker {
                 },
                 // Perhaps Redis was: our own connection will tell.
                 () = self.upstreams.lost.notified() => self.look_after().await,
+                // Ours would stay where it is.
+                () = self.upstreams.moved.notified(), if !self.settings.observe => {
+                    if self.connection.is_some() && self.upstreams.is_elsewhere(&self.run_id) {
+                        self.failed(CacheError::Elsewhere { address: self.settings.address.to_string() }).await;
+                        self.look_after().await;
+                    }
+                }
                 // A Redis that comes back with older data must not be read before it is level, not even by the first
                 // client to come.
                 error = ended(&mut self.connection), if !self.settings.observe => {
@@ -462,6 +471,9 @@ impl Worker {
                 let standing = self.standing().await?;
                 self.bring_level(standing, None).await?;
             }
+            *self.state.run_id.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.run_id.clone());
+            // Opened while it was not known where deletions go.
+            self.upstreams.doom_elsewhere(&self.run_id);
             self.state.connected.store(true, Ordering::Relaxed);
         }
         // Just made, if it was not there.
@@ -487,6 +499,7 @@ impl Worker {
 
     async fn failed(&mut self, error: CacheError) {
         self.connection = None;
+        *self.state.run_id.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.state.connected.store(false, Ordering::Relaxed);
         self.state.purging.store(false, Ordering::Relaxed);
         let text = error.to_string();

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::task::spawn_local;
 use tokio::time::timeout;
 use tokio_util::io::poll_read_buf;
 
@@ -212,6 +213,19 @@ impl Link {
         self.crowd.borrow_mut().drain(..).for_each(|client| client.wake());
     }
 
+    /// It has been introduced while it served: it is ended should it lead to another Redis than deletions go to.
+    pub(super) fn look_where_it_leads(&self) {
+        if self.gate.observe || *self.introduction.borrow() != Introduction::Done {
+            return;
+        }
+        let (gate, upstream) = (self.gate.clone(), self.upstream.clone());
+        spawn_local(async move {
+            if gate.upstreams.verify(&upstream).await.is_err() {
+                upstream.doom();
+            }
+        });
+    }
+
     /// A MULTI is about to be sent. Where one has worked, the next is trusted to.
     pub fn begin(&self) {
         if self.begun.get() != Some(true) {
@@ -349,6 +363,15 @@ impl Link {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return error.to_string(),
             Err(_) => return "connected, but no answer".to_owned(),
+        }
+        // Behind the address there may be another Redis than before, which nobody has brought level yet. One that has
+        // to log in first is looked at when it has its name.
+        if !self.gate.observe && *self.introduction.borrow() == Introduction::Done {
+            match timeout(CONNECT_TIMEOUT, self.gate.upstreams.verify(&self.upstream)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(why)) => return why,
+                Err(_) => return "connected, but it is not known where to".to_owned(),
+            }
         }
         let mut doomed = pin!(self.upstream.doomed());
         let served = std::future::poll_fn(|cx| {

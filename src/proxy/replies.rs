@@ -219,7 +219,10 @@ impl Link {
             // A MULTI that was refused, on a connection where it never had been: nobody has judged them.
             Meaning::Queued(fills) => self.gate.upstreams.abandon(Fate::Unfinished, fills.into()),
             Meaning::Named => self.named(reply),
-            Meaning::RedisId => self.identified(reply),
+            Meaning::RedisId => {
+                self.identified(reply);
+                self.look_where_it_leads();
+            }
             Meaning::Account(change) => {
                 if !error {
                     if change.login.is_some() {

@@ -4,6 +4,8 @@ mod data;
 mod refusal;
 mod silence;
 
+use std::time::{Duration, Instant};
+
 use cachefence::demo::client::{Client, Reply};
 use cachefence::demo::servers::wait_until;
 use tokio::time::sleep;
@@ -11,7 +13,7 @@ use tokio::time::sleep;
 use crate::dice::Dice;
 use crate::fault::{BOTH, Fault, Round};
 use crate::load::Load;
-use crate::stand::{Options, Stand, TOO_LATE};
+use crate::stand::{Options, Stand};
 use crate::support::{Fallible, Outcome, PATIENCE};
 
 type Cause = for<'a> fn(&'a mut Stand, &'a Load, &'a mut Dice) -> Round<'a>;
@@ -31,12 +33,7 @@ pub const FAULTS: &[Fault] = &[
         soak: false,
         ..fault("redis failed over to a replica that lags", 5, |s, l, d| Box::pin(data::failed_over(s, l, d)))
     },
-    Fault {
-        options: |options| with_args(options, &["--repl-diskless-sync-delay", "0"]),
-        ..fault("redis made a replica of older data and promoted", 5, |s, l, d| {
-            Box::pin(data::demoted(s, l, d))
-        })
-    },
+    fault("redis made a replica of older data and promoted", 5, |s, l, d| Box::pin(data::demoted(s, l, d))),
     fault("redis flushed, and its marker removed", 10, |s, l, d| Box::pin(data::flushed(s, l, d))),
     Fault {
         quick: true,
@@ -57,22 +54,22 @@ pub const FAULTS: &[Fault] = &[
     },
     Fault {
         options: |options| with_args(options, &["--enable-debug-command", "yes"]),
+        soak: false,
         ..fault("redis slow for 3 s", 5, |s, l, d| Box::pin(silence::slow(s, l, d)))
     },
-    Fault {
-        options: |options| with_args(options, &["--busy-reply-threshold", "300"]),
-        ..fault("redis busy with a script", 5, |s, l, d| Box::pin(silence::busy(s, l, d)))
-    },
+    fault("redis busy with a script", 5, |s, l, d| Box::pin(silence::busy(s, l, d))),
     Fault {
         options: |options| {
             with_args(options, &["--enable-debug-command", "yes", "--key-load-delay", "20000"])
         },
+        soak: false,
         ..fault("redis loads its data for long", 3, |s, l, d| Box::pin(silence::loading(s, l, d)))
     },
     fault("redis full (maxmemory)", 5, |s, l, d| Box::pin(refusal::full(s, l, d))),
     fault("redis takes a right away", 3, |s, l, d| Box::pin(refusal::without_rights(s, l, d))),
     Fault {
         options: |options| with_args(options, &["--enable-protected-configs", "yes"]),
+        soak: false,
         ..fault("redis cannot save and refuses writes", 5, |s, l, d| Box::pin(refusal::cannot_save(s, l, d)))
     },
     fault("redis at maxclients, a fill in flight", 5, |s, l, d| Box::pin(refusal::crowded(s, l, d))),
@@ -133,15 +130,36 @@ impl Filler {
         Ok(Self { client, version })
     }
 
-    /// Sends it, and changes its row once it has been admitted: what is filled is old from then on.
+    /// Sends it to a Redis that does not answer, and changes its row once it has been let in: what is filled is old from
+    /// then on. Should something else be before it in the worker's way, nobody waits for it, and it is refused or done.
     async fn fill_and_write(&mut self, stand: &Stand) -> Outcome {
-        // The applications' own fills are over.
-        sleep(TOO_LATE).await;
-        let admitted = "cachefence_fills_total{verdict=\"fresh\",action=\"forwarded\"}";
-        let before = stand.proxy.metric(admitted).await?;
         self.client.send(&["SET", "user:0", &self.version]).await?;
-        stand.counted(admitted, before + 1.0).await?;
+        sleep(Duration::from_millis(50)).await;
         let update = "UPDATE users SET version = version + 1 WHERE id = 0";
         Ok(stand.sql().await?.batch_execute(update).await?)
     }
+
+    /// The same while Redis is stopped for so long. Whether the fill was given up.
+    async fn stall(&mut self, stand: &mut Stand, load: &Load, time: Duration) -> Fallible<bool> {
+        load.stop_writing();
+        stand.level().await?;
+        let before = stand.proxy.log().matches(GIVEN_UP).count();
+        let given_up = |stand: &Stand| stand.proxy.log().matches(GIVEN_UP).count() > before;
+        stand.redis.freeze()?;
+        let began = Instant::now();
+        let caused = self.fill_and_write(stand).await;
+        while began.elapsed() < time {
+            sleep(Duration::from_millis(20)).await;
+        }
+        let alive = stand.lives().await;
+        stand.redis.thaw()?;
+        load.resume_writing();
+        caused?;
+        alive?;
+        Ok(given_up(stand))
+    }
 }
+
+/// How often a fill is tried that nothing else shall stand in the way of.
+const ATTEMPTS: u32 = 10;
+const GIVEN_UP: &str = "fills not answered within drain_timeout: ending their connections";

@@ -48,8 +48,8 @@ pub async fn failed_over(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcom
     Ok(())
 }
 
-/// It becomes a replica of one that has not heard of the last commits, takes over its data, and is a master again, all
-/// without a connection that ends.
+/// It becomes a replica of one that has not heard of the last commits, as Sentinel does it, takes over its data, and is a
+/// master again: the same process all the time.
 pub async fn demoted(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
     let second = replica_of(&stand.redis).await?;
     ask(&mut second.client().await?, &["REPLICAOF", "NO", "ONE"]).await?;
@@ -57,7 +57,11 @@ pub async fn demoted(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
     load.warm().await?;
     let before = stand.proxy.log().matches(AGAIN).count();
     let mut redis = stand.redis.client().await?;
-    ask(&mut redis, &["REPLICAOF", "127.0.0.1", &second.port().to_string()]).await?;
+    let port = second.port().to_string();
+    let demote: [&[&str]; 4] =
+        [&["MULTI"], &["REPLICAOF", "127.0.0.1", &port], &["CLIENT", "KILL", "TYPE", "normal"], &["EXEC"]];
+    let replies = redis.pipeline(&demote).await?;
+    assert!(matches!(replies.last(), Some(Reply::Array(_))), "{replies:?}");
     stand.not_ready("READONLY").await?;
     stand.lives().await?;
     in_sync(&stand.redis).await?;
@@ -87,6 +91,7 @@ pub async fn flushed(stand: &mut Stand, load: &Load, dice: &mut Dice) -> Outcome
 async fn replica_of(master: &Redis) -> Fallible<Redis> {
     let options = RedisOptions::default().args(&["--repl-diskless-sync-delay", "0"]);
     let replica = Redis::start(options).await?;
+    ask(&mut master.client().await?, &["CONFIG", "SET", "repl-diskless-sync-delay", "0"]).await?;
     ask(&mut replica.client().await?, &["REPLICAOF", "127.0.0.1", &master.port().to_string()]).await?;
     in_sync(&replica).await?;
     Ok(replica)

@@ -6,42 +6,34 @@ use cachefence::demo::client::Reply;
 use cachefence::demo::servers::wait_until;
 use tokio::time::sleep;
 
-use super::{Filler, ask, logged};
+use super::{ATTEMPTS, Filler, ask, logged};
 use crate::dice::Dice;
 use crate::load::Load;
 use crate::stand::Stand;
 use crate::support::{Outcome, PATIENCE};
 
-const GIVEN_UP: &str = "fills not answered within drain_timeout: ending their connections";
 const SILENT: &str = "Redis answers us and not a connection of clients: closing that";
 /// What /readyz says when an answer has not come within `redis.reply_timeout`.
 const NO_ANSWER: &str = "has not answered";
 
-pub async fn stopped_briefly(stand: &mut Stand, _: &Load, _: &mut Dice) -> Outcome {
-    stopped_for(stand, Duration::from_secs(2)).await
+pub async fn stopped_briefly(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
+    stopped_for(stand, load, Duration::from_secs(2)).await
 }
 
-pub async fn stopped(stand: &mut Stand, _: &Load, _: &mut Dice) -> Outcome {
-    stopped_for(stand, Duration::from_secs(10)).await
+pub async fn stopped(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
+    stopped_for(stand, load, Duration::from_secs(10)).await?;
+    assert!(stand.proxy.log().contains(NO_ANSWER), "an answer has come");
+    Ok(())
 }
 
 /// The fill's connection is given up meanwhile, and its bytes are in Redis's socket when it goes on.
-async fn stopped_for(stand: &mut Stand, time: Duration) -> Outcome {
-    let mut filler = Filler::miss(stand).await?;
-    let before = stand.proxy.log().matches(GIVEN_UP).count();
-    stand.redis.freeze()?;
-    let frozen = sleep(time);
-    let caused = async {
-        filler.fill_and_write(stand).await?;
-        logged(stand, GIVEN_UP, before).await?;
-        if time > Duration::from_secs(8) {
-            stand.not_ready(NO_ANSWER).await?;
+async fn stopped_for(stand: &mut Stand, load: &Load, time: Duration) -> Outcome {
+    for _ in 0..ATTEMPTS {
+        if Filler::miss(stand).await?.stall(stand, load, time).await? {
+            return logged(stand, "abandoned fills ended, keys deleted", 0).await;
         }
-        stand.lives().await
-    };
-    let (caused, ()) = tokio::join!(caused, frozen);
-    stand.redis.thaw()?;
-    caused
+    }
+    Err("no fill was given up".into())
 }
 
 /// Nothing comes and nothing goes, and no socket hears of it. What was on its way arrives in the end.
@@ -91,6 +83,7 @@ pub async fn slow(stand: &mut Stand, _: &Load, _: &mut Dice) -> Outcome {
 /// It answers everybody with BUSY.
 pub async fn busy(stand: &mut Stand, _: &Load, _: &mut Dice) -> Outcome {
     let mut redis = stand.redis.client().await?;
+    ask(&mut redis, &["CONFIG", "SET", "busy-reply-threshold", "300"]).await?;
     redis.send(&["EVAL", "while true do end", "0"]).await?;
     stand.not_ready("BUSY").await?;
     stand.lives().await?;
