@@ -24,7 +24,7 @@ pub struct Upstream {
     doom: Notify,
     /// The `run_id` of the Redis that it leads to, once that has been seen.
     run_id: Mutex<Option<String>>,
-    /// Changes with every byte that goes or comes.
+    /// Changes with what comes. What goes proves nothing: a path that leads nowhere takes it all the same.
     progress: AtomicU32,
     /// Clients share it, and something that was sent has not been answered.
     waiting: AtomicBool,
@@ -55,7 +55,7 @@ impl Upstream {
         self.run_id.lock().unwrap_or_else(PoisonError::into_inner).as_deref().is_some_and(|id| id != than)
     }
 
-    /// So many times something went or came. `waiting`: clients share it, and wait for Redis.
+    /// So many times something came. `waiting`: clients share it, and wait for Redis.
     pub fn moved(&self, times: u32, waiting: bool) {
         // Its owner alone writes these.
         self.progress.store(self.progress.load(Ordering::Relaxed).wrapping_add(times), Ordering::Relaxed);

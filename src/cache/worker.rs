@@ -56,6 +56,10 @@ pub struct CacheState {
     pub purging: AtomicBool,
     /// The `run_id` of the Redis that is level, while one is.
     pub run_id: Mutex<Option<String>>,
+    /// Connections that were lost: whoever lost one may have been the first to see that Redis is another one.
+    pub doubts: AtomicU64,
+    /// So many of them have been cleared up: the worker's connection has worked since, or is a new one.
+    pub cleared: AtomicU64,
     /// Keys that wait to be deleted.
     pub backlog: AtomicU64,
     /// What went wrong last.
@@ -112,7 +116,19 @@ pub struct Shared {
 impl CacheState {
     /// Whether what Redis holds is level with what the feed has applied.
     pub fn is_level(&self) -> bool {
-        self.connected.load(Ordering::Relaxed) && !self.purging.load(Ordering::Relaxed)
+        self.connected.load(Ordering::Relaxed)
+            && !self.purging.load(Ordering::Relaxed)
+            && self.cleared.load(Ordering::Acquire) >= self.doubts.load(Ordering::Acquire)
+    }
+
+    /// A connection was lost. To be said before anything is sent on another one.
+    pub fn doubt(&self) {
+        self.doubts.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The worker's connection has answered what was asked when there were so many doubts.
+    fn clear(&self, doubts: u64) {
+        self.cleared.fetch_max(doubts, Ordering::AcqRel);
     }
 
     /// Why the marker is behind, if it is.
@@ -241,10 +257,13 @@ impl Worker {
             return;
         }
         self.retrying(async |worker| {
+            let doubts = worker.state.doubts.load(Ordering::Acquire);
             let begun = worker.identity.is_some();
             let connection = worker.connected().await?;
             if !begun {
-                return connection.call(&[b"PING"]).await.map(drop);
+                connection.call(&[b"PING"]).await?;
+                worker.state.clear(doubts);
+                return Ok(());
             }
             let applied = *worker.applied.borrow();
             let behind = worker.settings.temporary_slot || worker.state.unmarked().is_some();
@@ -261,12 +280,13 @@ impl Worker {
     /// Deletes keys and writes the marker.
     async fn unlink(&mut self, keys: &[&CacheKey], applied: Lsn, marking: Marking) -> Result<(), CacheError> {
         let marker = self.marker(applied);
-        let began = Instant::now();
+        let (began, doubts) = (Instant::now(), self.state.doubts.load(Ordering::Acquire));
         let marked = match &mut self.connection {
             Some(connection) => unlink(connection, keys, marker.as_ref(), marking).await?,
             None => return Err(not_connected(&self.settings.address)),
         };
         self.silence.answered(began);
+        self.state.clear(doubts);
         self.state.marked(marked);
         Ok(())
     }

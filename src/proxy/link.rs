@@ -426,7 +426,8 @@ impl Link {
         if self.closing.get() {
             return Poll::Ready(Ok(()));
         }
-        let mut moved = self.poll_write(stream, cx)?;
+        self.poll_write(stream, cx)?;
+        let mut moved: u32 = 0;
         if self.retired.get() && self.expected.borrow().is_empty() {
             self.closing.set(true);
             return Poll::Ready(Ok(()));
@@ -467,16 +468,11 @@ impl Link {
         Poll::Pending
     }
 
-    /// Writes what waits. Returns how often the socket took something.
-    fn poll_write(&self, stream: &mut Transport, cx: &mut Context<'_>) -> io::Result<u32> {
+    fn poll_write(&self, stream: &mut Transport, cx: &mut Context<'_>) -> io::Result<()> {
         let mut out = self.out.borrow_mut();
-        let mut moved: u32 = 0;
         while !out.is_empty() {
             match Pin::new(&mut *stream).poll_write(cx, &out) {
-                Poll::Ready(written) => {
-                    out.advance(written?);
-                    moved = moved.wrapping_add(1);
-                }
+                Poll::Ready(written) => out.advance(written?),
                 Poll::Pending => break,
             }
         }
@@ -484,7 +480,7 @@ impl Link {
         if out.len() <= HIGH_WATER {
             self.crowd.borrow_mut().drain(..).for_each(|client| client.wake());
         }
-        Ok(moved)
+        Ok(())
     }
 
     /// A pin is read only as fast as its owner reads. A lane is always read: one client must not hold up the others,

@@ -277,6 +277,12 @@ impl Link {
     /// over to be ended on Redis's side.
     pub(super) fn end(&self, why: &str) {
         self.closed.set(true);
+        let lost = !self.closing.get() && !self.finishing.get();
+        if lost && !self.gate.observe {
+            // Before a client hears of it and comes back by another connection: that may lead to another Redis, or to
+            // other data, and the worker may not have noticed yet.
+            self.gate.cache.doubt();
+        }
         let mut fills: Vec<AbandonedFill> = Vec::new();
         let error = self.last_words(why);
         // In the middle of a reply nothing else makes sense. And what a client that is gone has sent after a
