@@ -41,6 +41,7 @@ impl Reaper {
     /// Works until the process ends.
     pub async fn run(mut self) {
         let mut connection = None;
+        self.look_after(&mut connection).await;
         loop {
             let abandoned = match timeout(LOOK_AFTER, self.abandoned.recv()).await {
                 Ok(Some(abandoned)) => abandoned,

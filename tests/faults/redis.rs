@@ -59,8 +59,11 @@ pub const FAULTS: &[Fault] = &[
     },
     fault("redis busy with a script", 5, |s, l, d| Box::pin(silence::busy(s, l, d))),
     Fault {
+        // It loads a key every 20 ms, and looks at its clients every kilobyte.
         options: |options| {
-            with_args(options, &["--enable-debug-command", "yes", "--key-load-delay", "20000"])
+            let slowly = ["--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024"];
+            let options = with_args(options, &slowly);
+            with_args(options, &["--enable-debug-command", "yes", "--rdbcompression", "no"])
         },
         soak: false,
         ..fault("redis loads its data for long", 3, |s, l, d| Box::pin(silence::loading(s, l, d)))

@@ -124,8 +124,8 @@ async fn own_are_there(redis: &mut Client) -> Fallible<()> {
     let there = async || {
         let list = redis.cmd(&["CLIENT", "LIST"]).await.ok().and_then(|list| list.text()).unwrap_or_default();
         let own = |name: &str| name.starts_with("cachefence:cachefence:") && name.matches(':').count() == 2;
-        list.split([' ', '\n']).filter_map(|word| word.strip_prefix("name=")).filter(|name| own(name)).count()
-            == 2
+        let names = list.split([' ', '\n']).filter_map(|word| word.strip_prefix("name="));
+        names.filter(|name| own(name)).count() == 3
     };
     Ok(wait_until("the proxy's own connections", PATIENCE, there).await?)
 }

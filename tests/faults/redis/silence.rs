@@ -97,7 +97,7 @@ pub async fn busy(stand: &mut Stand, _: &Load, _: &mut Dice) -> Outcome {
 pub async fn loading(stand: &mut Stand, _: &Load, _: &mut Dice) -> Outcome {
     let mut redis = stand.redis.client().await?;
     ask(&mut redis, &["CONFIG", "SET", "key-load-delay", "0"]).await?;
-    ask(&mut redis, &["DEBUG", "POPULATE", "300"]).await?;
+    ask(&mut redis, &["DEBUG", "POPULATE", "300", "key", "200"]).await?;
     ask(&mut redis, &["SAVE"]).await?;
     stand.redis.kill().await?;
     let (relaunched, said) = {
