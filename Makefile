@@ -13,10 +13,19 @@ all: test
 demo: deps
 	$(CARGO) run --locked -- demo $(ARGS)
 
-# Unit, property and integration tests; the latter start real servers of their own on loopback.
+# Unit, property and integration tests; the latter start real servers of their own on loopback. Most of their time they
+# wait for these, so two programs run at a time, each with its output in one piece.
+TEST_PROGRAMS := $(basename $(notdir $(wildcard tests/*.rs))) $(patsubst tests/%/main.rs,%,$(wildcard tests/*/main.rs))
+TEST_RUNS := test-of-lib test-of-bins test-of-doc $(addprefix test-of-test.,$(TEST_PROGRAMS))
+
 test: deps-test
 	$(CARGO) build --locked
-	$(CARGO) test --locked
+	$(CARGO) test --locked --no-run
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target --keep-going $(TEST_RUNS)
+
+.PHONY: $(TEST_RUNS)
+$(TEST_RUNS): test-of-%:
+	@env -u MAKEFLAGS $(CARGO) test --locked --$(subst ., ,$*)
 
 # All clients, those of `make test` and those that need a further toolchain. See docs/compatibility.md.
 test-clients: deps-clients

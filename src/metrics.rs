@@ -154,10 +154,24 @@ pub struct Metrics {
     pub applied_lsn: IntGauge,
     /// Connected clients.
     pub clients: IntGauge,
+    /// Tasks of the runtime of the feed, the deletions and the polls.
+    pub tasks: IntGauge,
+    /// Tasks of the threads that serve clients: sessions, links to Redis, and reads that wait.
+    client_tasks: IntGauge,
     /// Commands of clients. Shared by all threads: add to it once per batch, not per command.
     pub commands: IntCounter,
     /// Connections to Redis made anew after one was lost.
     pub upstream_reconnects: IntCounter,
+}
+
+/// A task, while it lives.
+#[derive(Debug)]
+pub struct Running(IntGauge);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 impl fmt::Debug for Metrics {
@@ -174,6 +188,8 @@ impl Metrics {
     pub fn new(guards: &Guards, sources: &[impl AsRef<str>]) -> Result<Self, prometheus::Error> {
         let r = Registry::new();
         let (guard_metrics, messages) = guard_metrics(&r, guards)?;
+        let tasks = Opts::new("cachefence_tasks", "Tasks that live.");
+        let tasks = register(&r, IntGaugeVec::new(tasks, &["of"])?)?;
         let source_metrics = source_metrics(&r, sources)?;
         let invalidation = HistogramOpts::new(
             "cachefence_invalidation_seconds",
@@ -228,6 +244,8 @@ impl Metrics {
             )?,
             applied_lsn: gauge(&r, "applied_lsn", "Position up to which keys are deleted.")?,
             clients: gauge(&r, "clients", "Connected clients.")?,
+            tasks: tasks.with_label_values(&["feed"]),
+            client_tasks: tasks.with_label_values(&["clients"]),
             commands: counter(&r, "commands_total", "Commands of clients.")?,
             upstream_reconnects: counter(&r, "upstream_reconnects_total", "Connections to Redis made anew.")?,
             registry: r,
@@ -254,6 +272,12 @@ impl Metrics {
     /// When there is none at that place.
     pub fn source(&self, n: usize) -> &SourceMetrics {
         &self.sources[n]
+    }
+
+    /// Counts a task of a client's thread for as long as what is returned lives: that runtime does not count them itself.
+    pub fn running(&self) -> Running {
+        self.client_tasks.inc();
+        Running(self.client_tasks.clone())
     }
 
     /// Counts a purge.
@@ -436,6 +460,7 @@ mod tests {
             "transaction_keys",
             "in_progress_bytes",
             "backlog_keys",
+            "tasks",
             "floor_lsn",
             "settled_lsn",
             "applied_lsn",

@@ -367,6 +367,7 @@ impl Status {
         let (fence, feed, sources) = (self.fence.clone(), self.feed.clone(), self.sources.clone());
         let cache = self.cache.clone();
         let gaps_counted = std::sync::Mutex::new(std::collections::HashMap::new());
+        let runtime = tokio::runtime::Handle::current().metrics();
         self.metrics.on_collect(move |metrics| {
             let size = fence.size();
             metrics.fence_keys.set(size.keys as i64);
@@ -376,6 +377,7 @@ impl Status {
             metrics.named_keys_dropped.inc_by(dropped.saturating_sub(metrics.named_keys_dropped.get()));
             metrics.transaction_keys.set(feed.transaction_keys.load(Ordering::Relaxed) as i64);
             metrics.in_progress_bytes.set(feed.in_progress_bytes.load(Ordering::Relaxed) as i64);
+            metrics.tasks.set(runtime.num_alive_tasks() as i64);
             metrics.backlog_keys.set(cache.backlog.load(Ordering::Relaxed) as i64);
             metrics.floor_lsn.set(i64::try_from(fence.floor().0).unwrap_or(0));
             metrics.settled_lsn.set(fence.settled().0 as i64);

@@ -124,7 +124,11 @@ impl Links {
 
     fn open(&self, account: Account, owner: Option<Rc<Client>>) -> Rc<Link> {
         let link = Link::new(self.gate.clone(), account, owner);
-        spawn_local(link.clone().run());
+        let (running, serving) = (self.gate.metrics.running(), link.clone());
+        spawn_local(async move {
+            let _running = running;
+            serving.run().await;
+        });
         link
     }
 }

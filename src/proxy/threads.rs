@@ -109,8 +109,10 @@ impl Thread {
             self.gate.metrics.clients.inc();
             let id = ConnId(self.next.fetch_add(1, Ordering::Relaxed));
             let (gate, greeting, links) = (self.gate.clone(), self.greeting.clone(), links.clone());
+            let running = self.gate.metrics.running();
             // Nobody else waits while a client is received.
             spawn_local(async move {
+                let _running = running;
                 let from = accepted.from();
                 let (stream, address) = match greeting.receive(accepted).await {
                     Ok(received) => received,
