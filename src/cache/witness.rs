@@ -54,8 +54,9 @@ impl Witness {
                 Ok(0) => return,
                 Ok(_) => {
                     let mut listed = self.list(&mut connection, &batch).await;
-                    if listed.is_err() {
-                        // It may have been lost while nobody asked.
+                    if !self.has_all(&listed, &batch) {
+                        // It may have been lost while nobody asked, or lead to where new ones do not lead any more.
+                        connection = None;
                         listed = self.list(&mut connection, &batch).await;
                     }
                     self.answer(listed, &mut batch);
@@ -86,6 +87,16 @@ impl Witness {
         Ok((run_id, list))
     }
 
+    fn has_all(&self, listed: &Result<(String, String), CacheError>, questions: &[Question]) -> bool {
+        let Ok((_, list)) = listed else { return false };
+        questions.iter().all(|question| self.has(list, &question.upstream))
+    }
+
+    fn has(&self, list: &str, upstream: &Upstream) -> bool {
+        let name = self.upstreams.name(upstream);
+        list.lines().any(|line| field(line, "name") == Some(&name))
+    }
+
     fn answer(&self, listed: Result<(String, String), CacheError>, batch: &mut Vec<Question>) {
         for Question { upstream, answer } in batch.drain(..) {
             let found = match &listed {
@@ -101,9 +112,8 @@ impl Witness {
     }
 
     fn judge(&self, upstream: &Upstream, run_id: &str, list: &str) -> Result<(), String> {
-        let name = self.upstreams.name(upstream);
-        if !list.lines().any(|line| field(line, "name") == Some(&name)) {
-            // Either of the two leads elsewhere, or it is gone already.
+        if !self.has(list, upstream) {
+            // Gone already, or the address has moved once more.
             self.upstreams.elsewhere(run_id);
             return Err("it leads to another Redis than other connections do".into());
         }

@@ -60,6 +60,8 @@ pub struct Link {
     unnamed: RefCell<Option<String>>,
     /// Redis would not take its login.
     outcast: Cell<bool>,
+    /// It has come to carry commands.
+    pub(super) served: Cell<bool>,
     /// What Redis said when the connection was to become one of its account.
     refused: RefCell<Option<String>>,
     /// A part of what is due has been delivered.
@@ -99,6 +101,7 @@ impl Link {
             introduction: RefCell::new(Introduction::First),
             unnamed: RefCell::default(),
             outcast: Cell::new(false),
+            served: Cell::new(false),
             refused: RefCell::default(),
             partly: Cell::new(false),
             retired: Cell::new(false),
@@ -373,6 +376,7 @@ impl Link {
                 Err(_) => return "connected, but it is not known where to".to_owned(),
             }
         }
+        self.served.set(true);
         let mut doomed = pin!(self.upstream.doomed());
         let served = std::future::poll_fn(|cx| {
             if doomed.as_mut().poll(cx).is_ready() {

@@ -277,7 +277,8 @@ impl Link {
     /// over to be ended on Redis's side.
     pub(super) fn end(&self, why: &str) {
         self.closed.set(true);
-        let lost = !self.closing.get() && !self.finishing.get();
+        // One that was refused at once, by a login perhaps, has told nothing.
+        let lost = self.served.get() && !self.closing.get() && !self.finishing.get();
         if lost && !self.gate.observe {
             // Before a client hears of it and comes back by another connection: that may lead to another Redis, or to
             // other data, and the worker may not have noticed yet.

@@ -33,6 +33,13 @@ pub const FAULTS: &[Fault] = &[
         soak: false,
         ..fault("redis failed over to a replica that lags", 5, |s, l, d| Box::pin(data::failed_over(s, l, d)))
     },
+    Fault {
+        options: with_lines,
+        soak: false,
+        ..fault("redis's address moves, old connections stay", 5, |s, l, d| {
+            Box::pin(data::moved_away(s, l, d))
+        })
+    },
     fault("redis made a replica of older data and promoted", 5, |s, l, d| Box::pin(data::demoted(s, l, d))),
     fault("redis flushed, and its marker removed", 10, |s, l, d| Box::pin(data::flushed(s, l, d))),
     Fault {

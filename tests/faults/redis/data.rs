@@ -48,6 +48,28 @@ pub async fn failed_over(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcom
     Ok(())
 }
 
+/// New connections lead to its replica, and those that there are stay where they are.
+pub async fn moved_away(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
+    let second = replica_of(&stand.redis).await?;
+    ask(&mut second.client().await?, &["REPLICAOF", "NO", "ONE"]).await?;
+    load.written(100).await?;
+    load.warm().await?;
+    let before = stand.proxy.log().matches(AGAIN).count();
+    stand.lines()?.redis.switch(second.port());
+    // A transaction takes a connection of its own, which may be one that is kept.
+    let mut clients = Vec::new();
+    let found = async || {
+        if let Ok(mut client) = stand.proxy.client().await {
+            let _ = client.send(&["WATCH", "user:0"]).await;
+            clients.push(client);
+        }
+        stand.proxy.log().matches(AGAIN).count() > before
+    };
+    wait_until("the other Redis to be found", PATIENCE, found).await?;
+    stand.redis = second;
+    Ok(())
+}
+
 /// It becomes a replica of one that has not heard of the last commits, as Sentinel does it, takes over its data, and is a
 /// master again: the same process all the time.
 pub async fn demoted(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
