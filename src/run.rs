@@ -19,7 +19,7 @@ use tracing::{error, warn};
 
 use crate::admin::{self, AdminSource};
 use crate::cache::{
-    self, CacheState, Endpoint, EndpointError, Reaper, Stranger, Upstreams, Worker, WorkerSettings,
+    self, CacheState, Endpoint, EndpointError, Reaper, Stranger, Upstreams, Witness, Worker, WorkerSettings,
 };
 use crate::command::CommandTable;
 use crate::config::{self, Config, Contract, Mode, socket_mode};
@@ -108,7 +108,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let incarnation = incarnation();
     let slot_name = format!("cachefence:{}", config.postgres.slot);
     let name = format!("{slot_name}:{incarnation}");
-    let (upstreams, abandoned) = Upstreams::new(name.clone());
+    let (upstreams, handed) = Upstreams::new(name.clone());
     let upstreams = Arc::new(upstreams);
     let commands = Arc::new(ArcSwap::from_pointee(CommandTable::known()));
     let status = Arc::new(Status {
@@ -170,7 +170,15 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         name: name.clone(),
         fence: fence.clone(),
         upstreams: upstreams.clone(),
-        abandoned,
+        state: cache_state.clone(),
+        abandoned: handed.abandoned,
+    };
+    let witness = Witness {
+        address: redis.clone(),
+        name: name.clone(),
+        upstreams: upstreams.clone(),
+        state: cache_state.clone(),
+        questions: handed.questions,
     };
     let stranger = Stranger { address: redis.clone(), strangers: upstreams.strangers.clone() };
     let worker = Worker::new(
@@ -227,6 +235,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             sleep(Duration::from_secs(1)).await;
         }
     });
+    tokio::spawn(witness.run());
     tokio::spawn(herald::run(notifier.clone(), status, threads.clone()));
     // A task of its own: a purge must not delay an acknowledgement.
     let mut feed = tokio::spawn(feed.run());
@@ -515,6 +524,11 @@ impl AdminSource for Status {
             let why = self.cache_error().unwrap_or_else(|| "not connected yet".into());
             reasons.push(format!("Redis: {why}"));
         }
+        if let Some(error) = self.cache.unreaped() {
+            reasons.push(format!(
+                "fills of lost connections cannot be ended, and deletions wait for that: {error}"
+            ));
+        }
         if self.cache.purging.load(Ordering::Relaxed) {
             reasons.push("guarded keys are being purged".into());
         }
@@ -523,7 +537,10 @@ impl AdminSource for Status {
         }
         let slot = self.feed.held().and_then(|held| held.trouble());
         if reasons.is_empty() {
-            Ok(slot.into_iter().chain(self.source_troubles()).collect())
+            let unmarked = self.cache.unmarked().map(|error| {
+                format!("the marker is behind, and a restart of Redis or of the proxy would purge: {error}")
+            });
+            Ok(slot.into_iter().chain(unmarked).chain(self.source_troubles()).collect())
         } else {
             Err(reasons)
         }
