@@ -4,7 +4,7 @@
 //! side (a lost slot, a Redis that restarted empty or went back to an old dump, another database, other
 //! guards), comparing the marker with the feed tells whether the cache's content can still be trusted.
 
-use crate::feed::Identity;
+use crate::feed::{Found, Identity};
 use crate::position::Lsn;
 
 /// What the marker's key holds.
@@ -38,6 +38,21 @@ pub enum Standing {
     /// It was written for other guards: keys that are guarded now were not then. Or their tables were others. The keys of
     /// then were deleted up to here.
     OtherGuards(Lsn),
+}
+
+impl Standing {
+    /// What that tells of an earlier process to one whose stream begins at `position`.
+    pub(super) fn found(self, position: Lsn) -> Found {
+        match self {
+            Standing::Missing => Found::Nothing,
+            // Behind the slot's position, what is in between was confirmed by somebody else, or is not known to
+            // Redis any more: nobody knows whether it was visible then.
+            Standing::At(lsn) | Standing::OtherGuards(lsn) => {
+                Found::Predecessor { same_history: lsn >= position }
+            }
+            Standing::Foreign => Found::Predecessor { same_history: false },
+        }
+    }
 }
 
 impl Marker {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{CacheError, Connection, Marker};
 use crate::config::marker_key;
+use crate::failpoint::{self, Point};
 use crate::guard::CacheKey;
 
 /// Keys of one UNLINK: Redis does nothing else while it executes one.
@@ -63,6 +64,11 @@ pub(super) async fn unlink(
         }
     }
     sent += connection.queue_select(connection.home);
+    if !keys.is_empty() && failpoint::is_armed(Point::Deleted) {
+        // They go with the marker: Redis may have executed the one and not yet read the other.
+        settle(connection, &mut sent).await?;
+        failpoint::pass(Point::Deleted);
+    }
     if let Some(marker) = marker {
         queue_marker(connection, marker, marking);
     }
@@ -90,6 +96,7 @@ fn queue_marker(connection: &mut Connection, marker: &Marker, marking: Marking) 
 
 async fn settle(connection: &mut Connection, sent: &mut usize) -> Result<(), CacheError> {
     connection.send().await?;
+    failpoint::pass(Point::Sent);
     while *sent > 0 {
         connection.reply("UNLINK").await?;
         *sent -= 1;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -18,6 +18,7 @@ use super::unlink::{Marked, Marking, unlink};
 use super::{CacheError, Connection, Endpoint, Marker, Standing, Upstreams, purge_guards};
 use crate::command::CommandTable;
 use crate::config::marker_key;
+use crate::failpoint::{self, Point};
 use crate::feed::{CacheJob, Found, GapReason, Identity, Invalidation, Room};
 use crate::fence::{Fence, FillId, GuardId, KeyHash};
 use crate::guard::{CacheKey, Guards};
@@ -87,6 +88,9 @@ pub struct Worker {
     run_id: String,
     /// Known once the feed has begun.
     identity: Option<Identity>,
+    /// A stream is being started: nothing is deleted in Redis before its predecessors' connections are gone, and what its
+    /// marker says is not overwritten before it is judged.
+    starting: bool,
     deleted: Deleted,
     marker_written: Instant,
     silence: Silence,
@@ -183,6 +187,7 @@ impl Worker {
             connection: None,
             run_id: String::new(),
             identity: None,
+            starting: false,
             deleted: Deleted::default(),
             marker_written: Instant::now(),
             silence: Silence::default(),
@@ -303,6 +308,9 @@ impl Worker {
         let advanced = advanced.max(applied);
         if !self.settings.observe {
             self.drain(changes.iter().flat_map(|change| change.draining.iter().copied()).collect()).await;
+            if !changes.is_empty() {
+                failpoint::pass(Point::Drained);
+            }
             let keys: usize = changes.iter().map(|change| change.keys.len()).sum();
             self.state.backlog.store(keys as u64, Ordering::Relaxed);
             self.retrying(async |worker| worker.delete(&changes, advanced).await).await;
@@ -319,6 +327,7 @@ impl Worker {
         }
         if advanced > applied {
             self.applied.send_replace(advanced);
+            failpoint::pass(Point::Applied);
         }
     }
 
@@ -360,6 +369,7 @@ impl Worker {
         let keys: Vec<&CacheKey> = changes.iter().flat_map(|change| &change.keys).collect();
         self.unlink(&keys, advanced, self.marking()).await?;
         self.marker_written = Instant::now();
+        failpoint::pass(Point::Marked);
         Ok(())
     }
 
@@ -392,25 +402,24 @@ impl Worker {
         if self.settings.observe {
             return Found::Nothing;
         }
+        // What the first look has found: it may have to be done again, and finds our own traces then.
+        let found = OnceLock::new();
+        self.starting = true;
         self.retrying(async |worker| {
             // Whoever held the slot before may have fills under way.
             let (slot_name, own) = (worker.settings.slot_name.clone(), worker.settings.name.clone());
             kill_predecessors(worker.connected().await?, &slot_name, &own).await?;
+            failpoint::pass(Point::Succeeded);
             let standing = match worker.standing().await? {
                 // The server's storage went back: what was cached may have been committed in a log that is gone.
                 Standing::At(lsn) | Standing::OtherGuards(lsn) if lsn > flushed => Standing::Foreign,
                 standing => standing,
             };
+            let found = *found.get_or_init(|| standing.found(position));
             worker.bring_level(standing, gap).await?;
-            Ok(match standing {
-                Standing::Missing => Found::Nothing,
-                // Behind the slot's position, what is in between was confirmed by somebody else, or is not known to
-                // Redis any more: nobody knows whether it was visible then.
-                Standing::At(lsn) | Standing::OtherGuards(lsn) => {
-                    Found::Predecessor { same_history: lsn >= position }
-                }
-                Standing::Foreign => Found::Predecessor { same_history: false },
-            })
+            failpoint::pass(Point::Level);
+            worker.starting = false;
+            Ok(found)
         })
         .await
     }
@@ -450,6 +459,9 @@ impl Worker {
         };
         if let Some(reason) = purge {
             self.state.purging.store(true, Ordering::Relaxed);
+            // Whoever finds a purge that was not finished has to do it again, and may have no other reason to: what the
+            // feed has missed is not sent to the next process either.
+            self.unlink(&[], Lsn(0)).await?;
             // Where it fails, the connection is given up first.
             self.purge(reason, |_| true).await?;
             self.state.purging.store(false, Ordering::Relaxed);
@@ -495,7 +507,7 @@ impl Worker {
                 info!("Redis was restarted or replaced: closing every connection to the old one");
                 self.upstreams.doom_all();
             }
-            if self.identity.is_some() && !self.settings.observe {
+            if self.identity.is_some() && !self.starting && !self.settings.observe {
                 let standing = self.standing().await?;
                 self.bring_level(standing, None).await?;
             }

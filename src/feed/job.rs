@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use crate::failpoint::Point;
 use crate::fence::{FillId, KeyHash};
 use crate::guard::{CacheKey, GuardId};
 use crate::position::Lsn;
@@ -176,6 +177,15 @@ impl CacheJob {
         match self {
             CacheJob::Invalidate(change, _) => u32::try_from(change.keys.len()).unwrap_or(u32::MAX),
             CacheJob::Start { .. } | CacheJob::Advance(_) => 0,
+        }
+    }
+
+    /// What the feed passes when it has given this to the cache.
+    pub(super) fn point(&self) -> Option<Point> {
+        match self {
+            CacheJob::Invalidate(change, _) if change.is_part() => Some(Point::PartHanded),
+            CacheJob::Invalidate(..) => Some(Point::Handed),
+            CacheJob::Start { .. } | CacheJob::Advance(_) => None,
         }
     }
 

@@ -19,6 +19,7 @@ use super::patience::Patience;
 use super::positions::Positions;
 use super::state::FeedState;
 use super::strict::Strict;
+use crate::failpoint::{self, Point};
 use crate::pg::error::PgError;
 use crate::pg::pgoutput;
 use crate::pg::replication::{Event, Status, Walsender};
@@ -303,8 +304,9 @@ impl Stream {
                 progress.outbox.push_front(job);
                 break;
             };
+            let point = job.point();
             match self.jobs.try_send(job.with(room)) {
-                Ok(()) => {}
+                Ok(()) => point.into_iter().for_each(failpoint::pass),
                 Err(mpsc::error::TrySendError::Full(job)) => {
                     // Its keys do not take room while it waits here.
                     progress.outbox.push_front(job.with(Room::default()));
@@ -423,8 +425,10 @@ impl Stream {
             true => Status { write: status.flush, apply: status.flush, ..status },
             false => status,
         };
+        failpoint::pass(Point::Confirming);
         let sent = tokio::time::timeout(REPORT_TIMEOUT, sender.report(told));
         sent.await.map_err(|_| StreamError::Stuck)??;
+        failpoint::pass(Point::Confirmed);
         self.state.reports.fetch_add(1, Ordering::Relaxed);
         self.state.applied_lsn.store(status.apply.0, Ordering::Relaxed);
         self.state.confirmed_lsn.store(status.flush.0, Ordering::Relaxed);

@@ -14,6 +14,7 @@ use crate::admin::AdminSource;
 use crate::cache::{AbandonedFill, CacheState, Endpoint, Fate, Upstreams};
 use crate::command::{CommandTable, FillForm};
 use crate::config::{self, LostFills, LostReads, OnStale};
+use crate::failpoint::{self, Point};
 use crate::feed::{FeedState, Positions, SourceState};
 use crate::fence::{
     ConnId, Evidence, Fence, Fill, FillId, LeaseRule, Millis, Ruling, Stale, Unproven, Verdict, VersionClaim,
@@ -153,6 +154,7 @@ impl Gate {
         }
         if missed {
             self.fence.miss(key.hash, conn, self.now());
+            failpoint::pass(Point::Granted);
         }
     }
 
@@ -217,6 +219,9 @@ impl Gate {
         if matches!(admission, Admission::Refuse(_)) {
             // Whoever waits for it waits in vain.
             self.coalescing.ended(filling.guarded.hash);
+        }
+        if !matches!(admission, Admission::Refuse(_)) {
+            failpoint::pass(Point::Admitted);
         }
         if self.observe {
             // Counted; let through. Nothing is deleted either, so nobody waits for the fills in flight.

@@ -28,6 +28,7 @@ use super::gate::Gate;
 use super::reading::Reading;
 use super::subscription::Subscriptions;
 use crate::cache::Upstream;
+use crate::failpoint::{self, Point};
 use crate::fence::FillId;
 use crate::resp::{integer, put_request};
 use crate::transport::Transport;
@@ -480,6 +481,14 @@ impl Link {
                 Poll::Ready(written) => out.advance(written?),
                 Poll::Pending => break,
             }
+        }
+        if out.is_empty() && failpoint::is_armed(Point::Forwarded) {
+            let fills = |expected: &Expected| !expected.meaning.fills().is_empty();
+            self.expected
+                .borrow()
+                .iter()
+                .filter(|due| fills(due))
+                .for_each(|_| failpoint::pass(Point::Forwarded));
         }
         buffers::give_back(&mut out);
         if out.len() <= HIGH_WATER {

@@ -15,6 +15,7 @@ use super::shape::{each_missed, missed};
 use super::subscription::Came;
 use crate::cache::{AbandonedFill, Fate};
 use crate::command::Miss;
+use crate::failpoint::{self, Point};
 use crate::resp::{Progress, body};
 
 /// A reply of which this much has come, in bytes, is passed on before the rest of it is there, if it can be.
@@ -214,6 +215,7 @@ impl Link {
                 // What a hidden command answers says nothing of the fill before it.
                 let ok = reply == b"+OK\r\n" && !matches!(delivery, Delivery::Hidden);
                 self.gate.answered(fills, ok);
+                failpoint::pass(Point::Answered);
             }
             Meaning::Queued(fills) if error || reply == b"+QUEUED\r\n" => drop(fills),
             // A MULTI that was refused, on a connection where it never had been: nobody has judged them.

@@ -1,6 +1,7 @@
 //! A child process that cannot outlive the value that owns it.
 
 use std::fs::OpenOptions;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -96,6 +97,15 @@ impl Process {
     pub(crate) async fn gone(&mut self) -> Result<ExitStatus, ServerError> {
         let ended = self.wait(PATIENCE).await?;
         ended.ok_or_else(|| self.late("to end"))
+    }
+
+    /// Waits until somebody has killed it. Another end is an error.
+    pub(crate) async fn killed(&mut self) -> Result<(), ServerError> {
+        match self.wait(PATIENCE).await? {
+            Some(status) if status.signal() == Some(Signal::KILL.as_raw()) => Ok(()),
+            Some(status) => Err(self.failed(status)),
+            None => Err(self.late("to be killed")),
+        }
     }
 
     /// Sends each signal in turn until it has ended: SIGKILL is the last.
