@@ -29,6 +29,7 @@ pub mod failpoint;
 pub mod feed;
 pub mod fence;
 pub mod guard;
+pub mod lifecycle;
 pub mod metrics;
 pub mod pg;
 pub mod position;

@@ -12,8 +12,11 @@ mod endpoint;
 mod marker;
 mod purge;
 mod reaper;
+mod silence;
 mod stranger;
+mod unlink;
 mod upstreams;
+mod witness;
 mod worker;
 
 pub use connection::{CacheError, Connection, Reply};
@@ -24,4 +27,5 @@ pub use purge::purge_guards;
 pub use reaper::Reaper;
 pub use stranger::{Stranger, Strangers};
 pub use upstreams::{Abandoned, AbandonedFill, Fate, Upstream, Upstreams};
+pub use witness::{Question, Witness};
 pub use worker::{CacheState, Shared, Worker, WorkerSettings};

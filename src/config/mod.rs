@@ -80,6 +80,12 @@ pub struct Proxy {
     pub proxy_protocol: bool,
     /// The permissions of unix sockets, in octal; as the umask has it when absent.
     pub unix_socket_mode: Option<String>,
+    /// What a proxy that is told to stop gives its clients and the feed to finish.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub shutdown_grace: Duration,
+    /// Before that: how long it goes on as before, but not ready, so that load balancers can turn to others.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub shutdown_delay: Duration,
 }
 
 /// `proxy.tls`: files in PEM.
@@ -114,6 +120,10 @@ pub struct Redis {
     pub url: String,
     /// Whether clients share upstream connections.
     pub upstream: Upstream,
+    /// How long Redis may take to answer what the proxy asks itself, before that connection is given up. A shared
+    /// connection of clients that waits for longer, while Redis answers the proxy, is given up too.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub reply_timeout: Duration,
     /// For `rediss://`.
     pub tls: Option<RedisTls>,
 }
@@ -438,6 +448,7 @@ impl fmt::Debug for Redis {
         f.debug_struct("Redis")
             .field("url", &redact(&self.url))
             .field("upstream", &self.upstream)
+            .field("reply_timeout", &self.reply_timeout)
             .field("tls", &self.tls)
             .finish()
     }
@@ -483,13 +494,20 @@ impl Default for Proxy {
             tcp_keepalive: Duration::from_secs(300),
             proxy_protocol: false,
             unix_socket_mode: None,
+            shutdown_grace: Duration::from_secs(10),
+            shutdown_delay: Duration::ZERO,
         }
     }
 }
 
 impl Default for Redis {
     fn default() -> Self {
-        Self { url: "redis://127.0.0.1:6379/0".into(), upstream: Upstream::Shared, tls: None }
+        Self {
+            url: "redis://127.0.0.1:6379/0".into(),
+            upstream: Upstream::Shared,
+            reply_timeout: Duration::from_secs(5),
+            tls: None,
+        }
     }
 }
 

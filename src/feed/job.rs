@@ -53,6 +53,11 @@ impl GapReason {
         GapReason::CatalogMended,
     ];
 
+    /// Whether the database may lack commits that it had: what was read of them must not count any more.
+    pub(super) fn abandons_history(self) -> bool {
+        matches!(self, GapReason::NewSystem | GapReason::NewTimeline | GapReason::WentBack)
+    }
+
     /// Its name in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -1,5 +1,7 @@
 //! What the gate would do, and why: `FENCE EXPLAIN` and `/explain`.
 
+use std::sync::atomic::Ordering;
+
 use serde_json::{Value, json};
 
 use super::gate::{Admission, Gate, NOT_BEGUN, Policy, outdated, printable, reason};
@@ -92,10 +94,11 @@ impl Gate {
             evidence.push(found);
             evidence.len() - 1
         };
+        let foreign = self.sees_another_history();
         let sources = shown
             .into_iter()
             .map(|shown| {
-                let found = match (shown.in_sight, shown.kind) {
+                let found = match (shown.in_sight && !foreign, shown.kind) {
                     (false, _) => None,
                     (true, SourceKind::Primary) => shown.snapshot.as_deref().cloned().map(Evidence::Snapshot),
                     (true, SourceKind::Replica) => Some(Evidence::Lsn(shown.position)),
@@ -104,7 +107,8 @@ impl Gate {
                 Evident { shown, place }
             })
             .collect();
-        let primary = snapshot.map(|snapshot| put(Evidence::Snapshot((*snapshot).clone())));
+        let primary =
+            snapshot.filter(|_| !foreign).map(|snapshot| put(Evidence::Snapshot((*snapshot).clone())));
         (sources, evidence, primary)
     }
 
@@ -209,6 +213,10 @@ impl Gate {
             troubles
                 .push(format!("the strict contract is not in force ({why}): reads miss, fills are refused"));
         }
+        let foreign = self.sources.iter().filter(|source| source.foreign.load(Ordering::SeqCst));
+        troubles.extend(foreign.map(|source| {
+            format!("source {} shows another history: no ASOF and no version is believed", source.name)
+        }));
         if !self.cache.is_level() {
             troubles.push("Redis is away or not level with the feed: when_feed_lost applies".into());
         }

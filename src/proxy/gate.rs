@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -139,6 +140,11 @@ impl Gate {
         }
         let hash = key_hash(db, key);
         (!guards.is_empty() || self.fence.is_named(hash)).then_some(GuardedKey { hash, db, guards })
+    }
+
+    /// Whether a source shows another history than the feed's: nobody knows which evidence is from there.
+    pub fn sees_another_history(&self) -> bool {
+        self.sources.iter().any(|source| source.foreign.load(Ordering::SeqCst))
     }
 
     /// A read was answered. A miss grants a lease.
@@ -419,6 +425,10 @@ pub(super) fn outdated(stale: Stale) -> String {
             format!("the evidence is not past {lsn}, below which it is not remembered which keys changed")
         }
         Stale::Torn => "an earlier part of this value was refused".into(),
+        Stale::Abandoned => {
+            "the database has just gone over to another history, and the evidence may be of the one before"
+                .into()
+        }
     }
 }
 

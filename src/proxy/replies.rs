@@ -221,7 +221,10 @@ impl Link {
             // A MULTI that was refused, on a connection where it never had been: nobody has judged them.
             Meaning::Queued(fills) => self.gate.upstreams.abandon(Fate::Unfinished, fills.into()),
             Meaning::Named => self.named(reply),
-            Meaning::RedisId => self.identified(reply),
+            Meaning::RedisId => {
+                self.identified(reply);
+                self.look_where_it_leads();
+            }
             Meaning::Account(change) => {
                 if !error {
                     if change.login.is_some() {
@@ -276,6 +279,13 @@ impl Link {
     /// over to be ended on Redis's side.
     pub(super) fn end(&self, why: &str) {
         self.closed.set(true);
+        // One that was refused at once, by a login perhaps, has told nothing.
+        let lost = self.served.get() && !self.closing.get() && !self.finishing.get();
+        if lost && !self.gate.observe {
+            // Before a client hears of it and comes back by another connection: that may lead to another Redis, or to
+            // other data, and the worker may not have noticed yet.
+            self.gate.cache.doubt();
+        }
         let mut fills: Vec<AbandonedFill> = Vec::new();
         let error = self.last_words(why);
         // In the middle of a reply nothing else makes sense. And what a client that is gone has sent after a

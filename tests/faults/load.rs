@@ -83,6 +83,7 @@ pub struct Shared {
     /// The versions went back with the database: what was known does not count any more.
     rebased: AtomicU32,
     writing: AtomicBool,
+    reading: AtomicBool,
     stopped: AtomicBool,
 }
 
@@ -164,6 +165,7 @@ impl Load {
             waiting,
             rebased: AtomicU32::new(0),
             writing: AtomicBool::new(true),
+            reading: AtomicBool::new(true),
             stopped: AtomicBool::new(false),
         });
         let mut tasks = JoinSet::new();
@@ -228,6 +230,18 @@ impl Load {
     /// And write again.
     pub fn resume_writing(&self) {
         self.shared.writing.store(true, Ordering::Relaxed);
+    }
+
+    /// Everybody leaves: readers and writers close their connections.
+    pub fn leave(&self) {
+        self.shared.reading.store(false, Ordering::Relaxed);
+        self.stop_writing();
+    }
+
+    /// And comes back.
+    pub fn come_back(&self) {
+        self.shared.reading.store(true, Ordering::Relaxed);
+        self.resume_writing();
     }
 
     /// Ends it; returns the stale hit that was first, if there was one.

@@ -15,12 +15,15 @@
 mod crash;
 mod dice;
 mod fault;
+mod lifecycle;
 mod line;
 mod load;
+mod postgres;
 mod redis;
 mod resources;
 mod run;
 mod soak;
+mod sources;
 mod stand;
 #[path = "../support/mod.rs"]
 mod support;
@@ -37,7 +40,7 @@ use support::{Outcome, PATIENCE};
 use table::Table;
 
 /// All of them, by what breaks.
-const FAULTS: &[&[Fault]] = &[crash::FAULTS, redis::FAULTS];
+const FAULTS: &[&[Fault]] = &[crash::FAULTS, lifecycle::FAULTS, postgres::FAULTS, redis::FAULTS, sources::FAULTS];
 /// And those that need failpoints in the proxy.
 const AT_POINTS: &[Fault] = if cfg!(feature = "failpoints") { crash::AT_POINTS } else { &[] };
 

@@ -64,6 +64,25 @@ impl Process {
             .map_err(|errno| ServerError::io(format!("send a signal to {}", self.name))(errno.into()))
     }
 
+    /// The same, for the processes that it has started.
+    pub(crate) fn signal_children(&self, signal: Signal) -> Result<(), ServerError> {
+        let id = self.child.id();
+        let list = format!("/proc/{id}/task/{id}/children");
+        let children = std::fs::read_to_string(&list).map_err(ServerError::io(format!("read {list}")))?;
+        for child in children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
+            match kill_process(child, signal) {
+                // It has just ended.
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(errno) => {
+                    return Err(ServerError::io(format!("send a signal to a child of {}", self.name))(
+                        errno.into(),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Waits for it to end by itself, and with success.
     pub(crate) async fn finish(mut self) -> Result<(), ServerError> {
         let status = self.wait(PATIENCE * 2).await?;
@@ -72,6 +91,12 @@ impl Process {
             Some(status) => Err(self.failed(status)),
             None => Err(self.late("to finish")),
         }
+    }
+
+    /// Waits for its end, whatever its status is.
+    pub(crate) async fn gone(&mut self) -> Result<ExitStatus, ServerError> {
+        let ended = self.wait(PATIENCE).await?;
+        ended.ok_or_else(|| self.late("to end"))
     }
 
     /// Waits until somebody has killed it. Another end is an error.

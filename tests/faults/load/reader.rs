@@ -74,12 +74,25 @@ impl Reader {
     /// Reads until the load ends.
     pub async fn run(mut self) {
         while !self.shared.is_stopped() {
+            if !self.shared.reading.load(Ordering::Relaxed) {
+                self.leave().await;
+                continue;
+            }
             if self.page().await.is_err() {
                 self.shared.counts.errors.fetch_add(1, Ordering::Relaxed);
                 sleep(AGAIN).await;
             }
             sleep(self.dice.millis(PAUSE)).await;
         }
+    }
+
+    /// Closes its connections, and waits a little.
+    async fn leave(&mut self) {
+        (self.own, self.node) = (None, None);
+        for connection in &self.pool.0 {
+            *connection.lock().await = None;
+        }
+        sleep(AGAIN).await;
     }
 
     /// A page: some keys, of which the cache has some; the others come from the database, and go into the cache.
