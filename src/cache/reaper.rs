@@ -45,6 +45,7 @@ impl Reaper {
             }
             for fill in &abandoned.fills {
                 self.fence.finish(fill.hash, fill.id);
+                self.upstreams.coalescing.ended(fill.hash);
             }
             self.upstreams.ended.notify_waiters();
         }

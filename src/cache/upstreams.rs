@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use dashmap::DashMap;
 use tokio::sync::{Notify, mpsc};
 
-use super::Strangers;
+use super::{Coalescing, Strangers};
 use crate::fence::{FillId, KeyHash};
 use crate::guard::GuardedKey;
 
@@ -116,6 +116,8 @@ pub struct Upstreams {
     open: DashMap<u32, Arc<Upstream>>,
     /// Woken when a fill ends that somebody waits for.
     pub ended: Notify,
+    /// The readers that wait for somebody else's fill.
+    pub coalescing: Coalescing,
     /// What Redis makes of those that have not logged in.
     pub strangers: Arc<Strangers>,
     /// Told when a connection ends that was not given up by us: Redis may have been restarted.
@@ -135,6 +137,7 @@ impl Upstreams {
                 open: DashMap::new(),
                 ended: Notify::new(),
                 lost: Notify::new(),
+                coalescing: Coalescing::default(),
                 strangers: Arc::default(),
                 abandoned,
             },
