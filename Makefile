@@ -5,7 +5,7 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 # Where Postgres's programs may be besides PATH: Debian puts them outside.
 PG_BINS := $(wildcard /usr/lib/postgresql/*/bin/initdb)
 
-.PHONY: all demo test test-clients test-matrix test-servers redis-suite consistency bench bench-feed lint deps deps-test deps-clients
+.PHONY: all demo test test-clients test-matrix test-servers redis-suite consistency faults soak bench bench-feed lint deps deps-test deps-clients
 
 all: test
 
@@ -62,6 +62,14 @@ redis-suite: deps
 consistency: deps
 	MODEL_BOUND=large $(CARGO) test --release --locked --test model -- --nocapture
 	$(CARGO) test --release --locked --test consistency the_long_run -- --ignored --nocapture
+
+# Every fault under load, with the table of docs/reliability.md: FAULT=part-of-a-name picks some, ROUNDS sets the rounds.
+faults: deps
+	$(CARGO) test --locked --test faults every_fault -- --ignored --nocapture
+
+# Fault after fault for MINUTES (60), and what the proxy holds of the machine ends where it began.
+soak: deps
+	$(CARGO) test --release --locked --test faults what_is_held -- --ignored --nocapture
 
 # What the proxy costs: redis-benchmark straight and through it, side by side.
 bench: deps
