@@ -12,6 +12,7 @@
 //! ```
 #![allow(dead_code, reason = "what a fault can use is not all used by those that are built")]
 
+mod clients;
 mod dice;
 mod fault;
 mod line;
@@ -36,7 +37,7 @@ use support::{Outcome, PATIENCE};
 use table::Table;
 
 /// All of them, by what breaks.
-const FAULTS: &[&[Fault]] = &[redis::FAULTS];
+const FAULTS: &[&[Fault]] = &[redis::FAULTS, clients::FAULTS];
 
 fn all() -> impl Iterator<Item = &'static Fault> {
     FAULTS.iter().copied().flatten()
