@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use thiserror::Error;
@@ -15,11 +15,10 @@ use tracing::{debug, info, warn};
 use super::descriptors::is_kept_from_clients;
 use super::greeting::Accepted;
 use super::threads::Threads;
+use crate::complaint::Complaint;
 
 /// Connections that wait to be accepted, as tokio has it.
 const BACKLOG: i32 = 1024;
-/// How often is said that clients cannot be taken.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// An address that cannot be listened on.
 #[derive(Debug, Error)]
@@ -66,28 +65,28 @@ impl Listener {
     /// Accepts clients and gives them to the threads, until it is dropped.
     pub async fn run(self, threads: Arc<Threads>, max_clients: usize) {
         info!(address = %self.address(), "listening");
-        let mut complained = None;
+        let (mut failed, mut none_left) = (Complaint::default(), Complaint::default());
         loop {
             let accepted = match self.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Of the system's descriptors or memory, perhaps: the clients that are there go on.
-                    if is_due(&mut complained) {
+                    if failed.is_due() {
                         warn!(%error, "cannot accept a client");
                     }
                     sleep(Duration::from_millis(100)).await;
                     continue;
                 }
             };
-            let none_left = is_kept_from_clients(accepted.descriptor());
-            if none_left && is_due(&mut complained) {
+            let is_last = is_kept_from_clients(accepted.descriptor());
+            if is_last && none_left.is_due() {
                 let clients = threads.clients();
                 warn!(
                     clients,
                     "no file descriptor is left for clients: raise the limit (ulimit -n), or lower max_clients"
                 );
             }
-            if none_left || threads.clients() >= max_clients {
+            if is_last || threads.clients() >= max_clients {
                 let from = accepted.from();
                 debug!(client = %from, "one client too many");
                 if let Err(error) = threads.greeting().refuse(accepted).await {
@@ -118,15 +117,6 @@ impl Listener {
             Self::Unix(listener, _) => Accepted::Unix(listener.accept().await?.0.into_std()?),
         })
     }
-}
-
-/// Whether a complaint that would come with every client is to be made once more.
-fn is_due(last: &mut Option<Instant>) -> bool {
-    let due = last.is_none_or(|last| last.elapsed() >= COMPLAINT_INTERVAL);
-    if due {
-        *last = Some(Instant::now());
-    }
-    due
 }
 
 /// Nobody can connect before the permissions are right: connections are taken after that only.

@@ -1,6 +1,5 @@
 //! What clients do: stall, go away, say too much or nothing sensible. The load is other clients, which must not notice.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cachefence::demo::client::{Reply, encode};
@@ -10,7 +9,6 @@ use tokio::net::TcpStream;
 
 use crate::dice::Dice;
 use crate::fault::{BOTH, BOUNDED, Fault};
-use crate::load::Load;
 use crate::resources::{Resources, forget_peak, peak_kib};
 use crate::stand::Stand;
 use crate::support::{Fallible, Outcome, PATIENCE, text};
@@ -26,8 +24,15 @@ use wire::Wire;
 
 /// The row that the load does not touch.
 const ROW: &str = "user:0";
-/// Errors that the load may meet with by itself, on a machine that is busy.
-const HICCUPS: u64 = 6;
+/// Keys of the same rows of which one fill is waited for: those of the load are not.
+const WAITING: &str = "
+[[guard]]
+table = \"users\"
+keys = [\"waited:<id>\"]
+unproven = \"refuse\"
+when_feed_lost = { reads = \"miss\", fills = \"refuse\" }
+coalesce = \"60s\"
+";
 /// Descriptors that the load and probes may have besides those that they had.
 const OTHERS: u64 = 3;
 /// Memory that the allocator may keep of a peak.
@@ -83,7 +88,7 @@ pub const FAULTS: &[Fault] = &[
         quick: false,
         soak: false,
         options: |mut options| {
-            options.more = "coalesce = \"60s\"\n";
+            options.more = WAITING;
             options
         },
         round: |stand, load, dice| Box::pin(leaving::waiting(stand, load, dice)),
@@ -151,24 +156,12 @@ pub const FAULTS: &[Fault] = &[
 struct Before {
     held: Resources,
     clients: f64,
-    errors: u64,
 }
 
 impl Before {
-    async fn of(stand: &Stand, load: &Load) -> Fallible<Self> {
+    async fn of(stand: &Stand) -> Fallible<Self> {
         forget_peak(pid(stand)?)?;
-        Ok(Self {
-            held: stand.resources()?,
-            clients: stand.proxy.metric("cachefence_clients").await?,
-            errors: load.shared().counts.errors.load(Ordering::Relaxed),
-        })
-    }
-
-    /// The load goes on, and what it asks for is answered.
-    async fn undisturbed(&self, load: &Load) -> Outcome {
-        load.warm().await?;
-        let met = load.shared().counts.errors.load(Ordering::Relaxed) - self.errors;
-        if met > HICCUPS { Err(format!("the load met with {met} errors").into()) } else { Ok(()) }
+        Ok(Self { held: stand.resources()?, clients: stand.proxy.metric("cachefence_clients").await? })
     }
 
     /// Memory never grew by more.
@@ -219,10 +212,15 @@ async fn connect_to_leave(stand: &Stand, dice: &mut Dice) -> Fallible<Wire> {
 
 /// A fill of the row with evidence that it is new.
 async fn proven_fill(stand: &Stand) -> Fallible<(Vec<u8>, i64)> {
+    proven_fill_of(stand, ROW).await
+}
+
+/// The same of another key that its guards derive from it.
+async fn proven_fill_of(stand: &Stand, key: &str) -> Fallible<(Vec<u8>, i64)> {
     let sql = stand.sql().await?;
     let evidence = text(&sql, "SELECT cachefence.asof()").await?;
     let version = sql.query_one("SELECT version FROM users WHERE id = 0", &[]).await?.try_get(0)?;
-    Ok((encode(&["ASOF", &evidence, "SET", ROW, &format!("{version}"), "PX", "60000"]), version))
+    Ok((encode(&["ASOF", &evidence, "SET", key, &format!("{version}"), "PX", "60000"]), version))
 }
 
 /// Commits a change of the row, as applications do, and waits until its key is deleted.

@@ -4,7 +4,7 @@ use cachefence::demo::client::{Reply, encode};
 use cachefence::demo::servers::wait_until;
 
 use super::wire::Wire;
-use super::{A_WHILE, Before, ROW, connect, connect_to_leave, proven_fill, put, write};
+use super::{A_WHILE, Before, connect, connect_to_leave, proven_fill, proven_fill_of, put, write};
 use crate::dice::Dice;
 use crate::load::Load;
 use crate::stand::Stand;
@@ -55,7 +55,7 @@ async fn states(stand: &Stand) -> Fallible<Vec<(Vec<u8>, usize)>> {
 
 /// By FIN and by RST.
 pub async fn every_state(stand: &mut Stand, load: &Load, dice: &mut Dice) -> Outcome {
-    let before = Before::of(stand, load).await?;
+    let before = Before::of(stand).await?;
     put(stand, "large", 1 << 22).await?;
     for _ in 0..3 {
         let mut leaving = Vec::new();
@@ -70,23 +70,23 @@ pub async fn every_state(stand: &mut Stand, load: &Load, dice: &mut Dice) -> Out
         }
         drop(leaving);
     }
-    before.undisturbed(load).await?;
+    load.warm().await?;
     write(stand).await?;
     before.returns(stand).await
 }
 
 /// They have said all that they will say, and get all answers; one that waits for what may never come gets none.
 pub async fn half_closed(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
-    let before = Before::of(stand, load).await?;
+    let before = Before::of(stand).await?;
     let (fill, _) = proven_fill(stand).await?;
     let many = encode(&["CLIENT", "GETNAME"]).repeat(20_000);
-    let large = encode(&["EVAL", "return string.rep('y', 3000000)", "0"]);
+    let large = encode(&["EVAL", "return string.rep('y', 300000)", "0"]);
     let blocked = encode(&["BLPOP", "nothing", "0"]);
     let after = encode(&["AFTER", "FFFFFFFF/0", "TIMEOUT", "3600000", "PING"]);
     let cases: [(&[u8], &[u8], usize); 6] = [
         (&fill, b"+OK\r\n", 5),
         (&many, b"$-1\r\n", 20_000 * 5),
-        (&large, b"yyy\r\n", 3_000_000 + 12),
+        (&large, b"yyy\r\n", 300_000 + 11),
         (&encode(&["SUBSCRIBE", "gone"]), b":1\r\n", 34),
         (&blocked, b"", 0),
         (&after, b"", 0),
@@ -106,23 +106,23 @@ pub async fn half_closed(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcom
             assert_eq!(answers.len(), length, "{shown}");
         }
     }
-    before.undisturbed(load).await?;
+    load.warm().await?;
     write(stand).await?;
     before.returns(stand).await
 }
 
 /// Readers of a key that somebody else is to fill: those that go are gone, those that have closed their side are told what
 /// there is, and the others get the fill.
-pub async fn waiting(stand: &mut Stand, load: &Load, dice: &mut Dice) -> Outcome {
+pub async fn waiting(stand: &mut Stand, _: &Load, dice: &mut Dice) -> Outcome {
     write(stand).await?;
-    let before = Before::of(stand, load).await?;
+    let before = Before::of(stand).await?;
     let mut filler = connect(stand).await?;
-    assert_eq!(filler.cmd(&format!("GET {ROW}")).await?, "$-1\r\n");
+    assert_eq!(filler.cmd("GET waited:0").await?, "$-1\r\n");
     let (mut going, mut closing, mut staying) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..10 {
         for those in [&mut going, &mut closing, &mut staying] {
             let mut wire = connect_to_leave(stand, dice).await?;
-            wire.send(&encode(&["GET", ROW])).await?;
+            wire.send(&encode(&["GET", "waited:0"])).await?;
             those.push(wire);
         }
     }
@@ -139,14 +139,14 @@ pub async fn waiting(stand: &mut Stand, load: &Load, dice: &mut Dice) -> Outcome
     let left = before.clients + 1.0 + staying.len() as f64 + super::OTHERS as f64;
     let gone = async || stand.proxy.metric("cachefence_clients").await.is_ok_and(|now| now <= left);
     wait_until("those that went to be gone", PATIENCE, gone).await?;
-    let (fill, version) = proven_fill(stand).await?;
+    let (fill, version) = proven_fill_of(stand, "waited:0").await?;
     filler.send(&fill).await?;
     assert_eq!(filler.reply().await?, b"+OK\r\n");
     let text = version.to_string();
     for wire in &mut staying {
         assert_eq!(wire.reply().await?, format!("${}\r\n{text}\r\n", text.len()).into_bytes());
     }
-    assert_eq!(stand.redis.client().await?.cmd(&["GET", ROW]).await?, Reply::bulk(text));
+    assert_eq!(stand.redis.client().await?.cmd(&["GET", "waited:0"]).await?, Reply::bulk(text));
     drop((filler, closing, staying));
     before.returns(stand).await
 }

@@ -17,7 +17,7 @@ use crate::support::{Fallible, Outcome, PATIENCE};
 /// All in one write, and answered in order: by the proxy itself, over a lane, and over a pin.
 pub async fn pipelined(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
     const COMMANDS: usize = 100_000;
-    let before = Before::of(stand, load).await?;
+    let before = Before::of(stand).await?;
     stand.redis.client().await?.cmd(&["DEL", "counter", "queue"]).await?;
     let (mut bytes, mut wanted, mut counter) = (Vec::new(), String::new(), 0);
     for n in 0..COMMANDS {
@@ -49,7 +49,7 @@ pub async fn pipelined(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome 
     said?;
     read.map_err(|_| "not all is answered")??;
     assert!(answers == wanted.as_bytes(), "the answers are not those of the commands, in their order");
-    before.undisturbed(load).await?;
+    load.warm().await?;
     before.grew_at_most(stand, 64)?;
     drop((from, to));
     write(stand).await?;
@@ -58,7 +58,7 @@ pub async fn pipelined(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome 
 
 /// What is no request ends its own client, in words; what may become one waits, and costs no more than what came.
 pub async fn garbage(stand: &mut Stand, load: &Load, dice: &mut Dice) -> Outcome {
-    let before = Before::of(stand, load).await?;
+    let before = Before::of(stand).await?;
     let nested = b"*1\r\n".repeat(100_000);
     let line = vec![b'a'; 8 << 20];
     let wrong: [(&[u8], &str); 8] = [
@@ -94,7 +94,7 @@ pub async fn garbage(stand: &mut Stand, load: &Load, dice: &mut Dice) -> Outcome
         let _ = wire.send(&noise).await;
         open.push(wire);
     }
-    before.undisturbed(load).await?;
+    load.warm().await?;
     write(stand).await?;
     before.grew_at_most(stand, 96)?;
     drop(open);
@@ -119,7 +119,7 @@ async fn promising(stand: &Stand) -> Fallible<Vec<Wire>> {
 
 /// A client ends all of the proxy's connections, its own among them, and has Redis answer nobody for a while.
 pub async fn administration(stand: &mut Stand, load: &Load, dice: &mut Dice) -> Outcome {
-    let before = Before::of(stand, load).await?;
+    let before = Before::of(stand).await?;
     let lost = stand.proxy.metric("cachefence_upstream_reconnects_total").await?;
     let mut client = connect(stand).await?;
     client.send(&encode(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"])).await?;

@@ -14,7 +14,7 @@ const LARGE_BYTES: usize = 1 << 20;
 /// Half a fill, and one whose reply waits behind others that nobody reads. Neither holds up the commit, and nothing of them
 /// stays.
 pub async fn fills(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
-    let before = Before::of(stand, load).await?;
+    let before = Before::of(stand).await?;
     let mut half = connect(stand).await?;
     half.cmd(&format!("GET {ROW}")).await?;
     let fill = encode(&["SET", ROW, &"9".repeat(LARGE_BYTES)]);
@@ -34,7 +34,7 @@ pub async fn fills(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
     write(stand).await?;
     logged(stand, log, "abandoned fills ended, keys deleted").await?;
     stand.level().await?;
-    before.undisturbed(load).await?;
+    load.warm().await?;
     // The rest of the first comes too late.
     half.send(unsaid).await?;
     half.reply().await?;
@@ -46,7 +46,7 @@ pub async fn fills(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
 
 /// 360 MB of replies that nobody reads: from pins, from a lane, of a subscription and of MONITOR.
 pub async fn readers(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
-    let before = Before::of(stand, load).await?;
+    let before = Before::of(stand).await?;
     put(stand, LARGE, LARGE_BYTES).await?;
     put(stand, "medium", 30_000).await?;
     let all = encode(&["MGET", LARGE, LARGE, LARGE, LARGE, LARGE, LARGE, LARGE, LARGE, LARGE, LARGE]);
@@ -64,7 +64,7 @@ pub async fn readers(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
     for _ in 0..50 {
         redis.cmd(&["PUBLISH", "news", &news]).await?;
     }
-    before.undisturbed(load).await?;
+    load.warm().await?;
     write(stand).await?;
     before.grew_at_most(stand, 160)?;
     // Redis gives up those that do not read its messages, and so they are.
