@@ -110,7 +110,11 @@ pub async fn descriptors(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcom
         first.cmd("GET none").await.is_ok_and(|answer| answer == "$-1\r\n")
     })
     .await?;
-    stand.recovered().await?;
+    let ready = async || matches!(stand.proxy.get("/readyz").await, Ok((200, _)));
+    wait_until("the feed and Redis to be back", PATIENCE, ready).await?;
+    write(stand).await?;
+    // Room for those of the load that have given up a connection.
+    served.clear();
     load.warm().await?;
 
     drop(limited);
@@ -125,7 +129,7 @@ pub async fn descriptors(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcom
     // By Redis, or with an error if that is not connected yet.
     waiting.reply().await?;
     stand.recovered().await?;
-    drop((served, waiting));
+    drop(waiting);
     before.returns(stand).await
 }
 
