@@ -24,15 +24,6 @@ use wire::Wire;
 
 /// The row that the load does not touch.
 const ROW: &str = "user:0";
-/// Keys of the same rows of which one fill is waited for: those of the load are not.
-const WAITING: &str = "
-[[guard]]
-table = \"users\"
-keys = [\"waited:<id>\"]
-unproven = \"refuse\"
-when_feed_lost = { reads = \"miss\", fills = \"refuse\" }
-coalesce = \"60s\"
-";
 /// Descriptors that the load and probes may have besides those that they had.
 const OTHERS: u64 = 3;
 /// Memory that the allocator may keep of a peak.
@@ -88,7 +79,7 @@ pub const FAULTS: &[Fault] = &[
         quick: false,
         soak: false,
         options: |mut options| {
-            options.more = WAITING;
+            options.more = "coalesce = \"60s\"\n";
             options
         },
         round: |stand, load, dice| Box::pin(leaving::waiting(stand, load, dice)),
@@ -212,15 +203,10 @@ async fn connect_to_leave(stand: &Stand, dice: &mut Dice) -> Fallible<Wire> {
 
 /// A fill of the row with evidence that it is new.
 async fn proven_fill(stand: &Stand) -> Fallible<(Vec<u8>, i64)> {
-    proven_fill_of(stand, ROW).await
-}
-
-/// The same of another key that its guards derive from it.
-async fn proven_fill_of(stand: &Stand, key: &str) -> Fallible<(Vec<u8>, i64)> {
     let sql = stand.sql().await?;
     let evidence = text(&sql, "SELECT cachefence.asof()").await?;
     let version = sql.query_one("SELECT version FROM users WHERE id = 0", &[]).await?.try_get(0)?;
-    Ok((encode(&["ASOF", &evidence, "SET", key, &format!("{version}"), "PX", "60000"]), version))
+    Ok((encode(&["ASOF", &evidence, "SET", ROW, &format!("{version}"), "PX", "60000"]), version))
 }
 
 /// Commits a change of the row, as applications do, and waits until its key is deleted.

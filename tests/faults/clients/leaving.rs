@@ -4,7 +4,7 @@ use cachefence::demo::client::{Reply, encode};
 use cachefence::demo::servers::wait_until;
 
 use super::wire::Wire;
-use super::{A_WHILE, Before, connect, connect_to_leave, proven_fill, proven_fill_of, put, write};
+use super::{A_WHILE, Before, ROW, connect, connect_to_leave, proven_fill, put, write};
 use crate::dice::Dice;
 use crate::load::Load;
 use crate::stand::Stand;
@@ -64,7 +64,10 @@ pub async fn every_state(stand: &mut Stand, load: &Load, dice: &mut Dice) -> Out
             // What waits behind a command that waits is taken only so far.
             let _ = tokio::time::timeout(A_WHILE, wire.send(&said)).await;
             for _ in 0..seen {
-                wire.reply().await?;
+                // Where Redis is slow, a connection that has a fill on it as well may be ended meanwhile.
+                if wire.reply().await.is_err() {
+                    break;
+                }
             }
             leaving.push(wire);
         }
@@ -87,7 +90,7 @@ pub async fn half_closed(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcom
         (&fill, b"+OK\r\n", 5),
         (&many, b"$-1\r\n", 20_000 * 5),
         (&large, b"yyy\r\n", 300_000 + 11),
-        (&encode(&["SUBSCRIBE", "gone"]), b":1\r\n", 34),
+        (&encode(&["SUBSCRIBE", "gone"]), b":1\r\n", 33),
         (&blocked, b"", 0),
         (&after, b"", 0),
     ];
@@ -117,12 +120,12 @@ pub async fn waiting(stand: &mut Stand, _: &Load, dice: &mut Dice) -> Outcome {
     write(stand).await?;
     let before = Before::of(stand).await?;
     let mut filler = connect(stand).await?;
-    assert_eq!(filler.cmd("GET waited:0").await?, "$-1\r\n");
+    assert_eq!(filler.cmd(&format!("GET {ROW}")).await?, "$-1\r\n");
     let (mut going, mut closing, mut staying) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..10 {
         for those in [&mut going, &mut closing, &mut staying] {
             let mut wire = connect_to_leave(stand, dice).await?;
-            wire.send(&encode(&["GET", "waited:0"])).await?;
+            wire.send(&encode(&["GET", ROW])).await?;
             those.push(wire);
         }
     }
@@ -139,14 +142,14 @@ pub async fn waiting(stand: &mut Stand, _: &Load, dice: &mut Dice) -> Outcome {
     let left = before.clients + 1.0 + staying.len() as f64 + super::OTHERS as f64;
     let gone = async || stand.proxy.metric("cachefence_clients").await.is_ok_and(|now| now <= left);
     wait_until("those that went to be gone", PATIENCE, gone).await?;
-    let (fill, version) = proven_fill_of(stand, "waited:0").await?;
+    let (fill, version) = proven_fill(stand).await?;
     filler.send(&fill).await?;
     assert_eq!(filler.reply().await?, b"+OK\r\n");
     let text = version.to_string();
     for wire in &mut staying {
         assert_eq!(wire.reply().await?, format!("${}\r\n{text}\r\n", text.len()).into_bytes());
     }
-    assert_eq!(stand.redis.client().await?.cmd(&["GET", "waited:0"]).await?, Reply::bulk(text));
+    assert_eq!(stand.redis.client().await?.cmd(&["GET", ROW]).await?, Reply::bulk(text));
     drop((filler, closing, staying));
     before.returns(stand).await
 }

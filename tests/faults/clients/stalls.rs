@@ -48,13 +48,15 @@ pub async fn fills(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
 pub async fn readers(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
     let before = Before::of(stand).await?;
     put(stand, LARGE, LARGE_BYTES).await?;
-    put(stand, "medium", 30_000).await?;
     let all = encode(&["MGET", LARGE, LARGE, LARGE, LARGE, LARGE, LARGE, LARGE, LARGE, LARGE, LARGE]);
     let (mut first, mut second) = (connect(stand).await?, connect(stand).await?);
     first.send(&all.repeat(10)).await?;
     second.send(&all.repeat(10)).await?;
     // On a lane, which is read for the others' sake: what one does not read is kept for him.
+    // In another db than the load, whose fills would be late behind so much, and their connection be ended.
     let mut shared = connect(stand).await?;
+    shared.cmd("SELECT 1").await?;
+    shared.cmd(&format!("SET medium {}", "x".repeat(30_000))).await?;
     shared.send(&encode(&["GET", "medium"]).repeat(1000)).await?;
     let (mut monitor, mut subscriber) = (connect(stand).await?, connect(stand).await?);
     monitor.cmd("MONITOR").await?;
