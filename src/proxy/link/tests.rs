@@ -11,7 +11,6 @@ use crate::feed::{FeedState, Positions};
 use crate::fence::{ConnId, Fence, KeyHash, Limits};
 use crate::guard::Guards;
 use crate::metrics::Metrics;
-use crate::proxy::Coalescing;
 
 struct Nobody;
 
@@ -51,7 +50,6 @@ fn gate(redis: &str) -> (Arc<Gate>, UnboundedReceiver<Abandoned>) {
         upstreams: Arc::new(upstreams),
         address: Endpoint::new(&config).expect("an endpoint"),
         observe: false,
-        coalescing: Coalescing::default(),
         newer_counts: true,
         started,
     };
