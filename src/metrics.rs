@@ -154,6 +154,10 @@ pub struct Metrics {
     pub applied_lsn: IntGauge,
     /// Connected clients.
     pub clients: IntGauge,
+    /// Bytes that are held for all clients.
+    pub buffered_bytes: IntGauge,
+    /// Clients that were closed because all of them held too much.
+    pub evicted_clients: IntCounter,
     /// Commands of clients. Shared by all threads: add to it once per batch, not per command.
     pub commands: IntCounter,
     /// Connections to Redis made anew after one was lost.
@@ -228,6 +232,8 @@ impl Metrics {
             )?,
             applied_lsn: gauge(&r, "applied_lsn", "Position up to which keys are deleted.")?,
             clients: gauge(&r, "clients", "Connected clients.")?,
+            buffered_bytes: gauge(&r, "buffered_bytes", "Bytes that are held for all clients, about.")?,
+            evicted_clients: counter(&r, "evicted_clients_total", "Clients closed for what they held.")?,
             commands: counter(&r, "commands_total", "Commands of clients.")?,
             upstream_reconnects: counter(&r, "upstream_reconnects_total", "Connections to Redis made anew.")?,
             registry: r,

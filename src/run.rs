@@ -27,7 +27,7 @@ use crate::metrics::Metrics;
 use crate::pg::error::PgError;
 use crate::pg::target::Target;
 use crate::position::Lsn;
-use crate::proxy::{Coalescing, Gate, Greeting, ListenError, Listener, Threads};
+use crate::proxy::{Buffered, Coalescing, Gate, Greeting, ListenError, Listener, Threads};
 use crate::tls::TlsError;
 
 /// Why the proxy does not run.
@@ -126,6 +126,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         cache: cache_state.clone(),
         upstreams: upstreams.clone(),
         address: redis.clone(),
+        buffered: Buffered::new(config.proxy.max_buffered, metrics.clone()),
         observe,
         coalescing: Coalescing::default(),
         newer_counts: config.postgres.contract == Contract::Bounded,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tracing::debug;
 
+use super::buffered::Buffered;
 use super::coalescing::Coalescing;
 use crate::admin::AdminSource;
 use crate::cache::{AbandonedFill, CacheState, Endpoint, Fate, Upstreams};
@@ -47,6 +48,8 @@ pub struct Gate {
     pub upstreams: Arc<Upstreams>,
     /// Where Redis is.
     pub address: Endpoint,
+    /// What is held for all clients together.
+    pub buffered: Buffered,
     /// Judge and count; change nothing.
     pub observe: bool,
     /// The readers that wait for somebody else's fill.

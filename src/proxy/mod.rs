@@ -15,6 +15,7 @@
 
 mod account;
 mod after;
+mod buffered;
 mod buffers;
 mod cap;
 mod client;
@@ -48,6 +49,7 @@ mod threads;
 mod transaction;
 mod wait;
 
+pub use buffered::Buffered;
 pub use coalescing::Coalescing;
 pub use gate::Gate;
 pub use greeting::Greeting;
