@@ -33,7 +33,7 @@ use crate::metrics::Metrics;
 use crate::pg::error::PgError;
 use crate::pg::target::Target;
 use crate::position::Lsn;
-use crate::proxy::{Gate, Greeting, ListenError, Listener, Threads};
+use crate::proxy::{Buffered, Gate, Greeting, ListenError, Listener, Threads};
 use crate::tls::TlsError;
 
 use stop::Stop;
@@ -136,6 +136,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         cache: cache_state.clone(),
         upstreams: upstreams.clone(),
         address: redis.clone(),
+        buffered: Buffered::new(config.proxy.max_buffered, metrics.clone()),
         observe,
         newer_counts: config.postgres.contract == Contract::Bounded,
         started,

@@ -48,6 +48,11 @@ pub(super) fn answer<B>(
     }
 }
 
+/// For who must not ask.
+pub(super) fn forbid(why: &'static str) -> Response<Full<Bytes>> {
+    respond(StatusCode::FORBIDDEN, TEXT, why)
+}
+
 /// Keys that are told of, in bytes: far more than a template makes. The request's own length is bounded already.
 const MAX_KEY: usize = 8 * 1024;
 

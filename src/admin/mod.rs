@@ -3,6 +3,7 @@
 mod answer;
 mod health;
 mod info;
+mod origin;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -80,6 +81,7 @@ pub async fn serve(
 ) -> Infallible {
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
     let mut complaint = Complaint::default();
+    let loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -98,13 +100,18 @@ pub async fn serve(
         {
             oldest.abort();
         }
-        open.push_back(tokio::spawn(connection(stream, source.clone(), keys.clone())).abort_handle());
+        open.push_back(
+            tokio::spawn(connection(stream, loopback, source.clone(), keys.clone())).abort_handle(),
+        );
     }
 }
 
-async fn connection(stream: TcpStream, source: Arc<dyn AdminSource>, keys: Arc<dyn Explain>) {
+async fn connection(stream: TcpStream, loopback: bool, source: Arc<dyn AdminSource>, keys: Arc<dyn Explain>) {
     let service = service_fn(|request| {
-        let response = answer::answer(&request, source.as_ref(), keys.as_ref());
+        let response = match origin::objection(&request, loopback) {
+            Some(why) => answer::forbid(why),
+            None => answer::answer(&request, source.as_ref(), keys.as_ref()),
+        };
         async { Ok::<_, Infallible>(response) }
     });
     let serving = http1::Builder::new()

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tracing::debug;
 
+use super::buffered::Buffered;
 use crate::admin::AdminSource;
 use crate::cache::{AbandonedFill, CacheState, Endpoint, Fate, Upstreams};
 use crate::command::{CommandTable, FillForm};
@@ -48,6 +49,8 @@ pub struct Gate {
     pub upstreams: Arc<Upstreams>,
     /// Where Redis is.
     pub address: Endpoint,
+    /// What is held for all clients together.
+    pub buffered: Buffered,
     /// Judge and count; change nothing.
     pub observe: bool,
     /// A fill can be newer than the feed: commits do not wait for the proxy.

@@ -298,6 +298,11 @@ impl Link {
         self.outcast.get()
     }
 
+    /// The room that requests take which Redis has not taken, in bytes.
+    pub(super) fn unsent(&self) -> usize {
+        self.out.borrow().capacity()
+    }
+
     /// Whether the session has to wait before it sends more.
     pub fn is_crowded(&self, client: &Rc<Client>) -> bool {
         // One that has ended will never have room, and need not: it takes nothing.

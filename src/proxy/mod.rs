@@ -15,6 +15,7 @@
 
 mod account;
 mod after;
+mod buffered;
 mod buffers;
 mod cap;
 mod client;
@@ -49,6 +50,7 @@ mod threads;
 mod transaction;
 mod wait;
 
+pub use buffered::Buffered;
 pub use gate::Gate;
 pub use greeting::Greeting;
 pub use listen::{ListenError, Listener};

@@ -17,9 +17,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 use tokio_util::io::poll_read_buf;
 
+use super::buffered::Share;
 use super::buffers;
 use super::client::Client;
 use super::drain::Stage;
+use super::expect::Expected;
 use super::gate::Gate;
 use super::held::Held;
 use super::link::Link;
@@ -83,6 +85,8 @@ pub struct Session {
     ended: bool,
     /// A command that is there has yet to be taken.
     held_up: bool,
+    /// What is held for it.
+    share: Share,
     /// When a client that lets its replies pile up is cut off.
     cut_off: Option<Pin<Box<Sleep>>>,
     /// All is said; until when the other side is waited for.
@@ -129,6 +133,7 @@ impl Session {
     /// A session on a new connection.
     pub fn new(gate: Arc<Gate>, links: Rc<Links>, client: Rc<Client>, stream: Transport) -> Self {
         links.served.came(&client);
+        let share = Share::new(client.id);
         Self {
             gate,
             links,
@@ -150,6 +155,7 @@ impl Session {
             closing: false,
             ended: false,
             held_up: false,
+            share,
             cut_off: None,
             lingering: None,
         }
@@ -386,6 +392,10 @@ impl Session {
         if self.client.is_broken() {
             return Err(io::Error::other("its upstream connection was lost"));
         }
+        let held = self.held();
+        if !self.share.hold(&self.gate.buffered, held, cx.waker()) {
+            return Err(io::Error::other("all clients together hold more than proxy.max_buffered"));
+        }
         let waiting = self.client.waiting();
         let (soft, time) = OUT_SOFT_LIMIT;
         if waiting <= soft {
@@ -397,6 +407,15 @@ impl Session {
             return Err(io::Error::other("the client does not read its replies"));
         }
         Ok(())
+    }
+
+    /// What is held for it, in bytes, about: all that it can make grow.
+    fn held(&mut self) -> usize {
+        let out = self.client.out().capacity();
+        let pin = self.pin.as_ref().map_or(0, |pin| pin.unsent());
+        let queued = self.transaction.as_ref().map_or(0, |transaction| transaction.bytes);
+        let expected = self.client.outstanding() as usize * size_of::<Expected>();
+        self.share.of_buffers(self.incoming.capacity(), out) + pin + queued + expected
     }
 
     /// Nothing is left to wait for. A client that has closed its side of a stream has nothing to wait for either, nor has
@@ -417,6 +436,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.links.served.left(self.client.id);
         self.client.leave();
+        self.share.release(&self.gate.buffered);
         if let Some(large) = self.large.take() {
             self.abandon(&large);
         }
