@@ -26,7 +26,12 @@ pub const COMMITS_LOST: Fault = Fault {
     name: "failover: replica promoted, acknowledged commits lost",
     soak: false,
     rounds: 2,
-    options: LINES,
+    // For so long evidence of before may come: longer than it takes until fills get in.
+    options: |options| Options {
+        lines: true,
+        replaced: vec![("lease_ttl = \"3000ms\"", "lease_ttl = \"30s\"")],
+        ..options
+    },
     round: |stand, load, dice| Box::pin(commits_lost(stand, load, dice)),
     ..PLAIN
 };
@@ -66,12 +71,12 @@ async fn commits_lost(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
     load.written(50).await?;
     let sql = stand.sql().await?;
     sql.batch_execute("UPDATE users SET version = 1000000 WHERE id = 0").await?;
-    // So that what is given out again takes long to come to where it was.
+    // So that positions, which are given out again, take long to come to where they were.
     sql.batch_execute(
         "DO $$ BEGIN FOR i IN 1..20000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$",
     )
     .await?;
-    let lost = text(&sql, "SELECT cachefence.asof()").await?;
+    let lost = text(&sql, "SELECT pg_current_wal_flush_lsn()::text").await?;
     stand.level().await?;
     stand.primary.stop(StopMode::Immediate).await?;
     stand.not_ready("").await?;
@@ -86,7 +91,7 @@ async fn commits_lost(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
     stand.name_standby().await
 }
 
-/// It is brought along from before fills get in until after that.
+/// What a standby of before has shown. It is brought along from before fills get in until after that.
 async fn late_evidence(stand: &Stand, evidence: &str) -> Outcome {
     let (mut client, mut redis) = (stand.proxy.client().await?, stand.redis.client().await?);
     let mut ready = false;
