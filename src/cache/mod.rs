@@ -13,6 +13,7 @@ mod marker;
 mod purge;
 mod reaper;
 mod stranger;
+mod turns;
 mod upstreams;
 mod worker;
 
@@ -23,5 +24,6 @@ pub use marker::{Marker, Standing};
 pub use purge::purge_guards;
 pub use reaper::Reaper;
 pub use stranger::{Stranger, Strangers};
+pub use turns::{Turn, Turns};
 pub use upstreams::{Abandoned, AbandonedFill, Fate, Upstream, Upstreams};
 pub use worker::{CacheState, Shared, Worker, WorkerSettings};

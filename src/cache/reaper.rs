@@ -82,7 +82,7 @@ impl Reaper {
 /// Kills a connection on Redis's side, and returns when it is seen gone.
 ///
 /// By id *and* name: ids begin at 1 again when Redis restarts, and another client's must not be hit.
-async fn kill(connection: &mut Connection, id: u64, name: &str) -> Result<(), CacheError> {
+pub(super) async fn kill(connection: &mut Connection, id: u64, name: &str) -> Result<(), CacheError> {
     let id = id.to_string();
     loop {
         let listed = connection.call(&[b"CLIENT", b"LIST", b"ID", id.as_bytes()]).await?;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use dashmap::DashMap;
 use tokio::sync::{Notify, mpsc};
 
-use super::Strangers;
+use super::{Strangers, Turns};
 use crate::fence::{FillId, KeyHash};
 use crate::guard::GuardedKey;
 
@@ -22,9 +22,42 @@ pub struct Upstream {
     redis_id: AtomicU64,
     doomed: AtomicBool,
     doom: Notify,
+    /// Commands sent on it.
+    sent: AtomicU64,
+    /// Commands that Redis has answered.
+    answered: AtomicU64,
+    /// The last one waits in Redis, perhaps for ever, and fills nothing.
+    resting: AtomicBool,
 }
 
 impl Upstream {
+    /// A command is sent. Only the thread that it belongs to counts.
+    pub fn count_sent(&self) {
+        self.sent.store(self.sent.load(Ordering::Relaxed) + 1, Ordering::Release);
+        self.resting.store(false, Ordering::Release);
+    }
+
+    /// Redis has answered one.
+    pub fn count_answered(&self) {
+        self.answered.store(self.answered.load(Ordering::Relaxed) + 1, Ordering::Release);
+    }
+
+    /// The command that was sent last waits in Redis, perhaps for ever, and fills nothing.
+    pub fn rest(&self) {
+        self.resting.store(true, Ordering::Release);
+    }
+
+    /// How many commands have been sent on it, without one that rests.
+    pub(super) fn sent(&self) -> u64 {
+        let sent = self.sent.load(Ordering::Acquire);
+        sent - u64::from(self.resting.load(Ordering::Acquire)).min(sent)
+    }
+
+    /// Whether Redis has answered so many.
+    pub(super) fn has_answered(&self, sent: u64) -> bool {
+        self.answered.load(Ordering::Acquire) >= sent
+    }
+
     /// Its number: the high half of its fills' [`FillId`]s, and the last part of its name in `CLIENT LIST`.
     pub fn number(&self) -> u32 {
         self.number
@@ -116,6 +149,8 @@ pub struct Upstreams {
     open: DashMap<u32, Arc<Upstream>>,
     /// Woken when a fill ends that somebody waits for.
     pub ended: Notify,
+    /// Has every thread say that what it had in its hands is sent.
+    pub turns: Turns,
     /// What Redis makes of those that have not logged in.
     pub strangers: Arc<Strangers>,
     /// Told when a connection ends that was not given up by us: Redis may have been restarted.
@@ -135,6 +170,7 @@ impl Upstreams {
                 open: DashMap::new(),
                 ended: Notify::new(),
                 lost: Notify::new(),
+                turns: Turns::default(),
                 strangers: Arc::default(),
                 abandoned,
             },
@@ -150,6 +186,9 @@ impl Upstreams {
             redis_id: AtomicU64::new(0),
             doomed: AtomicBool::new(false),
             doom: Notify::new(),
+            sent: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+            resting: AtomicBool::new(false),
         });
         self.open.insert(number, upstream.clone());
         upstream
@@ -192,6 +231,16 @@ impl Upstreams {
         for entry in &self.open {
             entry.value().doom();
         }
+    }
+
+    /// Those that are open.
+    pub(super) fn open(&self) -> Vec<Arc<Upstream>> {
+        self.open.iter().map(|entry| entry.value().clone()).collect()
+    }
+
+    /// Whether it is still open on this side.
+    pub(super) fn is_open(&self, upstream: &Upstream) -> bool {
+        self.open.contains_key(&upstream.number)
     }
 
     /// How many are open.

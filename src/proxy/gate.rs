@@ -13,7 +13,7 @@ use crate::admin::AdminSource;
 use crate::cache::{AbandonedFill, CacheState, Endpoint, Fate, Upstreams};
 use crate::command::{CommandTable, FillForm};
 use crate::config::{self, LostFills, LostReads, OnStale};
-use crate::feed::{FeedState, Positions, SourceState};
+use crate::feed::{FeedState, Positions};
 use crate::fence::{
     ConnId, Evidence, Fence, Fill, FillId, LeaseRule, Millis, Ruling, Stale, Unproven, Verdict, VersionClaim,
 };
@@ -33,8 +33,6 @@ pub struct Gate {
     pub named: config::Guard,
     /// What the sources show.
     pub positions: Arc<Positions>,
-    /// Those that applications read from, in the order of the settings.
-    pub sources: Vec<Arc<SourceState>>,
     /// The proxy's account of itself.
     pub account: Arc<dyn AdminSource>,
     /// What is counted.

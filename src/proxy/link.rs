@@ -123,6 +123,7 @@ impl Link {
             expected.client.sent();
         }
         write(&mut self.out());
+        self.upstream.count_sent();
         self.expected.borrow_mut().push_back(expected);
         self.wake();
     }
@@ -130,6 +131,7 @@ impl Link {
     /// Sends a command once more whose reply was kept back.
     pub(super) fn send_again(&self, request: &[u8], expected: Expected) {
         self.out().extend_from_slice(request);
+        self.upstream.count_sent();
         self.expected.borrow_mut().push_back(expected);
         self.wake();
     }

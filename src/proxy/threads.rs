@@ -16,6 +16,7 @@ use super::gate::Gate;
 use super::greeting::{Accepted, Greeting};
 use super::route::Links;
 use super::session::Session;
+use crate::cache::Turn;
 use crate::config::Upstream;
 use crate::fence::ConnId;
 
@@ -39,12 +40,17 @@ impl Threads {
     ///
     /// # Errors
     /// When the operating system gives no thread.
-    pub fn start(gate: &Arc<Gate>, greeting: Greeting, mode: Upstream, count: usize) -> io::Result<Self> {
-        let greeting = Arc::new(greeting);
+    pub fn start(
+        gate: &Arc<Gate>,
+        greeting: Arc<Greeting>,
+        mode: Upstream,
+        count: usize,
+    ) -> io::Result<Self> {
         // 0 is the client of links that introduce themselves.
         let next = Arc::new(AtomicU64::new(1));
         let worker = |n| {
             let (clients, accepted) = mpsc::unbounded_channel();
+            let turns = gate.upstreams.turns.join();
             let serving = Arc::new(AtomicUsize::new(0));
             let thread = Thread {
                 gate: gate.clone(),
@@ -56,7 +62,7 @@ impl Threads {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             thread::Builder::new()
                 .name(format!("clients-{n}"))
-                .spawn(move || LocalSet::new().block_on(&runtime, thread.run(accepted)))?;
+                .spawn(move || LocalSet::new().block_on(&runtime, thread.run(accepted, turns)))?;
             Ok(Worker { clients, serving })
         };
         Ok(Self { workers: (0..count.max(1)).map(worker).collect::<io::Result<_>>()?, greeting })
@@ -93,12 +99,21 @@ struct Thread {
 }
 
 impl Thread {
-    async fn run(self, mut accepted: mpsc::UnboundedReceiver<Accepted>) {
+    async fn run(
+        self,
+        mut accepted: mpsc::UnboundedReceiver<Accepted>,
+        mut turns: mpsc::UnboundedReceiver<Turn>,
+    ) {
         let links = Rc::new(Links::new(self.gate.clone(), self.mode));
         let mut tidying = tokio::time::interval(TIDY_INTERVAL);
         loop {
             let accepted = tokio::select! {
                 accepted = accepted.recv() => accepted,
+                // No session is in the middle of a command while this task runs.
+                Some(turn) = turns.recv() => {
+                    let _ = turn.send(());
+                    continue;
+                }
                 _ = tidying.tick() => {
                     links.tidy();
                     continue;

@@ -2,7 +2,7 @@
 
 use super::proof::Proof;
 use crate::command::FillForm;
-use crate::guard::{GuardList, GuardedKey};
+use crate::guard::{GuardId, GuardList, GuardedKey};
 
 /// A guarded key of a command, by its name.
 pub type NamedKey = (Box<[u8]>, GuardedKey);
@@ -19,6 +19,8 @@ pub struct Transaction {
     /// The dbs that queued SELECTs name, which Redis will try when it executes them. What is queued after one
     /// that fails goes to the db before it.
     pub dbs: Vec<u32>,
+    /// The youngest guard when it began. With a younger one, what was queued without a guard may have one now.
+    pub youngest: Option<GuardId>,
     /// The proxy refused a command: EXEC aborts, as Redis's would.
     pub aborted: bool,
 }
