@@ -20,6 +20,8 @@ use tokio::time::{sleep, timeout};
 pub use health::{HealthError, health};
 pub use info::info;
 
+use crate::reload::Reloads;
+
 /// What the HTTP port shows.
 pub trait AdminSource: Send + Sync + 'static {
     /// Prometheus's text format.
@@ -33,6 +35,11 @@ pub trait AdminSource: Send + Sync + 'static {
 
     /// Feed, sources, table, cache.
     fn status(&self) -> serde_json::Value;
+
+    /// Who reloads the settings, if anybody does.
+    fn reloads(&self) -> Option<&Reloads> {
+        None
+    }
 }
 
 /// Who knows of single keys.
@@ -99,8 +106,8 @@ pub async fn serve(
 
 async fn connection(stream: TcpStream, source: Arc<dyn AdminSource>, keys: Arc<dyn Explain>) {
     let service = service_fn(|request| {
-        let response = answer::answer(&request, source.as_ref(), keys.as_ref());
-        async { Ok::<_, Infallible>(response) }
+        let (source, keys) = (source.clone(), keys.clone());
+        async move { Ok::<_, Infallible>(answer::answer(&request, source.as_ref(), keys.as_ref()).await) }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
