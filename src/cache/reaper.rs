@@ -126,6 +126,27 @@ pub(super) async fn kill_predecessors(
     }
 }
 
+/// Kills the connections that are closed on our side and live on in Redis, with what they have sent perhaps, and returns when
+/// they are seen gone.
+pub(super) async fn kill_closed(
+    connection: &mut Connection,
+    upstreams: &Upstreams,
+) -> Result<(), CacheError> {
+    loop {
+        let reply = connection.call(&[b"CLIENT", b"LIST"]).await?;
+        let list = text(&reply).unwrap_or_default();
+        // Looked at after the list: one that is in it was registered before it was opened.
+        let closed = |line: &&str| field(line, "name").is_some_and(|name| upstreams.was_open(name));
+        let ids: Vec<&str> = list.lines().filter(closed).filter_map(|line| field(line, "id")).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        for id in ids {
+            kill_id(connection, id).await?;
+        }
+    }
+}
+
 async fn kill_id(connection: &mut Connection, id: &str) -> Result<(), CacheError> {
     // How many were killed: 0 if it went by itself, which the next look will tell.
     connection.call(&[b"CLIENT", b"KILL", b"ID", id.as_bytes()]).await.map(drop)

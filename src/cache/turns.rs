@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
-use super::reaper::kill;
+use super::reaper::{kill, kill_closed};
 use super::{CacheError, Connection, Upstream, Upstreams};
 
 /// Between looks at the connections.
@@ -62,18 +62,13 @@ pub(super) async fn pass(
     upstreams.turns.take().await;
     let mut waiting: Vec<(Arc<Upstream>, u64)> =
         upstreams.open().into_iter().map(|upstream| (upstream.clone(), upstream.sent())).collect();
-    let mut gone = Vec::new();
     let deadline = Instant::now() + patience;
     loop {
         waiting.retain(|(upstream, sent)| {
             if upstream.has_answered(*sent) {
                 return false;
             }
-            let open = upstreams.is_open(upstream);
-            if !open {
-                gone.push(upstream.clone());
-            }
-            open
+            upstreams.is_open(upstream)
         });
         if waiting.is_empty() || Instant::now() >= deadline {
             break;
@@ -86,13 +81,10 @@ pub(super) async fn pass(
     }
     for (upstream, _) in waiting {
         upstream.doom();
-        gone.push(upstream);
-    }
-    // What they have sent may still be in Redis's buffers (fact F13).
-    for upstream in gone {
         if let Some(id) = upstream.redis_id() {
             kill(connection, id, &upstreams.name(&upstream)).await?;
         }
     }
-    Ok(())
+    // What those have sent that are closed here, be it for long, may still be in Redis's buffers (fact F13).
+    kill_closed(connection, upstreams).await
 }

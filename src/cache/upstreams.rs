@@ -49,8 +49,9 @@ impl Upstream {
 
     /// How many commands have been sent on it, without one that rests.
     pub(super) fn sent(&self) -> u64 {
-        let sent = self.sent.load(Ordering::Acquire);
-        sent - u64::from(self.resting.load(Ordering::Acquire)).min(sent)
+        // In this order: one that begins to rest in between must not stand for one that was sent before.
+        let resting = self.resting.load(Ordering::Acquire);
+        self.sent.load(Ordering::Acquire).saturating_sub(u64::from(resting))
     }
 
     /// Whether Redis has answered so many.
@@ -241,6 +242,12 @@ impl Upstreams {
     /// Whether it is still open on this side.
     pub(super) fn is_open(&self, upstream: &Upstream) -> bool {
         self.open.contains_key(&upstream.number)
+    }
+
+    /// Whether a connection of this name was one of these, and is closed on this side.
+    pub(super) fn was_open(&self, name: &str) -> bool {
+        let number = name.strip_prefix(&self.name).and_then(|rest| rest.strip_prefix(':')?.parse().ok());
+        number.is_some_and(|number: u32| !self.open.contains_key(&number))
     }
 
     /// How many are open.
