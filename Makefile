@@ -5,7 +5,7 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 # Where Postgres's programs may be besides PATH: Debian puts them outside.
 PG_BINS := $(wildcard /usr/lib/postgresql/*/bin/initdb)
 
-.PHONY: all demo test test-clients test-matrix test-servers redis-suite consistency bench bench-feed lint deps deps-test deps-clients
+.PHONY: all demo test test-clients test-matrix test-servers redis-suite consistency faults soak bench bench-feed lint deps deps-test deps-clients
 
 all: test
 
@@ -13,10 +13,19 @@ all: test
 demo: deps
 	$(CARGO) run --locked -- demo $(ARGS)
 
-# Unit, property and integration tests; the latter start real servers of their own on loopback.
+# Unit, property and integration tests; the latter start real servers of their own on loopback. Most of their time they
+# wait for these, so two programs run at a time, each with its output in one piece.
+TEST_PROGRAMS := $(basename $(notdir $(wildcard tests/*.rs))) $(patsubst tests/%/main.rs,%,$(wildcard tests/*/main.rs))
+TEST_RUNS := test-of-lib test-of-bins test-of-doc $(addprefix test-of-test.,$(TEST_PROGRAMS))
+
 test: deps-test
 	$(CARGO) build --locked
-	$(CARGO) test --locked
+	$(CARGO) test --locked --no-run
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target --keep-going $(TEST_RUNS)
+
+.PHONY: $(TEST_RUNS)
+$(TEST_RUNS): test-of-%:
+	@env -u MAKEFLAGS $(CARGO) test --locked --$(subst ., ,$*)
 
 # All clients, those of `make test` and those that need a further toolchain. See docs/compatibility.md.
 test-clients: deps-clients
@@ -62,6 +71,14 @@ redis-suite: deps
 consistency: deps
 	MODEL_BOUND=large $(CARGO) test --release --locked --test model -- --nocapture
 	$(CARGO) test --release --locked --test consistency the_long_run -- --ignored --nocapture
+
+# Every fault under load, with the table of docs/reliability.md: FAULT=part-of-a-name picks some, ROUNDS sets the rounds.
+faults: deps
+	$(CARGO) test --locked --test faults every_fault -- --ignored --nocapture
+
+# Fault after fault for MINUTES (60), and what the proxy holds of the machine ends where it began.
+soak: deps
+	$(CARGO) test --release --locked --test faults what_is_held -- --ignored --nocapture
 
 # What the proxy costs: redis-benchmark straight and through it, side by side.
 bench: deps

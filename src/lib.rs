@@ -28,6 +28,7 @@ pub mod demo;
 pub mod feed;
 pub mod fence;
 pub mod guard;
+pub mod lifecycle;
 pub mod metrics;
 pub mod pg;
 pub mod position;

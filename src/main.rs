@@ -10,6 +10,7 @@ use cachefence::config::{Config, ConfigError};
 use cachefence::demo::DemoOptions;
 use cachefence::feed::{catalog, sql};
 use cachefence::guard::{GuardError, Guards};
+use cachefence::lifecycle::panics;
 use cachefence::run::RunError;
 use cachefence::{admin, demo, run};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -151,6 +152,7 @@ fn start_logging(format: LogFormat) -> Result<(), Failure> {
         LogFormat::Text => subscriber.with_ansi(stderr().is_terminal()).init(),
         LogFormat::Json => subscriber.json().flatten_event(true).init(),
     }
+    panics::tell();
     Ok(())
 }
 

@@ -166,10 +166,24 @@ pub struct Metrics {
     pub applied_lsn: IntGauge,
     /// Connected clients.
     pub clients: IntGauge,
+    /// Tasks of the runtime of the feed, the deletions and the polls.
+    pub tasks: IntGauge,
+    /// Tasks of the threads that serve clients: sessions, links to Redis, and reads that wait.
+    client_tasks: IntGauge,
     /// Commands of clients. Shared by all threads: add to it once per batch, not per command.
     pub commands: IntCounter,
     /// Connections to Redis made anew after one was lost.
     pub upstream_reconnects: IntCounter,
+}
+
+/// A task, while it lives.
+#[derive(Debug)]
+pub struct Running(IntGauge);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 impl fmt::Debug for Metrics {
@@ -193,6 +207,8 @@ impl Metrics {
             source_lag_bytes.get_metric_with_label_values(&[name.as_ref()])?;
             source_up.get_metric_with_label_values(&[name.as_ref()])?;
         }
+        let tasks = Opts::new("cachefence_tasks", "Tasks that live.");
+        let tasks = register(&r, IntGaugeVec::new(tasks, &["of"])?)?;
         let invalidation = HistogramOpts::new(
             "cachefence_invalidation_seconds",
             "From commit to the deletion of its keys, by the database's clock and this host's.",
@@ -248,6 +264,8 @@ impl Metrics {
             )?,
             applied_lsn: gauge(&r, "applied_lsn", "Position up to which keys are deleted.")?,
             clients: gauge(&r, "clients", "Connected clients.")?,
+            tasks: tasks.with_label_values(&["feed"]),
+            client_tasks: tasks.with_label_values(&["clients"]),
             commands: counter(&r, "commands_total", "Commands of clients.")?,
             upstream_reconnects: counter(&r, "upstream_reconnects_total", "Connections to Redis made anew.")?,
             registry: r,
@@ -289,6 +307,12 @@ impl Metrics {
         // It has none if nobody has looked since it was added.
         let _ = self.source_lag_bytes.remove_label_values(&[name]);
         let _ = self.source_up.remove_label_values(&[name]);
+    }
+
+    /// Counts a task of a client's thread for as long as what is returned lives: that runtime does not count them itself.
+    pub fn running(&self) -> Running {
+        self.client_tasks.inc();
+        Running(self.client_tasks.clone())
     }
 
     /// Counts a purge.
@@ -461,6 +485,7 @@ mod tests {
             "transaction_keys",
             "in_progress_bytes",
             "backlog_keys",
+            "tasks",
             "floor_lsn",
             "settled_lsn",
             "applied_lsn",

@@ -1,7 +1,10 @@
 //! Puts the parts together and runs them: threads for clients, a runtime for everything else.
 
+mod herald;
+mod stop;
+
 use std::io;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -12,7 +15,8 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tracing::{error, info};
+use tokio::time::sleep;
+use tracing::{error, warn};
 
 use crate::admin::{self, AdminSource};
 use crate::cache::{
@@ -23,11 +27,16 @@ use crate::config::{self, Config, ConfigError, Contract, Mode, socket_mode};
 use crate::feed::{self, Feed, FeedError, FeedState, Positions, Source, SourceState, Sources, Strict};
 use crate::fence::{Fence, Limits, Millis};
 use crate::guard::{GuardError, Guards};
+use crate::lifecycle::descriptors::{self, Wanted};
+use crate::lifecycle::notify::Notifier;
+use crate::lifecycle::{panics, signals};
 use crate::metrics::Metrics;
 use crate::position::Lsn;
 use crate::proxy::{Coalescing, Gate, Greeting, ListenError, Listener, Threads};
 use crate::reload::{self, Reloader, Reloads};
 use crate::tls::TlsError;
+
+use stop::Stop;
 
 /// Why the proxy does not run.
 #[derive(Debug, Error)]
@@ -78,6 +87,8 @@ pub async fn run(
     config: Config,
     read: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
 ) -> Result<(), RunError> {
+    let mut signalled = signals::listen()?;
+    let hangup = signal(SignalKind::hangup())?;
     let guards = Arc::new(Guards::new(&config.guards, config.redis.db())?);
     let redis = Endpoint::new(&config)?;
     let greeting = Arc::new(Greeting::new(&config.proxy)?);
@@ -113,6 +124,7 @@ pub async fn run(
         feed: feed_state.clone(),
         sources: sources.clone(),
         cache: cache_state.clone(),
+        stopping: Arc::default(),
         config: config.clone(),
         reloads,
     });
@@ -149,7 +161,10 @@ pub async fn run(
         source: ListenError { address: admin_address, source },
     })?;
 
-    admin::start(admin, status, gate.clone())?;
+    let max_clients = max_clients(&config, sources.load().len());
+    let notifier = Arc::new(Notifier::from_environment());
+    let stopping = status.stopping.clone();
+    admin::start(admin, status.clone(), gate.clone())?;
 
     sweep(fence.clone(), positions.clone(), config.fence.history)?;
 
@@ -164,6 +179,7 @@ pub async fn run(
         sources: sources.clone(),
         feed: feed_state.clone(),
         metrics: metrics.clone(),
+        notifier: notifier.clone(),
     };
     let (jobs, job_receiver) = mpsc::channel(BACKLOG);
     let (applied, applied_receiver) = watch::channel(Lsn(0));
@@ -215,39 +231,85 @@ pub async fn run(
     );
 
     let threads = Arc::new(Threads::start(&gate, greeting, config.redis.upstream, threads(&config))?);
+    let (listen, listens) = watch::channel(true);
     let mut listening = JoinSet::new();
     for listener in listeners {
-        listening.spawn(listener.run(threads.clone(), config.proxy.max_clients));
+        let mut listens = listens.clone();
+        let stop = async move { drop(listens.wait_for(|listens| !listens).await) };
+        listening.spawn(listener.run(threads.clone(), max_clients, stop));
     }
-    listening.spawn(stranger.run());
-    listening.spawn(reloader.run(requests, signal(SignalKind::hangup())?));
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        // After a panic it begins anew: it holds nothing that could be wrong.
+        while tokio::spawn(stranger.clone().run()).await.is_err() {
+            sleep(Duration::from_secs(1)).await;
+        }
+    });
+    tokio::spawn(reloader.run(requests, hangup));
+    tokio::spawn(herald::run(notifier.clone(), status, threads.clone()));
     // A task of its own: a purge must not delay an acknowledgement.
     let mut feed = tokio::spawn(feed.run());
     let worker = worker.run(job_receiver);
-    tokio::pin!(worker);
-    let ended = tokio::select! {
-        ended = &mut feed => feed_ended(ended),
-        // It ends when the feed does, which alone knows why.
-        () = &mut worker => feed_ended((&mut feed).await),
-        ended = tokio::spawn(reaper.run()) => {
-            Err(ended.map_or_else(|error| failed("the reaper", &error), |()| RunError::Ended("the reaper")))
-        }
-        _ = terminate.recv() => stopped("SIGTERM"),
-        _ = interrupt.recv() => stopped("SIGINT"),
-    };
-    // The files of unix sockets go with their listeners.
-    listening.shutdown().await;
-    if ended.is_ok() && feed_state.streaming.load(Ordering::Relaxed) {
-        feed_state.stop();
-        // The worker deletes what the feed still hands out.
+    let parts = async {
         tokio::select! {
-            _ = tokio::time::timeout(feed::STOP_WITHIN, &mut feed) => {}
-            () = &mut worker => {}
+            ended = &mut feed => feed_ended(ended),
+            // It ends when the feed does, which alone knows why.
+            () = worker => feed_ended((&mut feed).await),
+            ended = tokio::spawn(reaper.run()) => task_ended("the reaper", ended),
         }
+    };
+    tokio::pin!(parts);
+    let signal = tokio::select! {
+        ended = &mut parts => Err(ended),
+        Some(ended) = listening.join_next() => Err(task_ended("a listener", ended)),
+        signal = signalled.wait_for(Option::is_some) => {
+            let signal = signal.ok().and_then(|signal| *signal);
+            signal.ok_or(RunError::Ended("the thread that listens for signals"))
+        }
+    };
+    let signal = match signal {
+        Ok(signal) => signal,
+        Err(error) => {
+            // The files of unix sockets go with their listeners.
+            listening.shutdown().await;
+            return Err(error);
+        }
+    };
+    let stop = Stop {
+        delay: config.proxy.shutdown_delay,
+        grace: config.proxy.shutdown_grace,
+        application_name: config.postgres.application_name,
+        stopping,
+        notifier,
+        threads,
+        listening,
+        listen,
+        feed: feed_state,
+        fence: gate.fence.clone(),
+    };
+    // What was not confirmed is sent again to the next one, and deleted again.
+    stop.run(signal, parts).await;
+    Ok(())
+}
+
+/// As many clients as there are file descriptors for.
+fn max_clients(config: &Config, sources: usize) -> usize {
+    let limit = descriptors::raise().unwrap_or_else(|(limit, error)| {
+        warn!(limit, %error, "the limit of open files cannot be raised");
+        limit
+    });
+    let wanted = Wanted { clients: config.proxy.max_clients, threads: threads(config), sources };
+    let clients = wanted.clients_within(limit);
+    if clients < wanted.clients {
+        let (max_clients, needed) = (wanted.clients, wanted.descriptors());
+        warn!(
+            limit,
+            needed,
+            max_clients,
+            "too few open files are allowed: no more than {clients} clients are taken. Raise the limit (ulimit -n, \
+             LimitNOFILE= of systemd, --ulimit nofile= of Docker) to {needed}, or lower proxy.max_clients"
+        );
     }
-    ended
+    clients
 }
 
 /// What the database has logged and the feed has not applied.
@@ -256,23 +318,21 @@ fn lag_bytes(feed: &FeedState) -> u64 {
     feed.server_end_lsn.load(Ordering::Relaxed).saturating_sub(applied)
 }
 
-fn feed_ended(ended: Result<Result<(), FeedError>, tokio::task::JoinError>) -> Result<(), RunError> {
+fn feed_ended(ended: Result<Result<(), FeedError>, tokio::task::JoinError>) -> RunError {
     match ended {
-        Ok(Ok(())) => Err(RunError::Ended("the feed")),
-        Ok(Err(error)) => Err(error.into()),
-        Err(error) => Err(failed("the feed", &error)),
+        Ok(Ok(())) => RunError::Ended("the feed"),
+        Ok(Err(error)) => error.into(),
+        Err(error) => failed("the feed", &error),
     }
+}
+
+fn task_ended(part: &'static str, ended: Result<(), tokio::task::JoinError>) -> RunError {
+    ended.map_or_else(|error| failed(part, &error), |()| RunError::Ended(part))
 }
 
 fn failed(part: &'static str, error: &tokio::task::JoinError) -> RunError {
     error!(part, %error, "a part failed");
     RunError::Ended(part)
-}
-
-fn stopped(signal: &str) -> Result<(), RunError> {
-    // What was not confirmed is sent again to the next one, and deleted again.
-    info!(signal, "stopping");
-    Ok(())
 }
 
 fn feed_state(config: &Config, guards: usize) -> FeedState {
@@ -306,7 +366,8 @@ fn longest_cap(config: &Config) -> Millis {
     caps.max().map_or(0, |cap| cap.as_millis() as Millis)
 }
 
-fn threads(config: &Config) -> usize {
+/// How many threads serve clients.
+pub(crate) fn threads(config: &Config) -> usize {
     match config.proxy.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
@@ -322,12 +383,13 @@ fn incarnation() -> String {
 /// Drops what the fence no longer needs, on a thread that may block: a walk over millions of keys takes a while.
 fn sweep(fence: Arc<Fence>, positions: Arc<Positions>, history: Duration) -> io::Result<()> {
     let pace = (history / 8).clamp(Duration::from_millis(100), Duration::from_secs(10));
-    std::thread::Builder::new().name("sweep".into()).spawn(move || {
+    let sweep = move || {
         loop {
             std::thread::sleep(pace);
             fence.sweep(positions.now());
         }
-    })?;
+    };
+    std::thread::Builder::new().name("sweep".into()).spawn(|| panics::outlast(sweep))?;
     Ok(())
 }
 
@@ -340,6 +402,7 @@ struct Status {
     feed: Arc<FeedState>,
     sources: Arc<Sources>,
     cache: Arc<CacheState>,
+    stopping: Arc<AtomicBool>,
     config: Config,
     reloads: Reloads,
 }
@@ -350,6 +413,7 @@ impl Status {
         let (fence, feed, sources) = (self.fence.clone(), self.feed.clone(), self.sources.clone());
         let cache = self.cache.clone();
         let gaps_counted = std::sync::Mutex::new(std::collections::HashMap::new());
+        let runtime = tokio::runtime::Handle::current().metrics();
         self.metrics.on_collect(move |metrics| {
             let size = fence.size();
             metrics.fence_keys.set(size.keys as i64);
@@ -359,6 +423,7 @@ impl Status {
             metrics.named_keys_dropped.inc_by(dropped.saturating_sub(metrics.named_keys_dropped.get()));
             metrics.transaction_keys.set(feed.transaction_keys.load(Ordering::Relaxed) as i64);
             metrics.in_progress_bytes.set(feed.in_progress_bytes.load(Ordering::Relaxed) as i64);
+            metrics.tasks.set(runtime.num_alive_tasks() as i64);
             metrics.backlog_keys.set(cache.backlog.load(Ordering::Relaxed) as i64);
             metrics.floor_lsn.set(i64::try_from(fence.floor().0).unwrap_or(0));
             metrics.settled_lsn.set(fence.settled().0 as i64);
@@ -431,6 +496,9 @@ impl AdminSource for Status {
 
     fn ready(&self) -> Result<Vec<String>, Vec<String>> {
         let mut reasons = Vec::new();
+        if self.stopping.load(Ordering::Relaxed) {
+            reasons.push("stopping".to_owned());
+        }
         if self.feed.is_lost() {
             reasons.push(format!("the feed is lost: {}", self.why_lost()));
         }

@@ -42,7 +42,7 @@ impl Strangers {
 }
 
 /// Asks.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Stranger {
     /// Where Redis is.
     pub address: Endpoint,

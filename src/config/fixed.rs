@@ -20,7 +20,8 @@ pub fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
     let Config { proxy, redis, postgres, sources: _, fence, guards: _, admin } = old;
     let mut found = Vec::new();
     differing!(found, proxy, &new.proxy, "proxy", Proxy {
-        fixed: listen, mode, max_clients, threads, tcp_keepalive, proxy_protocol, unix_socket_mode; live: tls
+        fixed: listen, mode, max_clients, threads, tcp_keepalive, proxy_protocol, unix_socket_mode, shutdown_grace,
+               shutdown_delay; live: tls
     });
     // Which files they are can change, but not what clients have to speak.
     if proxy.tls.is_some() != new.proxy.tls.is_some() {
@@ -43,7 +44,7 @@ mod tests {
     use super::*;
 
     fn config(text: &str) -> Config {
-        let text = format!("{text}\n[postgres]\nurl = \"postgres://h/app\"\n");
+        let text = format!("{text}\n[postgres]\nurl = \"postgres://u@h/app\"\n");
         Config::parse(None, &text, []).expect("settings")
     }
 

@@ -82,6 +82,12 @@ pub struct Proxy {
     pub proxy_protocol: bool,
     /// The permissions of unix sockets, in octal; as the umask has it when absent.
     pub unix_socket_mode: Option<String>,
+    /// What a proxy that is told to stop gives its clients and the feed to finish.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub shutdown_grace: Duration,
+    /// Before that: how long it goes on as before, but not ready, so that load balancers can turn to others.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub shutdown_delay: Duration,
 }
 
 /// `proxy.tls`: files in PEM.
@@ -485,6 +491,8 @@ impl Default for Proxy {
             tcp_keepalive: Duration::from_secs(300),
             proxy_protocol: false,
             unix_socket_mode: None,
+            shutdown_grace: Duration::from_secs(10),
+            shutdown_delay: Duration::ZERO,
         }
     }
 }

@@ -43,6 +43,8 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
 /// Linux takes no more than 32767 s.
 const LONGEST_KEEPALIVE: Duration = Duration::from_secs(9 * 3_600);
+/// Whoever stops a process waits for its end.
+const LONGEST_SHUTDOWN: Duration = Duration::from_secs(3_600);
 const TIME: Node = Node::Leaf(Kind::Duration(MILLISECOND, YEAR));
 const TEXT: Node = Node::Leaf(Kind::Text);
 const URL: Node = Node::Leaf(Kind::Url);
@@ -77,6 +79,8 @@ static SETTINGS: [(&str, Node); 7] = [
             ("tcp_keepalive", Node::Leaf(Kind::Duration(Duration::ZERO, LONGEST_KEEPALIVE))),
             ("proxy_protocol", Node::Leaf(Kind::Switch)),
             ("unix_socket_mode", TEXT),
+            ("shutdown_grace", Node::Leaf(Kind::Duration(Duration::ZERO, LONGEST_SHUTDOWN))),
+            ("shutdown_delay", Node::Leaf(Kind::Duration(Duration::ZERO, LONGEST_SHUTDOWN))),
         ]),
     ),
     (

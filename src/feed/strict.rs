@@ -30,6 +30,8 @@ struct Inner {
     stream: u64,
     streaming: bool,
     why_not: String,
+    /// What lets go of commits that wait for us, with what the setting said when it was last seen.
+    remedy_without: Option<String>,
 }
 
 impl Strict {
@@ -37,7 +39,7 @@ impl Strict {
         let why_not = "the feed has not begun".to_owned();
         Self {
             in_force: AtomicBool::new(false),
-            inner: Mutex::new(Inner { stream: 0, streaming: false, why_not }),
+            inner: Mutex::new(Inner { stream: 0, streaming: false, why_not, remedy_without: None }),
             changed: Notify::new(),
             hold: AtomicU64::new(u64::MAX),
             released: Notify::new(),
@@ -84,8 +86,15 @@ impl Strict {
         self.fall("the feed is interrupted".to_owned());
     }
 
-    /// The setting was seen by somebody who polls more often than we look.
+    /// What to run so that commits no longer wait for us, if they do by the setting.
+    pub fn remedy_without(&self) -> Option<String> {
+        self.lock().remedy_without.clone()
+    }
+
+    /// The setting was seen.
     pub(super) fn see(&self, names: &str, application_name: &str) {
+        let parsed = StandbyNames::parse(names).filter(|parsed| parsed.names(application_name));
+        self.lock().remedy_without = parsed.map(|parsed| parsed.remedy_without(application_name));
         if let Err(why) = named(names, application_name)
             && self.is_in_force()
         {

@@ -52,6 +52,8 @@ pub struct Client {
     gone: Cell<bool>,
     /// Its upstream is gone in the middle of a reply: nothing that follows would make sense.
     broken: Cell<bool>,
+    /// What it waits for may never come (see [`drain`](super::drain)).
+    rests: Cell<bool>,
 }
 
 impl Client {
@@ -75,6 +77,7 @@ impl Client {
             partway: Cell::new(false),
             gone: Cell::new(false),
             broken: Cell::new(false),
+            rests: Cell::new(false),
         }
     }
 
@@ -265,6 +268,16 @@ impl Client {
     pub fn break_off(&self) {
         self.broken.set(true);
         self.wake();
+    }
+
+    /// It waits for what may never come, or does no more.
+    pub fn rest(&self, rests: bool) {
+        self.rests.set(rests);
+    }
+
+    /// Whether it waits for what may never come.
+    pub fn rests(&self) -> bool {
+        self.rests.get()
     }
 
     /// Whether a reply ended in the middle.

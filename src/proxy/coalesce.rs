@@ -53,7 +53,11 @@ impl Link {
                 client.park();
                 let patience = Duration::from_millis(until - now);
                 let (link, reply) = (self.me(), Bytes::copy_from_slice(reply));
-                tokio::task::spawn_local(wait(place, ended, patience, expected, link, reply));
+                let running = gate.metrics.running();
+                tokio::task::spawn_local(async move {
+                    let _running = running;
+                    wait(place, ended, patience, expected, link, reply).await;
+                });
                 return None;
             }
         }

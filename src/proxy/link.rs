@@ -335,6 +335,7 @@ impl Link {
 
     /// The link's task: connects, then carries commands and replies until the end.
     pub async fn run(self: Rc<Self>) {
+        let _ending = Ending(self.clone());
         let why = match timeout(CONNECT_TIMEOUT, self.gate.address.connect()).await {
             Ok(Ok(stream)) => self.serve(stream).await,
             Ok(Err(error)) => error.to_string(),
@@ -486,6 +487,18 @@ impl Link {
     }
 }
 
+/// Ends a link whose task ended without: by a panic, or with its thread. The fills on it would be under way for ever, and the
+/// feed would wait for them.
+struct Ending(Rc<Link>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if !self.0.closed.get() {
+            self.0.end("the proxy has given it up");
+        }
+    }
+}
+
 /// How far the link has got in introducing itself to Redis.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Introduction {
@@ -498,3 +511,6 @@ pub enum Introduction {
     /// Redis refused, in these words. No fill of a guarded key may be sent.
     Refused(String),
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,13 +3,14 @@
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use thiserror::Error;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::greeting::Accepted;
@@ -60,28 +61,27 @@ impl Listener {
         Ok(Self::Unix(listener.map_err(error)?, path.into()))
     }
 
-    /// Accepts clients and gives them to the threads, until it is dropped.
-    pub async fn run(self, threads: Arc<Threads>, max_clients: usize) {
+    /// Accepts clients and gives them to the threads, until it is told to stop or dropped. Those that the system has
+    /// connected by then are served: they believe that they are, and may have sent a command.
+    pub async fn run(self, threads: Arc<Threads>, max_clients: usize, stop: impl Future<Output = ()>) {
         info!(address = %self.address(), "listening");
+        let mut stop = pin!(stop);
         loop {
-            let accepted = match self.accept().await {
-                Ok(accepted) => accepted,
+            let accepted = tokio::select! {
+                accepted = self.accept() => accepted,
+                () = &mut stop => break,
+            };
+            match accepted {
+                Ok(accepted) => take(accepted, &threads, max_clients).await,
                 Err(error) => {
                     // Out of file descriptors, perhaps: the clients that are there go on.
                     warn!(%error, "cannot accept a client");
                     sleep(Duration::from_millis(100)).await;
-                    continue;
                 }
-            };
-            if threads.clients() >= max_clients {
-                let from = accepted.from();
-                debug!(client = %from, "one client too many");
-                if let Err(error) = threads.greeting().refuse(accepted).await {
-                    warn!(%error, "cannot refuse a client in words");
-                }
-            } else {
-                threads.serve(accepted);
             }
+        }
+        while let Ok(Ok(accepted)) = timeout(Duration::ZERO, self.accept()).await {
+            take(accepted, &threads, max_clients).await;
         }
     }
 
@@ -103,6 +103,16 @@ impl Listener {
             }
             Self::Unix(listener, _) => Accepted::Unix(listener.accept().await?.0.into_std()?),
         })
+    }
+}
+
+async fn take(accepted: Accepted, threads: &Threads, max_clients: usize) {
+    if threads.clients() < max_clients {
+        return threads.serve(accepted);
+    }
+    debug!(client = %accepted.from(), "one client too many");
+    if let Err(error) = threads.greeting().refuse(accepted).await {
+        warn!(%error, "cannot refuse a client in words");
     }
 }
 

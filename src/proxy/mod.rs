@@ -22,6 +22,7 @@ mod coalesce;
 mod coalescing;
 mod connection;
 mod dispatch;
+mod drain;
 mod evidence;
 mod expect;
 mod expiry;

@@ -10,6 +10,7 @@ use tokio::task::spawn_local;
 
 use super::account::{Account, Login};
 use super::client::Client;
+use super::drain::Served;
 use super::gate::Gate;
 use super::link::Link;
 use crate::config::Upstream;
@@ -28,6 +29,8 @@ pub struct Links {
     lanes: RefCell<HashMap<Account, Shared>>,
     /// Those that were used last are at the end.
     idle: RefCell<Vec<(Rc<Link>, Instant)>>,
+    /// Who uses them.
+    pub(super) served: Served,
 }
 
 struct Shared {
@@ -40,7 +43,7 @@ struct Shared {
 impl Links {
     /// None yet; they are opened when somebody needs them.
     pub fn new(gate: Arc<Gate>, mode: Upstream) -> Self {
-        Self { gate, mode, lanes: RefCell::default(), idle: RefCell::default() }
+        Self { gate, mode, lanes: RefCell::default(), idle: RefCell::default(), served: Served::default() }
     }
 
     /// Whether every client has a pin, always.
@@ -124,7 +127,11 @@ impl Links {
 
     fn open(&self, account: Account, owner: Option<Rc<Client>>) -> Rc<Link> {
         let link = Link::new(self.gate.clone(), account, owner);
-        spawn_local(link.clone().run());
+        let (running, serving) = (self.gate.metrics.running(), link.clone());
+        spawn_local(async move {
+            let _running = running;
+            serving.run().await;
+        });
         link
     }
 }

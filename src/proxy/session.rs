@@ -9,17 +9,19 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 use tokio_util::io::poll_read_buf;
 
 use super::buffers;
 use super::client::Client;
+use super::drain::Stage;
 use super::gate::Gate;
+use super::held::Held;
 use super::link::Link;
 use super::route::{Lane, Links};
 use super::transaction::Transaction;
@@ -43,6 +45,9 @@ const READ_CHUNK: usize = 8 * 1024;
 const OUT_HARD_LIMIT: usize = 1024 * 1024 * 1024;
 /// ... and so is one that is never below this many for so long.
 const OUT_SOFT_LIMIT: (usize, Duration) = (64 * 1024 * 1024, Duration::from_secs(60));
+/// How long a client whose connection the proxy ends is listened to, at most, until it has closed its side too. To close a
+/// socket with bytes in it that nobody has read takes back the last replies, which the client may not have read yet.
+const LINGER: Duration = Duration::from_millis(200);
 /// Reads in one turn, after which other clients have theirs.
 const TURN: usize = 16;
 
@@ -78,6 +83,8 @@ pub struct Session {
     ended: bool,
     /// When a client that lets its replies pile up is cut off.
     cut_off: Option<Pin<Box<Sleep>>>,
+    /// All is said; until when the other side is waited for.
+    lingering: Option<Pin<Box<Sleep>>>,
 }
 
 /// A request of which a part has gone out.
@@ -119,6 +126,7 @@ pub(super) enum Step {
 impl Session {
     /// A session on a new connection.
     pub fn new(gate: Arc<Gate>, links: Rc<Links>, client: Rc<Client>, stream: Transport) -> Self {
+        links.served.came(&client);
         Self {
             gate,
             links,
@@ -140,6 +148,7 @@ impl Session {
             closing: false,
             ended: false,
             cut_off: None,
+            lingering: None,
         }
     }
 
@@ -153,6 +162,13 @@ impl Session {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.client.set_waker(cx.waker());
+        let stage = self.links.served.stage();
+        if stage == Stage::Over {
+            return Poll::Ready(Ok(()));
+        }
+        if self.lingering.is_some() {
+            return self.linger(cx);
+        }
         for _ in 0..TURN {
             if let Some(wait) = &mut self.waiting {
                 wait.poll(cx);
@@ -165,7 +181,14 @@ impl Session {
                 // Commands that waited for room have it now, and nobody else would come back to them.
                 continue;
             }
-            if self.ended
+            if stage > Stage::Serving {
+                self.client.rest(self.waits_for_ever());
+            }
+            if stage == Stage::Leaving && starved && self.transaction.is_none() {
+                // All that has come whole is taken.
+                self.closing = true;
+            }
+            if (self.ended || stage == Stage::Leaving)
                 && self.blocking
                 && let Some(pin) = &self.pin
             {
@@ -173,7 +196,8 @@ impl Session {
                 pin.finish();
             }
             if (self.closing || self.ended) && self.is_answered() {
-                return Poll::Ready(Ok(()));
+                let is_wanted = !self.ended && stage > Stage::Serving;
+                return if is_wanted { self.linger(cx) } else { Poll::Ready(Ok(())) };
             }
             // While it waits in Redis, perhaps for ever, nothing but its socket can tell that it is gone.
             let ahead = if self.blocking { READ_AHEAD_BLOCKED } else { READ_AHEAD };
@@ -193,12 +217,50 @@ impl Session {
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
                     buffers::give_back(&mut self.incoming);
-                    return Poll::Pending;
+                    let may_go = stage > Stage::Serving && self.has_nothing_under_way();
+                    return if may_go { self.linger(cx) } else { Poll::Pending };
                 }
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Whether the client can be let go without breaking off anything that it has begun.
+    fn has_nothing_under_way(&self) -> bool {
+        let has_begun = !self.incoming.is_empty()
+            || self.large.is_some()
+            || self.waiting.is_some()
+            || self.watching
+            || self.transaction.is_some();
+        !has_begun && !self.waits_for_ever() && self.is_answered()
+    }
+
+    /// It waits in Redis, perhaps for ever, or listens.
+    fn waits_for_ever(&self) -> bool {
+        let held = self.client.held();
+        let listens = held.has(Held::SUBSCRIBED) || held.has(Held::MONITORS);
+        (self.blocking && self.client.outstanding() > 0) || (listens && self.is_answered())
+    }
+
+    /// Says that nothing more comes, and waits until the client has done so too, for a moment: what it still sends is not
+    /// executed, and it gets what was said before.
+    fn linger(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.client.rest(true);
+        let until = self.lingering.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        if until.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        // Done again without harm.
+        ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        let mut unread = [0; 1024];
+        loop {
+            let mut unread = ReadBuf::new(&mut unread);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut unread))?;
+            if unread.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 
     /// Takes all commands that are there and need not wait. True if more bytes are needed for the next.
@@ -340,6 +402,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        self.links.served.left(self.client.id);
         self.client.leave();
         if let Some(large) = self.large.take() {
             self.abandon(&large);

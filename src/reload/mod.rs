@@ -22,6 +22,7 @@ use crate::config::{self, Config, ConfigError};
 use crate::feed::catalog::{self, CatalogError};
 use crate::feed::{FeedState, Source, Sources};
 use crate::guard::{GuardError, Guards, Reloaded};
+use crate::lifecycle::notify::Notifier;
 use crate::metrics::Metrics;
 use crate::pg::error::PgError;
 use crate::proxy::Greeting;
@@ -111,6 +112,8 @@ pub struct Reloader {
     pub feed: Arc<FeedState>,
     /// Counts for new guards.
     pub metrics: Arc<Metrics>,
+    /// Tells systemd, which may have asked.
+    pub notifier: Arc<Notifier>,
 }
 
 impl Reloader {
@@ -124,7 +127,9 @@ impl Reloader {
                 },
                 _ = hangup.recv() => None,
             };
+            self.notifier.reloading();
             let answer = self.reload().await;
+            self.notifier.ready();
             match &answer {
                 Ok(changes) if changes.is_empty() => info!("settings reloaded; nothing has changed"),
                 Ok(changes) => info!(changes = changes.join("; "), "settings reloaded"),

@@ -354,3 +354,13 @@ pub fn assert_passed(reply: &Reply) {
 pub fn assert_refused(reply: &Reply, word: &str) {
     assert!(matches!(reply, Reply::Error(error) if error.starts_with(word)), "{word}: {reply:?}");
 }
+
+/// A number from the environment.
+pub fn variable(name: &str, otherwise: u64) -> Fallible<u64> {
+    match std::env::var(name) {
+        Ok(text) => {
+            text.replace('_', "").parse().map_err(|_| format!("{name}={text} is not a whole number").into())
+        }
+        Err(_) => Ok(otherwise),
+    }
+}

@@ -125,6 +125,19 @@ impl Cachefence {
         Ok(())
     }
 
+    /// Sends it a signal, and does not wait for what comes of it.
+    pub fn signal(&mut self, signal: Signal) -> Result<(), ServerError> {
+        self.process.as_mut().map_or(Ok(()), |process| process.signal(signal))
+    }
+
+    /// Waits until it has ended; its exit status, if it was not killed by a signal.
+    pub async fn ended(&mut self) -> Result<Option<i32>, ServerError> {
+        let Some(process) = &mut self.process else { return Ok(None) };
+        let status = process.gone().await?;
+        self.process = None;
+        Ok(status.code())
+    }
+
     /// Stops the process where it stands: clients hang, nothing is closed.
     pub fn freeze(&mut self) -> Result<(), ServerError> {
         self.process.as_mut().map_or(Ok(()), |process| process.signal(Signal::STOP))

@@ -73,6 +73,12 @@ impl Process {
         }
     }
 
+    /// Waits for its end, whatever its status is.
+    pub(crate) async fn gone(&mut self) -> Result<ExitStatus, ServerError> {
+        let ended = self.wait(PATIENCE).await?;
+        ended.ok_or_else(|| self.late("to end"))
+    }
+
     /// Sends each signal in turn until it has ended: SIGKILL is the last.
     pub(crate) async fn end(&mut self, signals: &[Signal]) -> Result<ExitStatus, ServerError> {
         for signal in signals {

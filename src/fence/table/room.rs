@@ -80,11 +80,16 @@ impl Fence {
         });
     }
 
-    /// Drops the oldest writes until the table is within `max_keys`, raising the floor first.
+    /// Drops the oldest writes where there are more than `max_keys`, raising the floor first; and a share more than that, or the
+    /// next write would have to walk the table again.
     fn make_room(&self) {
         let _room = lock(&self.room);
         lock(&self.cuts).forget(self.floor());
-        while self.written_keys.load(Ordering::Relaxed) > self.limits.max_keys {
+        if self.written_keys.load(Ordering::Relaxed) <= self.limits.max_keys {
+            return;
+        }
+        let least = self.limits.max_keys - self.limits.max_keys / CUT;
+        while self.written_keys.load(Ordering::Relaxed) > least {
             let written = Lsn(self.written.load(Ordering::Relaxed));
             let cut = lock(&self.cuts).next(self.floor()).unwrap_or(written);
             self.floor.fetch_max(cut.0, Ordering::SeqCst);
@@ -107,7 +112,7 @@ impl Fence {
             }
         }
         drop(cuts);
-        if self.written_keys.load(Ordering::Relaxed) > self.limits.max_keys + share {
+        if self.written_keys.load(Ordering::Relaxed) > self.limits.max_keys {
             self.make_room();
         }
     }
