@@ -74,7 +74,7 @@ consistency: deps
 
 # Every fault under load, with the table of docs/reliability.md: FAULT=part-of-a-name picks some, ROUNDS sets the rounds.
 faults: deps
-	$(CARGO) test --locked --test faults every_fault -- --ignored --nocapture
+	$(CARGO) test --locked --features failpoints --test faults every_fault -- --ignored --nocapture
 
 # Fault after fault for MINUTES (60), and what the proxy holds of the machine ends where it began.
 soak: deps

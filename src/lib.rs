@@ -25,6 +25,7 @@ pub mod check;
 pub mod command;
 pub mod config;
 pub mod demo;
+pub mod failpoint;
 pub mod feed;
 pub mod fence;
 pub mod guard;

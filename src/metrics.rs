@@ -152,6 +152,8 @@ pub struct Metrics {
     pub named_keys: IntGauge,
     /// ... and those that are no longer, for lack of room.
     pub named_keys_dropped: IntCounter,
+    /// Streams that ended, and attempts to start one that failed.
+    pub feed_reconnects: IntCounter,
     /// Keys that have been handed on of a large transaction that is arriving.
     pub transaction_keys: IntGauge,
     /// Memory of the keys of transactions that are sent while they run.
@@ -249,6 +251,7 @@ impl Metrics {
             fence_bytes: gauge(&r, "fence_bytes", "Memory of the fence table, about.")?,
             named_keys: gauge(&r, "named_keys", "Keys without a guard that are judged by name.")?,
             named_keys_dropped: counter(&r, "named_keys_dropped_total", "Names dropped for lack of room.")?,
+            feed_reconnects: counter(&r, "feed_reconnects_total", "Streams of changes made anew.")?,
             transaction_keys: gauge(&r, "transaction_keys", "Keys so far of a large transaction.")?,
             in_progress_bytes: gauge(
                 &r,
@@ -482,6 +485,7 @@ mod tests {
             "fence_bytes",
             "named_keys",
             "named_keys_dropped_total",
+            "feed_reconnects_total",
             "transaction_keys",
             "in_progress_bytes",
             "backlog_keys",

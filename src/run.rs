@@ -20,7 +20,7 @@ use tracing::{error, warn};
 
 use crate::admin::{self, AdminSource};
 use crate::cache::{
-    self, CacheState, Endpoint, EndpointError, Reaper, Stranger, Upstreams, Worker, WorkerSettings,
+    self, CacheState, Endpoint, EndpointError, Reaper, Stranger, Upstreams, Witness, Worker, WorkerSettings,
 };
 use crate::command::CommandTable;
 use crate::config::{self, Config, ConfigError, Contract, Mode, socket_mode};
@@ -112,7 +112,7 @@ pub async fn run(
     let incarnation = incarnation();
     let slot_name = format!("cachefence:{}", config.postgres.slot);
     let name = format!("{slot_name}:{incarnation}");
-    let (upstreams, abandoned) = Upstreams::new(name.clone());
+    let (upstreams, handed) = Upstreams::new(name.clone());
     let upstreams = Arc::new(upstreams);
     let commands = Arc::new(ArcSwap::from_pointee(CommandTable::known()));
     let (reloads, requests) = Reloads::new();
@@ -188,7 +188,15 @@ pub async fn run(
         name: name.clone(),
         fence: fence.clone(),
         upstreams: upstreams.clone(),
-        abandoned,
+        state: cache_state.clone(),
+        abandoned: handed.abandoned,
+    };
+    let witness = Witness {
+        address: redis.clone(),
+        name: name.clone(),
+        upstreams: upstreams.clone(),
+        state: cache_state.clone(),
+        questions: handed.questions,
     };
     let stranger = Stranger { address: redis.clone(), strangers: upstreams.strangers.clone() };
     let worker = Worker::new(
@@ -201,6 +209,7 @@ pub async fn run(
             drain_timeout: config.fence.drain_timeout,
             observe,
             strict: config.postgres.contract == Contract::Strict,
+            unseen: feed_state.unseen.clone(),
             temporary_slot: config.postgres.temporary_slot,
         },
         cache::Shared { fence, guards: matching, upstreams, commands, metrics },
@@ -245,6 +254,7 @@ pub async fn run(
         }
     });
     tokio::spawn(reloader.run(requests, hangup));
+    tokio::spawn(witness.run());
     tokio::spawn(herald::run(notifier.clone(), status, threads.clone()));
     // A task of its own: a purge must not delay an acknowledgement.
     let mut feed = tokio::spawn(feed.run());
@@ -421,6 +431,8 @@ impl Status {
             let (named, dropped) = fence.named();
             metrics.named_keys.set(named as i64);
             metrics.named_keys_dropped.inc_by(dropped.saturating_sub(metrics.named_keys_dropped.get()));
+            let reconnects = feed.reconnects.load(Ordering::Relaxed);
+            metrics.feed_reconnects.inc_by(reconnects.saturating_sub(metrics.feed_reconnects.get()));
             metrics.transaction_keys.set(feed.transaction_keys.load(Ordering::Relaxed) as i64);
             metrics.in_progress_bytes.set(feed.in_progress_bytes.load(Ordering::Relaxed) as i64);
             metrics.tasks.set(runtime.num_alive_tasks() as i64);
@@ -509,6 +521,11 @@ impl AdminSource for Status {
             let why = self.cache_error().unwrap_or_else(|| "not connected yet".into());
             reasons.push(format!("Redis: {why}"));
         }
+        if let Some(error) = self.cache.unreaped() {
+            reasons.push(format!(
+                "fills of lost connections cannot be ended, and deletions wait for that: {error}"
+            ));
+        }
         if self.cache.purging.load(Ordering::Relaxed) {
             reasons.push("guarded keys are being purged".into());
         }
@@ -521,7 +538,10 @@ impl AdminSource for Status {
         }
         let slot = self.feed.held().and_then(|held| held.trouble());
         if reasons.is_empty() {
-            Ok(slot.into_iter().chain(self.source_troubles()).collect())
+            let unmarked = self.cache.unmarked().map(|error| {
+                format!("the marker is behind, and a restart of Redis or of the proxy would purge: {error}")
+            });
+            Ok(slot.into_iter().chain(unmarked).chain(self.source_troubles()).collect())
         } else {
             Err(reasons)
         }

@@ -289,7 +289,8 @@ async fn a_read_that_is_not_asked_answers_as_one_that_misses() -> Outcome {
         let answer = wire.cmd(&line).await?;
         let is = |names: &[&str]| names.iter().any(|name| line.starts_with(name));
         let known = !is(&["BITFIELD", "EVAL_RO", "V"]);
-        let changes = is(&["GETDEL", "GETEX", "HGETDEL", "HGETEX"]);
+        let pops = ["LPOP", "RPOP", "LMPOP", "SPOP", "ZPOPMIN", "ZPOPMAX", "ZMPOP"];
+        let changes = is(&["GETDEL", "GETEX", "HGETDEL", "HGETEX"]) || is(&pops);
         if changes {
             assert!(answer.starts_with("-WRONGTYPE"), "{line}: {answer:?}");
         } else {
@@ -297,6 +298,9 @@ async fn a_read_that_is_not_asked_answers_as_one_that_misses() -> Outcome {
         }
     }
     redis.cmd(&["DEL", "order:7"]).await?;
+    redis.cmd(&["RPUSH", "order:7", "old"]).await?;
+    assert_eq!(wire.cmd("LPOP order:7").await?, "$-1\r\n");
+    assert_eq!(redis.cmd(&["EXISTS", "order:7"]).await?, Reply::Int(0), "what it does is done");
     redis.cmd(&["SET", "order:7", "old"]).await?;
     assert_eq!(wire.cmd("GETDEL order:7").await?, "$-1\r\n");
     assert_eq!(redis.cmd(&["EXISTS", "order:7"]).await?, Reply::Int(0), "what it does is done");

@@ -137,6 +137,35 @@ async fn a_marker_that_does_not_fit_purges() -> Outcome {
     Ok(())
 }
 
+/// What the start of a stream has found out about Redis's data is not forgotten when Redis fails in the middle of
+/// it. Here the database has lost what the marker tells of, and Redis refuses to be purged at first.
+#[tokio::test]
+async fn a_purge_that_fails_is_done_later() -> Outcome {
+    let mut world = Setup::new(EXACT).start().await?;
+    let marker = world.held("cachefence:cachefence").await?.ok_or("no marker")?;
+    world.proxy.kill().await?;
+    let ahead = marker.split(' ').map(|word| match word.strip_prefix("applied=") {
+        Some(_) => "applied=FFFFFFFF/0",
+        None => word,
+    });
+    let ahead = ahead.collect::<Vec<_>>().join(" ");
+    world.redis(&["SET", "cachefence:cachefence", &ahead]).await?;
+    plant(&world).await?;
+    world.redis(&["ACL", "SETUSER", "default", "-scan"]).await?;
+    world.proxy.relaunch_unready().await?;
+    wait_until("the purge to be refused, more than once", PATIENCE, async || {
+        world.purges("marker_foreign").await.is_ok_and(|purges| purges > 0.0)
+            && world.proxy.metric("cachefence_purges_total").await.is_ok_and(|purges| purges > 2.0)
+    })
+    .await?;
+    assert_eq!(world.held("user:1").await?, Some("planted".into()));
+    world.redis(&["ACL", "SETUSER", "default", "+scan"]).await?;
+    world.proxy.ready().await?;
+    assert_eq!(world.held("user:1").await?, None, "{}", world.proxy.log());
+    assert_eq!(world.held("free").await?, Some("planted".into()));
+    Ok(())
+}
+
 /// A proxy that observes deletes nothing. When it is told to enforce, what it left is purged; also when it had
 /// enforced before, and a marker from then is there.
 #[tokio::test]

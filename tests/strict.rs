@@ -281,7 +281,7 @@ async fn two_proxies_extend_the_promise_to_both(world: &World) -> Outcome {
     readiness(
         &other,
         503,
-        "run: ALTER SYSTEM SET synchronous_standby_names = 'FIRST 2 (cachefence_b, cachefence_a)'",
+        "run: ALTER SYSTEM SET synchronous_standby_names = 'FIRST 2 (cachefence_a, cachefence_b)'",
     )
     .await?;
     name(world, "2 (cachefence_a, cachefence_b)").await?;
@@ -346,9 +346,30 @@ async fn a_restart_distrusts_what_was_confirmed_and_is_not_visible(world: &mut W
     assert_ne!(world.name(7).await?, "hidden");
     let status = world.status().await?;
     assert!(support::lsn(&status, "/fence/settled_lsn").is_some_and(|settled| settled <= before), "{status}");
+    a_bounded_successor_distrusts_it_too(world, before).await?;
     name(world, "cachefence_a").await?;
     commit.end().await?;
     world.level().await?;
+    Ok(())
+}
+
+/// And so does one that is bounded itself: the operator has given strict up, with a commit still waiting for another standby.
+async fn a_bounded_successor_distrusts_it_too(world: &mut World, before: Lsn) -> Outcome {
+    world.proxy.kill().await?;
+    name(world, "nobody").await?;
+    let bounded = world.servers.replace("contract = \"strict\"", "contract = \"bounded\"") + GUARD;
+    for _ in 0..2 {
+        // The one after it, too.
+        let mut proxy = Cachefence::start(BINARY, &bounded).await?;
+        assert_ne!(world.name(7).await?, "hidden");
+        let mut client = proxy.client().await?;
+        assert_eq!(client.cmd(&["GET", "user:7"]).await?, Reply::Nil);
+        let status = support::status(&proxy).await?;
+        assert!(support::lsn(&status, "/fence/settled_lsn").is_some_and(|lsn| lsn <= before), "{status}");
+        proxy.kill().await?;
+    }
+    name(world, "2 (cachefence_a, nobody)").await?;
+    world.proxy.relaunch().await?;
     Ok(())
 }
 

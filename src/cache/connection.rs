@@ -29,14 +29,14 @@ pub enum CacheError {
         source: io::Error,
     },
     /// No answer in time.
-    #[error("Redis at {address} has not answered {command} for {seconds} s")]
+    #[error("Redis at {address} has not answered {command} for {patience:?} (redis.reply_timeout)")]
     Silent {
         /// Which Redis.
         address: String,
         /// The command.
         command: String,
-        /// How long.
-        seconds: u64,
+        /// How long it was waited for.
+        patience: Duration,
     },
     /// Redis refused a command.
     #[error("Redis at {address} refused {command}: {error}")]
@@ -56,6 +56,12 @@ pub enum CacheError {
         /// Its version.
         version: String,
     },
+    /// New connections lead to another Redis.
+    #[error("Redis at {address} is another one for new connections than for the proxy's own")]
+    Elsewhere {
+        /// Which Redis.
+        address: String,
+    },
     /// Redis answered something that the command cannot answer.
     #[error("Redis at {address} gave a reply to {command} that cannot be read")]
     Unreadable {
@@ -70,15 +76,14 @@ pub enum CacheError {
 const OLDEST_REDIS: u32 = 7;
 /// How long Redis may take to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long Redis may take to answer. It may be busy for long (a KEYS on millions of keys), and a connection
-/// given up too early only adds to its work.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection of the proxy's own.
 #[derive(Debug)]
 pub struct Connection {
     stream: Transport,
     address: String,
+    /// How long Redis may take to answer.
+    reply_timeout: Duration,
     incoming: BytesMut,
     outgoing: BytesMut,
     /// The db of the marker, and of those guards that name none.
@@ -123,6 +128,7 @@ impl Connection {
         Ok(Self {
             stream,
             address: address.to_string(),
+            reply_timeout: address.reply_timeout,
             incoming: BytesMut::with_capacity(4096),
             outgoing: BytesMut::with_capacity(4096),
             home: address.db,
@@ -192,7 +198,7 @@ impl Connection {
     /// # Errors
     /// When the socket fails.
     pub async fn send(&mut self) -> Result<(), CacheError> {
-        let sent = timeout(REPLY_TIMEOUT, self.stream.write_all(&self.outgoing)).await;
+        let sent = timeout(self.reply_timeout, self.stream.write_all(&self.outgoing)).await;
         self.outgoing.clear();
         sent.map_err(|_| self.silent("a write"))?.map_err(|source| self.io(source))
     }
@@ -220,7 +226,7 @@ impl Connection {
                     });
                 }
             }
-            let read = timeout(REPLY_TIMEOUT, self.stream.read_buf(&mut self.incoming)).await;
+            let read = timeout(self.reply_timeout, self.stream.read_buf(&mut self.incoming)).await;
             let read = read.map_err(|_| self.silent(command))?.map_err(|source| self.io(source))?;
             if read == 0 {
                 return Err(self.io(io::ErrorKind::UnexpectedEof.into()));
@@ -242,8 +248,11 @@ impl Connection {
     }
 
     fn silent(&self, command: &str) -> CacheError {
-        let seconds = REPLY_TIMEOUT.as_secs();
-        CacheError::Silent { address: self.address.clone(), command: command.to_owned(), seconds }
+        CacheError::Silent {
+            address: self.address.clone(),
+            command: command.to_owned(),
+            patience: self.reply_timeout,
+        }
     }
 }
 

@@ -27,6 +27,8 @@ pub enum EndpointError {
 pub struct Endpoint {
     /// The db that guards apply to.
     pub db: u32,
+    /// How long the proxy waits for an answer to what it asks itself.
+    pub reply_timeout: Duration,
     url: RedisUrl,
     tls: Option<ClientTls>,
     keepalive: Duration,
@@ -46,7 +48,8 @@ impl Endpoint {
             }
             _ => None,
         };
-        Ok(Self { db: url.db, url, tls, keepalive: config.proxy.tcp_keepalive })
+        let (reply_timeout, keepalive) = (config.redis.reply_timeout, config.proxy.tcp_keepalive);
+        Ok(Self { db: url.db, reply_timeout, url, tls, keepalive })
     }
 
     /// Connections from now on are by the files that these settings name, once they are read. Where Redis is stays as it is.
@@ -73,6 +76,7 @@ impl Endpoint {
         };
         let stream = TcpStream::connect(address).await?;
         prepare(&stream, self.keepalive);
+        give_up_early(&stream);
         Ok(match &self.tls {
             Some(tls) => Transport::tls_client(tls.connect(stream).await?, &REDIS),
             None => Transport::tcp(stream),
@@ -108,6 +112,21 @@ impl fmt::Display for Endpoint {
     }
 }
 
+/// How long Redis's host may leave bytes unacknowledged: by itself the system waits for a quarter of an hour. A host that
+/// is there acknowledges whatever Redis is doing, until its buffers are full.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+
+#[cfg(target_os = "linux")]
+fn give_up_early(stream: &TcpStream) {
+    // It fails only on a socket that is gone, which the first read will tell.
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED.as_millis() as u32);
+}
+
+/// Other systems have their own ways, or none.
+#[cfg(not(target_os = "linux"))]
+fn give_up_early(_: &TcpStream) {}
+
 /// The host of `host:port`, without the brackets of IPv6.
 fn host(address: &str) -> &str {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
@@ -116,7 +135,17 @@ fn host(address: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::host;
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn bytes_are_not_sent_in_vain_for_long() -> io::Result<()> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let stream = TcpStream::connect(listener.local_addr()?).await?;
+        give_up_early(&stream);
+        assert_eq!(rustix::net::sockopt::tcp_user_timeout(&stream)?, 30_000);
+        Ok(())
+    }
 
     #[test]
     fn hosts() {

@@ -4,7 +4,7 @@
 //! side (a lost slot, a Redis that restarted empty or went back to an old dump, another database, other
 //! guards), comparing the marker with the feed tells whether the cache's content can still be trusted.
 
-use crate::feed::Identity;
+use crate::feed::{Found, Identity};
 use crate::position::Lsn;
 
 /// What the marker's key holds.
@@ -22,6 +22,8 @@ pub struct Marker {
     pub guards: u64,
     /// Of their tables (see `Guards::tables_digest`). Earlier versions wrote none.
     pub tables: Option<u64>,
+    /// More may have been confirmed than the primary showed: commits waited for the proxy. Earlier versions wrote none.
+    pub unseen: bool,
 }
 
 /// What the marker says of Redis's data.
@@ -38,6 +40,21 @@ pub enum Standing {
     OtherGuards(Lsn),
 }
 
+impl Standing {
+    /// What that tells of an earlier process to one whose stream begins at `position`.
+    pub(super) fn found(self, position: Lsn) -> Found {
+        match self {
+            Standing::Missing => Found::Nothing,
+            // Behind the slot's position, what is in between was confirmed by somebody else, or is not known to
+            // Redis any more: nobody knows whether it was visible then.
+            Standing::At(lsn) | Standing::OtherGuards(lsn) => {
+                Found::Predecessor { same_history: lsn >= position }
+            }
+            Standing::Foreign => Found::Predecessor { same_history: false },
+        }
+    }
+}
+
 impl Marker {
     /// What Redis's answer to a GET of its key ([`crate::config::marker_key`]) says, compared with what would be written now.
     pub fn judge(&self, found: Option<&str>) -> Standing {
@@ -52,7 +69,8 @@ impl Marker {
         }
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    /// What a marker's text says; none if it is no marker's.
+    pub fn parse(text: &str) -> Option<Self> {
         let mut words = text.split(' ');
         let mut field = |name: &str| words.next()?.strip_prefix(name)?.strip_prefix('=');
         Some(Self {
@@ -65,17 +83,27 @@ impl Marker {
             incarnation: field("incarnation")?.to_owned(),
             guards: u64::from_str_radix(field("guards")?, 16).ok()?,
             tables: field("tables").and_then(|digest| u64::from_str_radix(digest, 16).ok()),
+            unseen: field("unseen") == Some("1"),
         })
     }
 }
 
 impl std::fmt::Display for Marker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { identity: Identity { system_id, timeline }, slot, applied, incarnation, guards, tables } =
-            self;
+        let Self {
+            identity: Identity { system_id, timeline },
+            slot,
+            applied,
+            incarnation,
+            guards,
+            tables,
+            unseen,
+        } = self;
         write!(f, "system={system_id} timeline={timeline} slot={slot} applied={applied} ")?;
         write!(f, "incarnation={incarnation} guards={guards:016x}")?;
-        tables.map_or(Ok(()), |tables| write!(f, " tables={tables:016x}"))
+        tables.map_or(Ok(()), |tables| write!(f, " tables={tables:016x}"))?;
+        // Behind the tables, which whoever knows of this writes.
+        if *unseen { f.write_str(" unseen=1") } else { Ok(()) }
     }
 }
 
@@ -91,6 +119,7 @@ mod tests {
             incarnation: "0f3a".into(),
             guards: 0xfeed,
             tables: Some(0xbeef),
+            unseen: false,
         }
     }
 
@@ -98,6 +127,8 @@ mod tests {
     fn it_reads_what_it_writes() {
         assert_eq!(Marker::parse(&marker().to_string()), Some(marker()));
         assert_eq!(marker().judge(Some(&marker().to_string())), Standing::At(Lsn(0x16B_3748)));
+        let unseen = Marker { unseen: true, ..marker() };
+        assert_eq!(Marker::parse(&unseen.to_string()), Some(unseen));
     }
 
     #[test]

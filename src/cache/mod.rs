@@ -12,9 +12,12 @@ mod endpoint;
 mod marker;
 mod purge;
 mod reaper;
+mod silence;
 mod stranger;
 mod turns;
+mod unlink;
 mod upstreams;
+mod witness;
 mod worker;
 
 pub use connection::{CacheError, Connection, Reply};
@@ -26,4 +29,5 @@ pub use reaper::Reaper;
 pub use stranger::{Stranger, Strangers};
 pub use turns::{Turn, Turns};
 pub use upstreams::{Abandoned, AbandonedFill, Fate, Upstream, Upstreams};
+pub use witness::{Question, Witness};
 pub use worker::{CacheState, Shared, Worker, WorkerSettings};

@@ -2,6 +2,7 @@
 
 use super::connection::text;
 use super::{CacheError, Connection, Reply};
+use crate::failpoint::{self, Point};
 use crate::fence::GuardId;
 use crate::guard::Guards;
 
@@ -36,6 +37,7 @@ pub async fn purge_guards(
             if unlink.len() > 1 {
                 let reply = connection.call(&unlink).await?;
                 deleted += if let Reply::Integer(n) = reply { n.max(0) as u64 } else { 0 };
+                failpoint::pass(Point::Purging);
             }
             if next == "0" {
                 break;

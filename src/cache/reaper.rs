@@ -5,15 +5,15 @@
 //! forgets them only when the connection is gone on its side: so it is killed there, seen gone, and the key
 //! is deleted after that.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::sleep;
-use tracing::{info, warn};
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info, warn};
 
 use super::connection::text;
-use super::{Abandoned, CacheError, Connection, Endpoint, Fate, Upstreams};
+use super::{Abandoned, CacheError, CacheState, Connection, Endpoint, Fate, Upstreams};
 use crate::fence::Fence;
 
 /// Ends abandoned fills, one connection's after another's.
@@ -27,26 +27,60 @@ pub struct Reaper {
     pub fence: Arc<Fence>,
     /// Who waits for their end.
     pub upstreams: Arc<Upstreams>,
+    /// Who wants to know.
+    pub state: Arc<CacheState>,
     /// What was abandoned.
     pub abandoned: mpsc::UnboundedReceiver<Abandoned>,
 }
 
 const RETRY: Duration = Duration::from_millis(200);
+/// How often the connection is looked after while nothing is to be ended.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
 
 impl Reaper {
     /// Works until the process ends.
     pub async fn run(mut self) {
         let mut connection = None;
-        while let Some(abandoned) = self.abandoned.recv().await {
+        self.look_after(&mut connection).await;
+        loop {
+            let abandoned = match timeout(LOOK_AFTER, self.abandoned.recv()).await {
+                Ok(Some(abandoned)) => abandoned,
+                Ok(None) => return,
+                Err(_) => {
+                    self.look_after(&mut connection).await;
+                    continue;
+                }
+            };
             while let Err(error) = self.reap(&mut connection, &abandoned).await {
-                warn!(%error, fills = abandoned.fills.len(), "cannot end abandoned fills yet; trying again");
+                self.failed(&error, abandoned.fills.len());
                 connection = None;
                 sleep(RETRY).await;
             }
+            *self.state.unreaped.lock().unwrap_or_else(PoisonError::into_inner) = None;
             for fill in &abandoned.fills {
                 self.fence.finish(fill.hash, fill.id);
             }
             self.upstreams.ended.notify_waiters();
+        }
+    }
+
+    /// The connection is made before it is needed: a Redis that has no place for more connections is full of those that
+    /// have to be ended.
+    async fn look_after(&self, connection: &mut Option<Connection>) {
+        let looked = match connection.take() {
+            Some(mut open) => open.call(&[b"PING"]).await.map(|_| open),
+            None => Connection::open(&self.address, &self.name).await,
+        };
+        // The worker says what is wrong with Redis.
+        *connection = looked.inspect_err(|error| debug!(%error, "no connection to end fills by")).ok();
+    }
+
+    fn failed(&self, error: &CacheError, fills: usize) {
+        let error = error.to_string();
+        let mut last = self.state.unreaped.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.as_deref() != Some(&error) {
+            warn!(error, fills, "cannot end abandoned fills yet; trying again");
+            *last = Some(error);
         }
     }
 
@@ -153,7 +187,7 @@ async fn kill_id(connection: &mut Connection, id: &str) -> Result<(), CacheError
 }
 
 /// A field of a line of `CLIENT LIST`: `id=3 addr=... name=...`.
-fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     line.split(' ').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
 }
 

@@ -61,7 +61,7 @@ pub(super) async fn pass(
 ) -> Result<(), CacheError> {
     upstreams.turns.take().await;
     let mut waiting: Vec<(Arc<Upstream>, u64)> =
-        upstreams.open().into_iter().map(|upstream| (upstream.clone(), upstream.sent())).collect();
+        upstreams.all().into_iter().map(|upstream| (upstream.clone(), upstream.sent())).collect();
     let deadline = Instant::now() + patience;
     loop {
         waiting.retain(|(upstream, sent)| {

@@ -4,13 +4,13 @@
 //! connection broke may still sit in Redis's socket buffer, to be executed *after* that deletion (fact F13).
 //! Both end the same way: the connection is killed on Redis's side too, and the key is deleted again.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dashmap::DashMap;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::{Strangers, Turns};
+use super::{Question, Strangers, Turns};
 use crate::fence::{FillId, KeyHash};
 use crate::guard::GuardedKey;
 
@@ -28,6 +28,12 @@ pub struct Upstream {
     answered: AtomicU64,
     /// The last one waits in Redis, perhaps for ever, and fills nothing.
     resting: AtomicBool,
+    /// The `run_id` of the Redis that it leads to, once that has been seen.
+    run_id: Mutex<Option<String>>,
+    /// Changes with what comes. What goes proves nothing: a path that leads nowhere takes it all the same.
+    progress: AtomicU32,
+    /// Clients share it, and something that was sent has not been answered.
+    waiting: AtomicBool,
 }
 
 impl Upstream {
@@ -72,6 +78,27 @@ impl Upstream {
     /// What Redis calls it, if it has said so.
     pub fn redis_id(&self) -> Option<u64> {
         Some(self.redis_id.load(Ordering::Acquire)).filter(|id| *id != 0)
+    }
+
+    /// It has been seen in this Redis.
+    pub(super) fn leads_to(&self, run_id: &str) {
+        *self.run_id.lock().unwrap_or_else(PoisonError::into_inner) = Some(run_id.to_owned());
+    }
+
+    fn leads_elsewhere(&self, than: &str) -> bool {
+        self.run_id.lock().unwrap_or_else(PoisonError::into_inner).as_deref().is_some_and(|id| id != than)
+    }
+
+    /// So many times something came. `waiting`: clients share it, and wait for Redis.
+    pub fn moved(&self, times: u32, waiting: bool) {
+        // Its owner alone writes these.
+        self.progress.store(self.progress.load(Ordering::Relaxed).wrapping_add(times), Ordering::Relaxed);
+        self.waiting.store(waiting, Ordering::Relaxed);
+    }
+
+    /// How far it has got, if clients share it and wait for Redis.
+    pub(super) fn waits(&self) -> Option<u32> {
+        self.waiting.load(Ordering::Relaxed).then(|| self.progress.load(Ordering::Relaxed))
     }
 
     /// Asks the connection's owner to abandon it.
@@ -156,14 +183,29 @@ pub struct Upstreams {
     pub strangers: Arc<Strangers>,
     /// Told when a connection ends that was not given up by us: Redis may have been restarted.
     pub lost: Notify,
+    /// Told when new connections lead to another Redis than the worker's.
+    pub moved: Notify,
+    /// The `run_id` of that one.
+    elsewhere: Mutex<String>,
     abandoned: mpsc::UnboundedSender<Abandoned>,
+    questions: mpsc::UnboundedSender<Question>,
+}
+
+/// What is handed over by the connections.
+#[derive(Debug)]
+pub struct Handed {
+    /// Fills to be ended.
+    pub abandoned: mpsc::UnboundedReceiver<Abandoned>,
+    /// Connections of which it has to be seen where they lead.
+    pub questions: mpsc::UnboundedReceiver<Question>,
 }
 
 impl Upstreams {
-    /// None yet. `name` is that of this incarnation. Abandoned fills go to the receiver: not bounded by the channel,
-    /// but by the fills that clients have in flight.
-    pub fn new(name: String) -> (Self, mpsc::UnboundedReceiver<Abandoned>) {
-        let (abandoned, receiver) = mpsc::unbounded_channel();
+    /// None yet. `name` is that of this incarnation. What they hand over is not bounded by the channels, but by the
+    /// fills that clients have in flight, and by the connections.
+    pub fn new(name: String) -> (Self, Handed) {
+        let (abandoned, of_fills) = mpsc::unbounded_channel();
+        let (questions, of_connections) = mpsc::unbounded_channel();
         (
             Self {
                 name,
@@ -172,10 +214,13 @@ impl Upstreams {
                 ended: Notify::new(),
                 lost: Notify::new(),
                 turns: Turns::default(),
+                moved: Notify::new(),
+                elsewhere: Mutex::default(),
                 strangers: Arc::default(),
                 abandoned,
+                questions,
             },
-            receiver,
+            Handed { abandoned: of_fills, questions: of_connections },
         )
     }
 
@@ -190,6 +235,9 @@ impl Upstreams {
             sent: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             resting: AtomicBool::new(false),
+            run_id: Mutex::default(),
+            progress: AtomicU32::new(0),
+            waiting: AtomicBool::new(false),
         });
         self.open.insert(number, upstream.clone());
         upstream
@@ -199,6 +247,37 @@ impl Upstreams {
     /// finds its predecessors by it.
     pub fn name(&self, upstream: &Upstream) -> String {
         format!("{}:{}", self.name, upstream.number)
+    }
+
+    /// Returns when the connection has been seen in the Redis that deletions go to.
+    ///
+    /// # Errors
+    /// When it leads to another one, or that cannot be found out.
+    pub async fn verify(&self, upstream: &Arc<Upstream>) -> Result<(), String> {
+        let (answer, answered) = oneshot::channel();
+        // Nobody looks only while the process ends.
+        let _ = self.questions.send(Question { upstream: upstream.clone(), answer });
+        answered.await.unwrap_or_else(|_| Err("the proxy ends".into()))
+    }
+
+    /// A connection leads to this Redis, which may not be that of the worker.
+    pub(super) fn elsewhere(&self, run_id: &str) {
+        run_id.clone_into(&mut self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner));
+        self.moved.notify_one();
+    }
+
+    /// Whether the last that was seen elsewhere was in another Redis than this.
+    pub(super) fn is_elsewhere(&self, than: &str) -> bool {
+        *self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner) != than
+    }
+
+    /// Asks for the end of those that lead to another Redis.
+    pub(super) fn doom_elsewhere(&self, than: &str) {
+        for entry in &self.open {
+            if entry.value().leads_elsewhere(than) {
+                entry.value().doom();
+            }
+        }
     }
 
     /// Forgets a connection that is closed on this side, and hands over its fills that were not answered.
@@ -235,7 +314,7 @@ impl Upstreams {
     }
 
     /// Those that are open.
-    pub(super) fn open(&self) -> Vec<Arc<Upstream>> {
+    pub(super) fn all(&self) -> Vec<Arc<Upstream>> {
         self.open.iter().map(|entry| entry.value().clone()).collect()
     }
 

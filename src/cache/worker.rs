@@ -1,8 +1,8 @@
 //! The worker: drain, delete, and only then let the feed confirm.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -13,10 +13,13 @@ use tracing::{info, warn};
 use super::connection::text;
 use super::deleted::Deleted;
 use super::reaper::kill_predecessors;
+use super::silence::Silence;
 use super::turns::pass;
-use super::{CacheError, Connection, Endpoint, Marker, Reply, Standing, Upstreams, purge_guards};
+use super::unlink::{Marked, Marking, unlink};
+use super::{CacheError, Connection, Endpoint, Marker, Standing, Upstreams, purge_guards};
 use crate::command::CommandTable;
 use crate::config::marker_key;
+use crate::failpoint::{self, Point};
 use crate::feed::{CacheJob, Found, GapReason, Identity, Invalidation, Room};
 use crate::fence::{Fence, FillId, GuardId, KeyHash};
 use crate::guard::{CacheKey, Guards};
@@ -42,6 +45,8 @@ pub struct WorkerSettings {
     pub observe: bool,
     /// Commits wait for us, those that change no guarded key too.
     pub strict: bool,
+    /// More may be confirmed than the primary shows. The feed says so, and a predecessor's marker.
+    pub unseen: Arc<AtomicBool>,
     /// The slot goes with its connection, and nobody comes back to it: its marker goes, too.
     pub temporary_slot: bool,
 }
@@ -53,10 +58,20 @@ pub struct CacheState {
     pub connected: AtomicBool,
     /// All guarded keys are being purged: until that is done, what Redis holds may be of any age.
     pub purging: AtomicBool,
+    /// The `run_id` of the Redis that is level, while one is.
+    pub run_id: Mutex<Option<String>>,
+    /// Connections that were lost: whoever lost one may have been the first to see that Redis is another one.
+    pub doubts: AtomicU64,
+    /// So many of them have been cleared up: the worker's connection has worked since, or is a new one.
+    pub cleared: AtomicU64,
     /// Keys that wait to be deleted.
     pub backlog: AtomicU64,
     /// What went wrong last.
     pub error: Mutex<Option<String>>,
+    /// Why the marker could not be written behind the last deletions, which are done.
+    pub unmarked: Mutex<Option<String>>,
+    /// Why fills of lost connections cannot be ended, for which deletions of their keys wait.
+    pub unreaped: Mutex<Option<String>>,
 }
 
 /// Deletes what commits changed. Owns the proxy's own connection to Redis.
@@ -74,28 +89,26 @@ pub struct Worker {
     run_id: String,
     /// Known once the feed has begun.
     identity: Option<Identity>,
+    /// A stream is being started: nothing is deleted in Redis before its predecessors' connections are gone, and what its
+    /// marker says is not overwritten before it is judged.
+    starting: bool,
     deleted: Deleted,
     marker_written: Instant,
     /// The guards whose keys are as the marker says: others may be matched already.
     guarded: u64,
     /// The last one that Redis has taken.
     marked: Option<Marker>,
+    silence: Silence,
 }
 
 const RETRY: Duration = Duration::from_millis(200);
 /// Commits that one round trip to Redis takes, at most.
 const MAX_BATCH: usize = 4096;
-/// Keys of one UNLINK: Redis does nothing else while it executes one.
-const UNLINK_KEYS: usize = 512;
-/// Bytes of commands that are sent before their replies are read.
-const WINDOW: usize = 256 * 1024;
 /// Commits of tables without a guard move the feed too. The marker follows them at this pace, and the applied
 /// position with it: were it confirmed before it is in the marker, the next start would find the marker behind.
 const MARKER_PACE: Duration = Duration::from_millis(100);
 /// How often the connection is looked after while nothing is to be deleted.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
-/// How long the marker of a temporary slot outlives its process, in seconds. It is written anew far more often.
-const TEMPORARY_MARKER: &str = "3600";
 
 /// What the worker shares with the rest of the proxy.
 pub struct Shared {
@@ -114,7 +127,47 @@ pub struct Shared {
 impl CacheState {
     /// Whether what Redis holds is level with what the feed has applied.
     pub fn is_level(&self) -> bool {
-        self.connected.load(Ordering::Relaxed) && !self.purging.load(Ordering::Relaxed)
+        self.connected.load(Ordering::Relaxed)
+            && !self.purging.load(Ordering::Relaxed)
+            && self.cleared.load(Ordering::Acquire) >= self.doubts.load(Ordering::Acquire)
+    }
+
+    /// A connection was lost. To be said before anything is sent on another one.
+    pub fn doubt(&self) {
+        self.doubts.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The worker's connection has answered what was asked when there were so many doubts.
+    fn clear(&self, doubts: u64) {
+        self.cleared.fetch_max(doubts, Ordering::AcqRel);
+    }
+
+    /// Why the marker is behind, if it is.
+    pub fn unmarked(&self) -> Option<String> {
+        self.unmarked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why fills of lost connections cannot be ended, if so.
+    pub fn unreaped(&self) -> Option<String> {
+        self.unreaped.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes how the marker fared, and says so where that is new.
+    fn marked(&self, marked: Marked) {
+        let mut unmarked = self.unmarked.lock().unwrap_or_else(PoisonError::into_inner);
+        match (marked, unmarked.is_some()) {
+            (Marked::NoRoom(error), noted) => {
+                if !noted {
+                    warn!(error, "Redis is full: keys are deleted, and the marker cannot be written");
+                }
+                *unmarked = Some(error);
+            }
+            (Marked::Written, true) => {
+                info!("the marker is written again");
+                *unmarked = None;
+            }
+            (Marked::Written, false) => {}
+        }
     }
 }
 
@@ -140,10 +193,12 @@ impl Worker {
             connection: None,
             run_id: String::new(),
             identity: None,
+            starting: false,
             deleted: Deleted::default(),
             marker_written: Instant::now(),
             guarded,
             marked: None,
+            silence: Silence::default(),
         }
     }
 
@@ -168,6 +223,13 @@ impl Worker {
                 },
                 // Perhaps Redis was: our own connection will tell.
                 () = self.upstreams.lost.notified() => self.look_after().await,
+                // Ours would stay where it is.
+                () = self.upstreams.moved.notified(), if !self.settings.observe => {
+                    if self.connection.is_some() && self.upstreams.is_elsewhere(&self.run_id) {
+                        self.failed(CacheError::Elsewhere { address: self.settings.address.to_string() }).await;
+                        self.look_after().await;
+                    }
+                }
                 // A Redis that comes back with older data must not be read before it is level, not even by the first
                 // client to come.
                 error = ended(&mut self.connection), if !self.settings.observe => {
@@ -193,6 +255,7 @@ impl Worker {
                     }
                 }
             }
+            self.silence.end(&self.upstreams, self.settings.address.reply_timeout);
             let at_once = self.settings.observe || self.settings.strict;
             let due = at_once || self.marker_written.elapsed() >= MARKER_PACE;
             if due || !changes.is_empty() {
@@ -202,30 +265,44 @@ impl Worker {
         }
     }
 
-    /// Nothing has come for a while. A Redis that was replaced has to be noticed although nothing is to be deleted
-    /// in it: clients would read whatever it holds.
+    /// Nothing has come for a while. A Redis that was replaced, or would refuse deletions, has to be noticed although
+    /// nothing is to be deleted in it: clients would read whatever it holds.
     async fn look_after(&mut self) {
-        if !self.settings.observe {
-            self.retrying(async |worker| {
-                if worker.settings.temporary_slot && worker.identity.is_some() {
-                    worker.connected().await?;
-                    let applied = *worker.applied.borrow();
-                    return worker.unlink(&[], applied).await;
-                }
-                worker.connected().await?.call(&[b"PING"]).await.map(drop)
-            })
-            .await;
+        if self.settings.observe {
+            return;
         }
+        self.retrying(async |worker| {
+            let doubts = worker.state.doubts.load(Ordering::Acquire);
+            let begun = worker.identity.is_some();
+            let connection = worker.connected().await?;
+            if !begun {
+                connection.call(&[b"PING"]).await?;
+                worker.state.clear(doubts);
+                return Ok(());
+            }
+            let applied = *worker.applied.borrow();
+            let behind = worker.settings.temporary_slot || worker.state.unmarked().is_some();
+            let marking = if behind { worker.marking() } else { Marking::Absent };
+            worker.unlink(&[], applied, marking).await
+        })
+        .await;
+    }
+
+    fn marking(&self) -> Marking {
+        if self.settings.temporary_slot { Marking::Expiring } else { Marking::Lasting }
     }
 
     /// Deletes keys and writes the marker.
-    async fn unlink(&mut self, keys: &[&CacheKey], applied: Lsn) -> Result<(), CacheError> {
+    async fn unlink(&mut self, keys: &[&CacheKey], applied: Lsn, marking: Marking) -> Result<(), CacheError> {
         let marker = self.marker(applied);
-        let expires = self.settings.temporary_slot;
-        match &mut self.connection {
-            Some(connection) => unlink(connection, keys, marker.as_ref(), expires).await?,
+        let (began, doubts) = (Instant::now(), self.state.doubts.load(Ordering::Acquire));
+        let marked = match &mut self.connection {
+            Some(connection) => unlink(connection, keys, marker.as_ref(), marking).await?,
             None => return Err(not_connected(&self.settings.address)),
-        }
+        };
+        self.silence.answered(began);
+        self.state.clear(doubts);
+        self.state.marked(marked);
         self.marked = marker;
         Ok(())
     }
@@ -240,6 +317,9 @@ impl Worker {
         let advanced = advanced.max(applied);
         if !self.settings.observe {
             self.drain(changes.iter().flat_map(|change| change.draining.iter().copied()).collect()).await;
+            if !changes.is_empty() {
+                failpoint::pass(Point::Drained);
+            }
             let keys: usize = changes.iter().map(|change| change.keys.len()).sum();
             self.state.backlog.store(keys as u64, Ordering::Relaxed);
             self.retrying(async |worker| worker.delete(&changes, advanced).await).await;
@@ -256,6 +336,7 @@ impl Worker {
         }
         if advanced > applied {
             self.applied.send_replace(advanced);
+            failpoint::pass(Point::Applied);
         }
     }
 
@@ -295,8 +376,9 @@ impl Worker {
             self.purge("truncate", |guard| truncated.contains(&guard)).await?;
         }
         let keys: Vec<&CacheKey> = changes.iter().flat_map(|change| &change.keys).collect();
-        self.unlink(&keys, advanced).await?;
+        self.unlink(&keys, advanced, self.marking()).await?;
         self.marker_written = Instant::now();
+        failpoint::pass(Point::Marked);
         Ok(())
     }
 
@@ -309,6 +391,7 @@ impl Worker {
             incarnation: self.settings.incarnation.clone(),
             guards: self.guarded,
             tables: Some(guards.tables_digest()),
+            unseen: self.settings.unseen.load(Ordering::Relaxed),
         })
     }
 
@@ -332,10 +415,14 @@ impl Worker {
         if self.settings.observe {
             return Found::Nothing;
         }
+        // What the first look has found: it may have to be done again, and finds our own traces then.
+        let found = OnceLock::new();
+        self.starting = true;
         self.retrying(async |worker| {
             // Whoever held the slot before may have fills under way.
             let (slot_name, own) = (worker.settings.slot_name.clone(), worker.settings.name.clone());
             kill_predecessors(worker.connected().await?, &slot_name, &own).await?;
+            failpoint::pass(Point::Succeeded);
             if !added.is_empty() {
                 worker.pass().await?;
             }
@@ -344,16 +431,11 @@ impl Worker {
                 Standing::At(lsn) | Standing::OtherGuards(lsn) if lsn > flushed => Standing::Foreign,
                 standing => standing,
             };
+            let found = *found.get_or_init(|| standing.found(position));
             worker.bring_level(standing, gap, added).await?;
-            Ok(match standing {
-                Standing::Missing => Found::Nothing,
-                // Behind the slot's position, what is in between was confirmed by somebody else, or is not known to
-                // Redis any more: nobody knows whether it was visible then.
-                Standing::At(lsn) | Standing::OtherGuards(lsn) => {
-                    Found::Predecessor { same_history: lsn >= position }
-                }
-                Standing::Foreign => Found::Predecessor { same_history: false },
-            })
+            failpoint::pass(Point::Level);
+            worker.starting = false;
+            Ok(found)
         })
         .await
     }
@@ -377,11 +459,15 @@ impl Worker {
             return Err(not_connected(&self.settings.address));
         };
         let found = connection.call(&[b"GET", key.as_bytes()]).await?;
+        let found = text(&found);
+        // Until the primary has shown all of it the next process has to know, too.
+        if found.and_then(Marker::parse).is_some_and(|found| found.unseen) {
+            self.settings.unseen.store(true, Ordering::Relaxed);
+        }
         let before = before.map(|before| Marker { identity: expected.identity, ..before.clone() });
-        let standing = expected.judge(text(&found));
-        Ok(match (standing, before.map(|before| before.judge(text(&found)))) {
+        Ok(match (expected.judge(found), before.map(|before| before.judge(found))) {
             (Standing::OtherGuards(_), Some(at @ Standing::At(_))) => at,
-            _ => standing,
+            (standing, _) => standing,
         })
     }
 
@@ -409,6 +495,9 @@ impl Worker {
         };
         if let Some(reason) = purge {
             self.state.purging.store(true, Ordering::Relaxed);
+            // Whoever finds a purge that was not finished has to do it again, and may have no other reason to: what the
+            // feed has missed is not sent to the next process either.
+            self.unlink(&[], Lsn(0), self.marking()).await?;
             // Where it fails, the connection is given up first.
             self.purge(reason, |_| true).await?;
         } else if !added.is_empty() {
@@ -419,7 +508,7 @@ impl Worker {
         if !again.is_empty() {
             info!(%applied, keys = again.len(), "this Redis is behind: deleting again");
         }
-        self.unlink(&again.iter().collect::<Vec<_>>(), applied).await
+        self.unlink(&again.iter().collect::<Vec<_>>(), applied, self.marking()).await
     }
 
     /// Deletes every key of the guards.
@@ -456,10 +545,13 @@ impl Worker {
                 info!("Redis was restarted or replaced: closing every connection to the old one");
                 self.upstreams.doom_all();
             }
-            if self.identity.is_some() && !self.settings.observe {
+            if self.identity.is_some() && !self.starting && !self.settings.observe {
                 let standing = self.standing(None).await?;
                 self.bring_level(standing, None, &[]).await?;
             }
+            *self.state.run_id.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.run_id.clone());
+            // Opened while it was not known where deletions go.
+            self.upstreams.doom_elsewhere(&self.run_id);
             self.state.connected.store(true, Ordering::Relaxed);
         }
         // Just made, if it was not there.
@@ -485,6 +577,7 @@ impl Worker {
 
     async fn failed(&mut self, error: CacheError) {
         self.connection = None;
+        *self.state.run_id.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.state.connected.store(false, Ordering::Relaxed);
         self.state.purging.store(false, Ordering::Relaxed);
         let text = error.to_string();
@@ -533,49 +626,4 @@ async fn ended(connection: &mut Option<Connection>) -> CacheError {
 
 fn not_connected(address: &Endpoint) -> CacheError {
     CacheError::Io { address: address.to_string(), source: std::io::ErrorKind::NotConnected.into() }
-}
-
-/// Deletes keys and writes the marker after them, in as few round trips as their size allows.
-async fn unlink(
-    connection: &mut Connection,
-    keys: &[&CacheKey],
-    marker: Option<&Marker>,
-    expires: bool,
-) -> Result<(), CacheError> {
-    // Most have one db, whose keys stay in their order.
-    let mut dbs: BTreeMap<u32, Vec<&[u8]>> = BTreeMap::new();
-    keys.iter().for_each(|key| dbs.entry(key.db).or_default().push(&key.name));
-    let mut sent = 0;
-    let mut command: Vec<&[u8]> = Vec::with_capacity(UNLINK_KEYS + 1);
-    for (db, keys) in &dbs {
-        sent += connection.queue_select(*db);
-        for keys in keys.chunks(UNLINK_KEYS) {
-            command.clear();
-            command.push(b"UNLINK");
-            command.extend(keys);
-            connection.queue(&command);
-            sent += 1;
-            if connection.queued() > WINDOW {
-                settle(connection, &mut sent).await?;
-            }
-        }
-    }
-    sent += connection.queue_select(connection.home);
-    if let Some(marker) = marker {
-        let (key, text) = (marker_key(&marker.slot), marker.to_string());
-        let set: [&[u8]; 5] = [b"SET", key.as_bytes(), text.as_bytes(), b"EX", TEMPORARY_MARKER.as_bytes()];
-        connection.queue(if expires { &set } else { &set[..3] });
-        sent += 1;
-    }
-    settle(connection, &mut sent).await
-}
-
-async fn settle(connection: &mut Connection, sent: &mut usize) -> Result<(), CacheError> {
-    connection.send().await?;
-    while *sent > 0 {
-        let reply = connection.reply("UNLINK and the marker").await?;
-        debug_assert!(matches!(reply, Reply::Integer(_) | Reply::SimpleString(_)));
-        *sent -= 1;
-    }
-    Ok(())
 }

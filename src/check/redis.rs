@@ -210,7 +210,9 @@ fn eviction(info: &str) -> Row {
     }
     if policy == "noeviction" {
         return Row::warning(NAME, found)
-            .means("when it is full the marker cannot be written: deletions wait, and the feed with them")
+            .means(
+                "when it is full fills fail, and the marker cannot be written: a restart of Redis or of the proxy then purges",
+            )
             .redis("CONFIG SET maxmemory-policy volatile-lru");
     }
     Row::good(NAME, found)

@@ -1,7 +1,7 @@
 //! Commands that are one thing or another, depending on their arguments.
 
-use super::keys::is_one_of;
-use super::{Command, Effect, Keys, Miss, Read, Route};
+use super::keys::{Word, is_one_of};
+use super::{Begin, Command, Effect, KeySpec, Keys, Miss, Read, Route};
 use crate::resp::Arguments;
 
 /// On what it depends.
@@ -11,7 +11,7 @@ pub(super) enum Fork {
     None,
     /// On the command within (`OBJECT FREQ`).
     Container,
-    /// It waits only with `BLOCK` (XREAD).
+    /// It waits only with `BLOCK`, and reads otherwise (XREAD).
     Block,
     /// It fills only with `SET` or `INCRBY`, and reads otherwise (BITFIELD).
     BitField,
@@ -37,7 +37,12 @@ impl Fork {
             })
         };
         match (self, command) {
-            (Self::Block, _) if !has(1, &["BLOCK"]) => Command::Plain,
+            (Self::Block, _) if !has(1, &["BLOCK"]) => {
+                // XREADGROUP keeps account of who has read what.
+                let changes = arguments.get(0).is_some_and(|name| is_one_of(name, &["XREADGROUP"]));
+                let (keys, miss, route) = (streams(), Miss::NilArray, Route::Lane);
+                Command::Read(Read { keys, miss, route, changes, expires: false })
+            }
             (Self::BitField, _) if !has(2, &["SET", "INCRBY"]) => reads(Miss::Unknown),
             (Self::Store, _) if !has(2, &["STORE", "STOREDIST"]) => reads(Miss::EmptyArray),
             (Self::Path, Command::Fill(mut form)) => {
@@ -52,4 +57,10 @@ impl Fork {
             _ => command,
         }
     }
+}
+
+/// The first half of what follows the word STREAMS.
+fn streams() -> Keys {
+    let range = |word| KeySpec::Range { begin: Begin::Word(word, 1), last: -1, step: 1, limit: 2 };
+    Keys::of(Word::new("STREAMS").map(range))
 }

@@ -86,7 +86,9 @@ const READS: &[(Miss, Keys, &[&str])] = &[
         ],
     ),
     (Miss::Nil, SECOND, &["OBJECT"]),
-    (Miss::NilOrEmpty, FIRST, &["HRANDFIELD", "SRANDMEMBER", "ZRANDMEMBER", "LPOS"]),
+    (Miss::NilOrEmpty, FIRST, &["HRANDFIELD", "SRANDMEMBER", "ZRANDMEMBER", "LPOS", "SPOP"]),
+    (Miss::NilOrNilArray, FIRST, &["LPOP", "RPOP"]),
+    (Miss::NilArray, COUNTED, &["LMPOP", "ZMPOP"]),
     (
         Miss::EmptyArray,
         FIRST,
@@ -106,6 +108,8 @@ const READS: &[(Miss, Keys, &[&str])] = &[
             "GEORADIUS_RO",
             "GEORADIUSBYMEMBER_RO",
             "SORT_RO",
+            "ZPOPMIN",
+            "ZPOPMAX",
         ],
     ),
     (Miss::EmptyArray, COUNTED, &["ZDIFF", "ZINTER", "ZUNION"]),
@@ -151,7 +155,10 @@ const READS: &[(Miss, Keys, &[&str])] = &[
 ];
 
 /// Reads whose other half is wanted even where the reply is not.
-const CHANGING_READS: &[&str] = &["GETDEL", "GETEX", "HGETDEL", "HGETEX", "TOUCH"];
+const CHANGING_READS: &[&str] = &[
+    "GETDEL", "GETEX", "HGETDEL", "HGETEX", "TOUCH", "LPOP", "RPOP", "SPOP", "LMPOP", "ZPOPMIN", "ZPOPMAX",
+    "ZMPOP",
+];
 
 /// Scripts that declare to change nothing.
 const READING_SCRIPTS: &[&str] = &["EVAL_RO", "EVALSHA_RO", "FCALL_RO"];
@@ -245,13 +252,6 @@ const NOT_FILLS: &[&str] = &[
     "ZREMRANGEBYLEX",
     "ZREMRANGEBYRANK",
     "ZREMRANGEBYSCORE",
-    "LPOP",
-    "RPOP",
-    "LMPOP",
-    "SPOP",
-    "ZPOPMIN",
-    "ZPOPMAX",
-    "ZMPOP",
     "XDEL",
     "XDELEX",
     "XTRIM",

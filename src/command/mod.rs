@@ -122,6 +122,10 @@ pub enum Miss {
     Nil,
     /// A nil, or with a count an empty array (SRANDMEMBER).
     NilOrEmpty,
+    /// A nil, or with a count no array (LPOP).
+    NilOrNilArray,
+    /// No array (LMPOP, XREAD).
+    NilArray,
     /// An empty array (LRANGE).
     EmptyArray,
     /// An empty set (SMEMBERS).

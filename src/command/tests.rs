@@ -229,7 +229,12 @@ fn commands_within_a_container_have_keys_of_their_own() {
 #[test]
 fn some_commands_depend_on_their_arguments() {
     let table = CommandTable::known();
-    assert_eq!(of(&table, "XREAD COUNT 1 STREAMS s 0"), Command::Plain);
+    let of_streams = |request, changes| match of(&table, request) {
+        Command::Read(read) => read.miss == Miss::NilArray && read.changes == changes,
+        _ => false,
+    };
+    assert!(of_streams("XREAD COUNT 1 STREAMS s 0", false));
+    assert!(of_streams("XREADGROUP GROUP g c STREAMS s >", true));
     assert_eq!(of(&table, "XREAD block 0 STREAMS s 0"), Command::Blocking);
     for read in ["BITFIELD k GET u8 0", "SORT k BY nosort", "GEORADIUS k 1 1 1 m"] {
         assert!(matches!(of(&table, read), Command::Read(_)), "{read}");

@@ -27,7 +27,7 @@ pub fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
     if proxy.tls.is_some() != new.proxy.tls.is_some() {
         found.push("proxy.tls");
     }
-    differing!(found, redis, &new.redis, "redis", Redis { fixed: url, upstream; live: tls });
+    differing!(found, redis, &new.redis, "redis", Redis { fixed: url, upstream, reply_timeout; live: tls });
     differing!(found, postgres, &new.postgres, "postgres", Postgres {
         fixed: url, password_file, slot, temporary_slot, failover_slot, streaming, publication, contract,
                application_name, feed_lost_after, max_lag; live:

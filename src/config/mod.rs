@@ -122,6 +122,10 @@ pub struct Redis {
     pub url: String,
     /// Whether clients share upstream connections.
     pub upstream: Upstream,
+    /// How long Redis may take to answer what the proxy asks itself, before that connection is given up. A shared
+    /// connection of clients that waits for longer, while Redis answers the proxy, is given up too.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub reply_timeout: Duration,
     /// For `rediss://`.
     pub tls: Option<RedisTls>,
 }
@@ -446,6 +450,7 @@ impl fmt::Debug for Redis {
         f.debug_struct("Redis")
             .field("url", &redact(&self.url))
             .field("upstream", &self.upstream)
+            .field("reply_timeout", &self.reply_timeout)
             .field("tls", &self.tls)
             .finish()
     }
@@ -499,7 +504,12 @@ impl Default for Proxy {
 
 impl Default for Redis {
     fn default() -> Self {
-        Self { url: "redis://127.0.0.1:6379/0".into(), upstream: Upstream::Shared, tls: None }
+        Self {
+            url: "redis://127.0.0.1:6379/0".into(),
+            upstream: Upstream::Shared,
+            reply_timeout: Duration::from_secs(5),
+            tls: None,
+        }
     }
 }
 

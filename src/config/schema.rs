@@ -88,6 +88,7 @@ static SETTINGS: [(&str, Node); 7] = [
         table(&[
             ("url", URL),
             ("upstream", choice(&["shared", "pinned"])),
+            ("reply_timeout", TIME),
             ("tls", table(&[("ca", TEXT), ("cert", TEXT), ("key", TEXT), ("server_name", TEXT)])),
         ]),
     ),

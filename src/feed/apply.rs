@@ -33,6 +33,7 @@ use super::catalog::{Table, learn};
 use super::job::Invalidation;
 use super::positions::Positions;
 use super::state::{BROKEN_BY_CATALOG, BROKEN_BY_STREAM, FeedState};
+use crate::failpoint::{self, Point};
 use crate::fence::{FillId, KeyHash, RowChange, Write};
 use crate::guard::{CacheKey, Guard, GuardId, Guards, key_hash};
 use crate::pg::pgoutput::{DecodeError, Message, OldTuple, Relation, Tuple, decode, table_of_row};
@@ -523,6 +524,7 @@ impl Applier {
             }
         }
         self.positions.received(write);
+        failpoint::pass(Point::Fenced);
         let truncated = transaction.truncated;
         let written_lsn = end_lsn;
         Applied::Commit(Invalidation { end_lsn, written_lsn, commit_time_us, keys, truncated, draining })

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use crate::failpoint::Point;
 use crate::fence::{FillId, KeyHash};
 use crate::guard::{CacheKey, GuardId};
 use crate::position::Lsn;
@@ -51,6 +52,11 @@ impl GapReason {
         GapReason::WentBack,
         GapReason::CatalogMended,
     ];
+
+    /// Whether the database may lack commits that it had: what was read of them must not count any more.
+    pub(super) fn abandons_history(self) -> bool {
+        matches!(self, GapReason::NewSystem | GapReason::NewTimeline | GapReason::WentBack)
+    }
 
     /// Its name in metrics and logs.
     pub fn as_str(self) -> &'static str {
@@ -173,6 +179,15 @@ impl CacheJob {
         match self {
             CacheJob::Invalidate(change, _) => u32::try_from(change.keys.len()).unwrap_or(u32::MAX),
             CacheJob::Start { .. } | CacheJob::Advance(_) => 0,
+        }
+    }
+
+    /// What the feed passes when it has given this to the cache.
+    pub(super) fn point(&self) -> Option<Point> {
+        match self {
+            CacheJob::Invalidate(change, _) if change.is_part() => Some(Point::PartHanded),
+            CacheJob::Invalidate(..) => Some(Point::Handed),
+            CacheJob::Start { .. } | CacheJob::Advance(_) => None,
         }
     }
 

@@ -4,6 +4,7 @@
 //!  catalog   does the database fit the guards?  publication, slot
 //!  problem   what does not fit, and the SQL that mends it
 //!  stream    the socket: read, apply, confirm
+//!  patience  how long a silent stream is borne with
 //!  apply     rows -> keys; a commit -> fences, settlement, deletions
 //!  sources   polls what the sources show -> settlement
 //!  reached   how far every key is deleted, and who waits for that
@@ -22,6 +23,7 @@ pub mod catalog;
 mod guarding;
 mod job;
 mod lag;
+mod patience;
 mod positions;
 mod problem;
 mod quoting;
@@ -54,13 +56,14 @@ pub use strict::Strict;
 
 use crate::fence::Millis;
 use crate::guard::{GuardId, Guards};
-use crate::pg::replication::{Lasts, System, Walsender, identifier};
+use crate::pg::replication::{Backend, Lasts, System, Walsender, identifier};
 use crate::pg::target::Target;
 use crate::position::Lsn;
 use apply::Applier;
 use backoff::Backoff;
-use catalog::{Publication, Table};
+use catalog::{Publication, Slot, Table};
 use job::Rooms;
+use patience::Patience;
 use standby_names::StandbyNames;
 use state::{BROKEN_BY_CATALOG, BROKEN_BY_STREAM};
 use stream::Stream;
@@ -73,6 +76,10 @@ const CATALOG_PAUSE: Duration = Duration::from_millis(200);
 const HEALTH_INTERVAL: Duration = Duration::from_millis(50);
 /// An attempt to set the stream up, without connecting and waiting for transactions and for the cache, takes no longer.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(30);
+/// A walsender that was told to end lets go of its slot at once, unless it cannot run; then the next attempt finds it free.
+const RELEASE: Duration = Duration::from_secs(2);
+/// Between looks whether it has.
+const RELEASE_STEP: Duration = Duration::from_millis(10);
 /// The first Postgres whose slots can survive a failover.
 const FAILOVER_SLOTS: i32 = 170_000;
 /// What a stream ends with when the publication is not there, as of the commit that it decodes.
@@ -152,11 +159,14 @@ pub struct Feed {
     regap: Option<GapReason>,
     /// The stream did not find the publication: if there is one now, it is newer than the slot.
     outdated: bool,
+    /// The walsender that we were the last to have take the slot.
+    reader: Option<Backend>,
 }
 
 /// All is in place for a stream.
 struct Ready {
     sender: Walsender,
+    backend: Backend,
     client: Client,
     position: Lsn,
     /// How far the server's log was flushed.
@@ -193,6 +203,7 @@ impl Feed {
             applied,
             confirmed: Lsn(0),
             feed_lost_after: settings.feed_lost_after,
+            patience: Patience::new(settings.feed_lost_after),
         };
         Self {
             settings,
@@ -206,6 +217,7 @@ impl Feed {
             ever_streamed: false,
             regap: None,
             outdated: false,
+            reader: None,
         }
     }
 
@@ -284,6 +296,9 @@ impl Feed {
             // was confirmed than the primary had settled.
             self.positions.restart(ready.identity, position, ready.floor, true);
             self.stream.confirmed = position;
+            if ready.gap.is_some_and(GapReason::abandons_history) {
+                self.distrust_evidence();
+            }
             self.state.server_end_lsn.store(position.0, Ordering::Relaxed);
             // Of another history, perhaps: nobody may take it for one of this.
             self.state.applied_lsn.store(position.0, Ordering::Relaxed);
@@ -326,8 +341,15 @@ impl Feed {
         for guard in ready.mended.drain(..) {
             self.state.set_broken(guard, BROKEN_BY_CATALOG | BROKEN_BY_STREAM, false);
         }
-        let in_blocks = self.stream.in_blocks;
-        ready.sender.start(&settings.slot, position, &settings.publication, in_blocks).await?;
+        // Before it is: should the answer not come, it may have.
+        self.reader = Some(ready.backend.clone());
+        // The connection has done nothing while the cache was waited for: it may be gone without anybody having said so.
+        let beginning = async {
+            ready.sender.give_up_after(self.stream.patience.sender_timeout()).await?;
+            let in_blocks = self.stream.in_blocks;
+            ready.sender.start(&settings.slot, position, &settings.publication, in_blocks).await
+        };
+        in_time(beginning).await?;
         let held = unmoved(&ready.client, settings, position).await?;
         self.state.see_held(&settings.slot, Some(held));
         self.state.heard(self.positions.now());
@@ -346,9 +368,12 @@ impl Feed {
     /// Takes over from the process before.
     fn succeed(&self, found: Found, ready: &Ready) {
         let Found::Predecessor { same_history } = found else { return };
-        // Where commits waited for us, more was confirmed than was visible.
-        let synchronous = self.state.confirms_unseen();
-        if same_history && ready.gap.is_none() && !synchronous {
+        if !same_history {
+            self.distrust_evidence();
+        }
+        // Where commits waited for us, or for the process before, more was confirmed than was visible.
+        let unseen = self.state.confirms_unseen() || self.state.unseen.load(Ordering::Relaxed);
+        if same_history && ready.gap.is_none() && !unseen {
             self.positions.restart(ready.identity, ready.position, ready.floor, false);
         }
         let fence = self.positions.fence();
@@ -357,11 +382,16 @@ impl Feed {
         fence.distrust_lives(now);
     }
 
+    /// Fills that are under way may be of what was read in another history.
+    fn distrust_evidence(&self) {
+        let takes = self.settings.lease_ttl.as_millis() as Millis;
+        self.positions.fence().distrust_evidence(self.positions.now() + takes);
+    }
+
     /// Connects, looks at the catalog, makes publication and slot if they are missing, and works out whether
     /// commits may have been missed.
     async fn prepare(&mut self) -> Result<Ready, FeedError> {
         let settings = &self.settings;
-        let limit = |_| CatalogError::Timeout(SETUP_TIMEOUT);
         let broken: Vec<GuardId> = self.state.broken().collect();
         // It has limits of its own, for each address: the last of several hosts may be the one that answers.
         let mut sender = catalog::walsender(&settings.target, &settings.application_name).await?;
@@ -386,22 +416,27 @@ impl Feed {
             if !problems.is_empty() {
                 return Err(CatalogError::Problems(problems));
             }
-            Ok((system, client, server, tables, publication, slot))
+            let slot = self.freed(&client, slot).await?;
+            let backend = sender.backend().await?;
+            Ok::<_, CatalogError>((system, client, server, tables, publication, slot, backend))
         };
-        let (system, client, server, tables, publication, slot) =
-            tokio::time::timeout(SETUP_TIMEOUT, setup).await.map_err(limit)??;
+        let (system, client, server, mut tables, publication, slot, backend) = in_time(setup).await?;
 
         // The publication comes first: a slot decodes with the catalog of its time, and knows no publication that
         // was made after it (fact F14).
         let published = match publication {
             Publication::Missing { create: sql } => {
-                let created = client.batch_execute(&sql).await;
-                created.map_err(|source| CatalogError::Create { what: "the publication", source })?;
+                let creating = async {
+                    let created = client.batch_execute(&sql).await;
+                    created.map_err(|source| CatalogError::Create { what: "the publication", source })
+                };
+                in_time(creating).await?;
                 tracing::info!(sql, "created the publication");
                 true
             }
             Publication::Present(_) => false,
         };
+        in_time(catalog::stamp(&client, &settings.publication, &mut tables)).await?;
         let identity = Identity { system_id: system.system_id, timeline: system.timeline };
         let gone_back = self.identity.is_some() && server.flushed < self.stream.reached();
         let mut gap = self
@@ -413,7 +448,9 @@ impl Feed {
         // Of guards that were added nothing was known, and all that is theirs goes anyway.
         let tables_of_then: Vec<Table> =
             tables.iter().filter(|table| !self.added.contains(&table.guard)).cloned().collect();
-        if !known.is_empty() && !differing(&client, &self.guards, &known, &tables_of_then).await?.is_empty() {
+        if !known.is_empty()
+            && !in_time(differing(&client, &self.guards, &known, &tables_of_then)).await?.is_empty()
+        {
             gap = gap.or(Some(GapReason::CatalogMended));
         }
         if !broken.is_empty() {
@@ -430,9 +467,8 @@ impl Feed {
                 }
                 if can_failover && slot.failover != settings.failover_slot {
                     // It waits where somebody has taken the slot meanwhile.
-                    tokio::time::timeout(SETUP_TIMEOUT, alter_slot(&mut sender, settings))
-                        .await
-                        .map_err(limit)?;
+                    let altering = alter_slot(&mut sender, settings);
+                    in_time(async { Ok::<_, CatalogError>(altering.await) }).await?;
                 }
                 slot.confirmed
             }
@@ -443,7 +479,7 @@ impl Feed {
                     Some(_) => GapReason::NewPublication,
                 };
                 if other.is_some() {
-                    sender.drop_slot(&settings.slot).await?;
+                    in_time(sender.drop_slot(&settings.slot)).await?;
                 }
                 gap = gap.or(Some(reason));
                 let lasts = match (settings.temporary_slot, settings.failover_slot && can_failover) {
@@ -459,8 +495,41 @@ impl Feed {
         // before now may have gone by unseen. So it starts to vouch from here; a running one knows.
         let flushed = server.flushed;
         let floor = position.max(flushed);
-        Ok(Ready { sender, client, position, flushed, floor, identity, gap, tables, mended: broken })
+        Ok(Ready { sender, backend, client, position, flushed, floor, identity, gap, tables, mended: broken })
     }
+
+    /// The slot, and nobody reads it any more if that was our last connection. Postgres may hold that for alive long after
+    /// we have given it up: where the line was cut, nobody told it. Whoever else reads the slot is left alone.
+    async fn freed(&self, client: &Client, slot: Option<Slot>) -> Result<Option<Slot>, CatalogError> {
+        let settings = &self.settings;
+        let (true, Some(reader)) = (slot.as_ref().is_some_and(|slot| slot.active), &self.reader) else {
+            return Ok(slot);
+        };
+        if !catalog::end_reader(client, &settings.slot, reader).await? {
+            return Ok(slot);
+        }
+        tracing::warn!(
+            slot = settings.slot,
+            pid = reader.pid,
+            "ended the walsender of our last connection, which Postgres took for alive"
+        );
+        let started = std::time::Instant::now();
+        loop {
+            let slot = catalog::slot(client, &settings.slot, settings.temporary_slot).await?;
+            if !slot.as_ref().is_some_and(|slot| slot.active) || started.elapsed() > RELEASE {
+                return Ok(slot);
+            }
+            tokio::time::sleep(RELEASE_STEP).await;
+        }
+    }
+}
+
+/// What Postgres does not answer in time it never will: the line may be cut.
+async fn in_time<T, E: Into<CatalogError>>(
+    asking: impl Future<Output = Result<T, E>>,
+) -> Result<T, CatalogError> {
+    let answered = tokio::time::timeout(SETUP_TIMEOUT, asking).await;
+    answered.map_err(|_| CatalogError::Timeout(SETUP_TIMEOUT))?.map_err(Into::into)
 }
 
 /// Whether positions of two identities cannot be compared.
@@ -478,10 +547,7 @@ fn elsewhere(before: Option<Identity>, now: Identity) -> Option<GapReason> {
 /// The stream has begun, and nobody else can move or drop the slot any more. Somebody may have before, since it was looked
 /// at: the server then goes on from there without a word, and what is in between never comes.
 async fn unmoved(client: &Client, settings: &Settings, from: Lsn) -> Result<Held, FeedError> {
-    let looked = catalog::slot(client, &settings.slot, settings.temporary_slot);
-    let looked = tokio::time::timeout(SETUP_TIMEOUT, looked).await;
-    let found = looked.map_err(|_| CatalogError::Timeout(SETUP_TIMEOUT))??;
-    match found {
+    match in_time(catalog::slot(client, &settings.slot, settings.temporary_slot)).await? {
         Some(slot) if slot.confirmed > from => {
             Err(StreamError::SlotMoved { from, to: slot.confirmed }.into())
         }
@@ -537,7 +603,8 @@ async fn create_slot(
                 return Ok(position);
             }
             () = tokio::time::sleep(Duration::from_secs(1)) => {
-                let why = why_no_slot(client, &settings.application_name).await?;
+                // Should the line be cut, this does not answer either.
+                let why = in_time(why_no_slot(client, &settings.application_name)).await?;
                 if state.set_error(Some(why.clone())) {
                     tracing::warn!("{why}");
                 }
@@ -625,7 +692,8 @@ async fn look(
     guards: &Guards,
     publication: &str,
 ) -> Result<(Vec<Table>, Vec<Problem>), CatalogError> {
-    let (tables, mut problems) = catalog::tables(client, guards).await?;
+    let (mut tables, mut problems) = catalog::tables(client, guards).await?;
+    catalog::stamp(client, publication, &mut tables).await?;
     match catalog::publication(client, publication, guards).await? {
         Publication::Present(found) => problems.extend(found),
         Publication::Missing { create } => {
@@ -655,7 +723,10 @@ async fn tell(
         return Ok(());
     }
     if !catalog::has_messages(client).await? {
-        state.altered.notify_one();
+        // While a guard is broken no stream starts: the others go on, and it starts over when that one is mended.
+        if !guards.iter().any(|guard| state.is_broken_by(guard.id, BROKEN_BY_CATALOG)) {
+            state.altered.notify_one();
+        }
         return Ok(());
     }
     let mut names = differing(client, guards, &held, &tables).await?;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
 
 use super::job::Identity;
@@ -25,6 +26,8 @@ pub struct Positions {
     /// Somebody has to poll faster, or again.
     pub(super) wake: Notify,
     primary_settled: watch::Sender<Lsn>,
+    /// Those that applications read from, for who cannot wait for the lock.
+    sources: ArcSwap<Vec<Arc<SourceState>>>,
 }
 
 /// What a source was last seen to show.
@@ -59,6 +62,7 @@ impl Positions {
     pub fn with_sources(fence: Arc<Fence>, sources: Vec<Arc<SourceState>>, started: Instant) -> Self {
         let settlement = Settlement::new(&kinds(&sources));
         Self {
+            sources: ArcSwap::from_pointee(sources.clone()),
             inner: Mutex::new(Inner { settlement, sources, identity: None, epoch: 0 }),
             fence,
             started,
@@ -148,8 +152,8 @@ impl Positions {
     }
 
     /// The sources that applications read from, in the order of the settings.
-    pub fn sources(&self) -> Vec<Arc<SourceState>> {
-        self.lock().sources.clone()
+    pub fn sources(&self) -> arc_swap::Guard<Arc<Vec<Arc<SourceState>>>> {
+        self.sources.load()
     }
 
     /// From now on applications read from these. What was concluded from others is void: a lease says nothing of a source
@@ -158,6 +162,7 @@ impl Positions {
     pub(super) fn set_sources(&self, sources: Vec<Arc<SourceState>>) {
         let mut inner = self.lock();
         inner.settlement.set_sources(&kinds(&sources));
+        self.sources.store(Arc::new(sources.clone()));
         inner.sources = sources;
         self.publish(&inner);
         drop(inner);

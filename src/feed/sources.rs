@@ -19,7 +19,7 @@ use super::catalog::CatalogError;
 use super::positions::{Epoch, Positions};
 use super::state::FeedState;
 use crate::fence::SourceKind;
-use crate::pg::session;
+use crate::pg::session::{self, Ended};
 use crate::pg::target::{Host, Target};
 use crate::position::{Lsn, Snapshot, Xid};
 
@@ -39,6 +39,9 @@ pub struct SourceState {
     pub kind: SourceKind,
     /// The last poll was right.
     pub up: AtomicBool,
+    /// It is no standby, or one of another system or timeline, and has not been right since: what is read there, and the
+    /// evidence that it gives, is of another history.
+    pub foreign: AtomicBool,
     /// A replica's replay position; on the primary, how far its log is flushed.
     pub position: AtomicU64,
     error: Mutex<Option<String>>,
@@ -51,6 +54,7 @@ impl SourceState {
             name: name.to_owned(),
             kind,
             up: AtomicBool::new(false),
+            foreign: AtomicBool::new(false),
             position: AtomicU64::new(0),
             error: Mutex::new(None),
         }
@@ -62,7 +66,16 @@ impl SourceState {
     }
 
     /// Remembers a poll's outcome and says so once per change.
-    fn outcome(&self, error: Option<String>) {
+    fn outcome(&self, error: Option<&PollError>) {
+        match error {
+            None => self.foreign.store(false, Ordering::SeqCst),
+            Some(error) if self.kind == SourceKind::Replica && error.is_of_another_history() => {
+                self.foreign.store(true, Ordering::SeqCst);
+            }
+            // Nobody knows what it shows meanwhile: it stays what it was.
+            Some(_) => {}
+        }
+        let error = error.map(PollError::to_string);
         let was_up = self.up.swap(error.is_none(), Ordering::Relaxed);
         let mut held = self.error.lock().unwrap_or_else(PoisonError::into_inner);
         match &error {
@@ -165,14 +178,24 @@ enum PollError {
     Timeout(Duration),
     #[error("unexpected answer {0:?}")]
     Answer(String),
-    #[error("belongs to another cluster (system identifier {found}, the feed's is {expected})")]
+    #[error(
+        "belongs to another cluster (system identifier {found}, the feed's is {expected}): until it is right no ASOF and no \
+         version is believed"
+    )]
     System { found: u64, expected: u64 },
-    #[error("is on timeline {found}, the feed on {expected}")]
+    #[error(
+        "is on timeline {found}, the feed on {expected}: until it is right no ASOF and no version is believed"
+    )]
     Timeline { found: u32, expected: u32 },
-    #[error("is not a standby; leave its url out if it is the feed's primary")]
+    #[error(
+        "is not a standby: no ASOF and no version is believed until it is one again, or no source any more (leave its url \
+         out if it is the feed's primary)"
+    )]
     NotStandby,
     #[error("is a standby: the feed's primary is gone")]
     NotPrimary,
+    #[error("closed the connection")]
+    Closed,
     #[error("was restarted")]
     Restarted,
     #[error("its replay went back from {from} to {to}")]
@@ -180,6 +203,11 @@ enum PollError {
 }
 
 impl PollError {
+    /// What is read there is not what the feed's system holds.
+    fn is_of_another_history(&self) -> bool {
+        matches!(self, PollError::System { .. } | PollError::Timeline { .. } | PollError::NotStandby)
+    }
+
     /// 57P03, cannot connect now: starting up, or shutting down.
     fn is_not_connecting(&self) -> bool {
         let PollError::Catalog(CatalogError::Postgres(error)) = self else { return false };
@@ -190,6 +218,7 @@ impl PollError {
 /// A connection to a source, checked once to be what it should be.
 struct Session {
     client: Client,
+    ended: Ended,
     host: Host,
     poll: Statement,
     system_id: u64,
@@ -254,7 +283,7 @@ async fn poll(
                         if !matches!(error, PollError::WentBack { .. }) {
                             session = None;
                         }
-                        source.state.outcome(Some(error.to_string()));
+                        source.state.outcome(Some(&error));
                         tokio::time::sleep(backoff.next()).await;
                         continue;
                     }
@@ -264,8 +293,29 @@ async fn poll(
         if pause == poll_interval {
             tokio::time::sleep(pause).await;
         } else {
-            let _ = tokio::time::timeout(pause, woken).await;
+            // A source that has crashed can be back within less, and show less than before: its clients lose their
+            // connections when we lose ours.
+            let closed = tokio::select! {
+                () = tokio::time::sleep(pause) => false,
+                () = woken => false,
+                () = ended(&mut session) => true,
+            };
+            if closed {
+                session = None;
+                if let Some(index) = source.index {
+                    positions.lost(index);
+                }
+                source.state.outcome(Some(&PollError::Closed));
+            }
         }
+    }
+}
+
+/// The session has ended. Not to be asked again of the same one.
+async fn ended(session: &mut Option<Session>) {
+    match session {
+        Some(session) => _ = (&mut session.ended).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -330,8 +380,8 @@ pub async fn look_at_replica(target: &Target, application_name: &str, feed: Iden
 
 impl Session {
     async fn open(target: &Target, kind: SourceKind, application_name: &str) -> Result<Self, PollError> {
-        let (client, host) =
-            session::connect(target, application_name).await.map_err(CatalogError::Postgres)?;
+        let (client, host, ended) =
+            session::connect_watched(target, application_name).await.map_err(CatalogError::Postgres)?;
         let (row, poll) = within(async {
             let sql = "SELECT system_identifier, pg_postmaster_start_time()::text FROM pg_control_system()";
             let row = client.query_one(sql, &[]).await?;
@@ -344,7 +394,7 @@ impl Session {
         .await?;
         // Postgres prints the identifier unsigned in IDENTIFY_SYSTEM and returns it as a signed bigint here.
         let system_id = row.get::<_, i64>(0).cast_unsigned();
-        Ok(Self { client, host, poll, system_id, started: row.get(1), last: Lsn(0) })
+        Ok(Self { client, ended, host, poll, system_id, started: row.get(1), last: Lsn(0) })
     }
 
     async fn poll_primary(
@@ -460,4 +510,32 @@ impl Session {
 
 fn parse<T: std::str::FromStr>(text: &str) -> Result<T, PollError> {
     text.parse().map_err(|_| PollError::Answer(text.chars().take(80).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_history_is_remembered_until_a_poll_is_right() {
+        let replica = SourceState::new("replica", SourceKind::Replica);
+        let is = |replica: &SourceState| replica.foreign.load(Ordering::SeqCst);
+        replica.outcome(Some(&PollError::Closed));
+        assert!(!is(&replica), "one that cannot be reached shows what it showed");
+        for wrong in [
+            PollError::NotStandby,
+            PollError::System { found: 1, expected: 2 },
+            PollError::Timeline { found: 2, expected: 1 },
+        ] {
+            replica.outcome(Some(&wrong));
+            assert!(is(&replica), "{wrong}");
+            replica.outcome(Some(&PollError::Restarted));
+            assert!(is(&replica), "{wrong}, and nobody knows what since");
+            replica.outcome(None);
+            assert!(!is(&replica), "right again");
+        }
+        let primary = SourceState::new("primary", SourceKind::Primary);
+        primary.outcome(Some(&PollError::Timeline { found: 2, expected: 1 }));
+        assert!(!is(&primary), "the feed follows it, with a gap");
+    }
 }

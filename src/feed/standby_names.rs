@@ -99,13 +99,20 @@ impl StandbyNames {
     }
 
     /// A value by which commits wait for this standby too, and for as many others as now.
+    ///
+    /// Those that commits wait for now keep their places, as other proxies may be among them: while walsenders read the
+    /// new value one by one, one that still goes by the old number must find the same ones first.
     pub fn with(&self, name: &str) -> String {
-        let others = self.others(name);
+        let mut others = self.others(name);
         if others.is_empty() {
             return quoted(name);
         }
-        let number = self.number.clamp(1, others.len()) + 1;
-        format!("FIRST {number} ({}, {})", quoted(name), others.join(", "))
+        let number = self.number.clamp(1, others.len());
+        // Whoever `*` means before us can take our place.
+        let place = |wanted: &dyn Fn(&String) -> bool| self.names.iter().position(wanted).unwrap_or(number);
+        let (any, own) = (place(&|other| other == "*"), place(&|other| other.eq_ignore_ascii_case(name)));
+        others.insert(number.min(any).min(own), quoted(name));
+        format!("FIRST {} ({})", number + 1, others.join(", "))
     }
 
     /// What to run so that commits wait for this standby no longer, but for as many of the others as there are.
@@ -269,9 +276,11 @@ mod tests {
     fn the_remedy_keeps_the_others() {
         let remedied = |setting: &str| StandbyNames::parse(setting).expect(setting).with("cachefence");
         assert_eq!(remedied(""), "cachefence");
-        assert_eq!(remedied("s1"), "FIRST 2 (cachefence, s1)");
-        assert_eq!(remedied("ANY 1 (s1, \"S 2\")"), "FIRST 2 (cachefence, s1, \"S 2\")");
-        assert_eq!(remedied("ANY 1 (s1, cachefence)"), "FIRST 2 (cachefence, s1)");
+        assert_eq!(remedied("s1"), "FIRST 2 (s1, cachefence)");
+        assert_eq!(remedied("2 (p1, s1, s2)"), "FIRST 3 (p1, s1, cachefence, s2)");
+        assert_eq!(remedied("2 (p1, *)"), "FIRST 3 (p1, cachefence, *)");
+        assert_eq!(remedied("ANY 1 (s1, \"S 2\")"), "FIRST 2 (s1, cachefence, \"S 2\")");
+        assert_eq!(remedied("ANY 1 (s1, cachefence)"), "FIRST 2 (s1, cachefence)");
         assert_eq!(remedied("*"), "FIRST 2 (cachefence, *)");
         assert_eq!(StandbyNames::parse("").expect("a value").with("Proxy 1"), "\"Proxy 1\"");
         for setting in ["", "s1", "ANY 1 (s1, s2)", "FIRST 1 (s1, cachefence)", "*", "2 (s1, *)"] {

@@ -66,6 +66,8 @@ pub struct FeedState {
     pub(super) primary_stopping: AtomicBool,
     /// Postgres has commits wait for us: `synchronous_standby_names` names the feed, though the contract is bounded.
     pub synchronous: AtomicBool,
+    /// More may be confirmed than the primary shows: a successor cannot go on as if it were not so.
+    pub unseen: Arc<AtomicBool>,
     strict: Option<Strict>,
     /// Keys of a large transaction that is arriving that have been handed on so far; 0 when there is none.
     pub transaction_keys: AtomicU64,
@@ -127,6 +129,7 @@ impl FeedState {
             reports: AtomicU64::new(0),
             primary_stopping: AtomicBool::new(false),
             synchronous: AtomicBool::new(false),
+            unseen: Arc::default(),
             strict: None,
             transaction_keys: AtomicU64::new(0),
             in_progress_bytes: AtomicU64::new(0),
@@ -156,6 +159,7 @@ impl FeedState {
 
     /// The same, with the strict contract.
     pub fn strictly(self) -> Self {
+        self.unseen.store(true, Ordering::Relaxed);
         Self { strict: Some(Strict::new()), ..self }
     }
 
@@ -237,6 +241,8 @@ impl FeedState {
     pub(super) fn begun(&self, flushed: Lsn) {
         self.level_from.store(flushed.0, Ordering::Relaxed);
         self.behind.resumed(flushed);
+        // Who is shutting down starts no stream. A poll may have been told the same by a server that was starting up.
+        self.primary_stopping.store(false, Ordering::Relaxed);
         self.streaming.store(true, Ordering::Relaxed);
         self.set_error(None);
         self.strict.iter().for_each(Strict::begin);
@@ -245,6 +251,9 @@ impl FeedState {
     /// The stream, or the attempt to start one, ended.
     pub(super) fn ended(&self, now: Millis) {
         self.behind.interrupted(now);
+        // Positions of the next stream may be of another history, in which less was written: what was reached here says
+        // nothing of what is committed there.
+        self.reached.set(Lsn(0));
         self.connected.store(false, Ordering::Relaxed);
         self.streaming.store(false, Ordering::Relaxed);
         self.reconnects.fetch_add(1, Ordering::Relaxed);
@@ -403,6 +412,9 @@ impl FeedState {
             return strict.see(names, application_name);
         }
         let named = StandbyNames::parse(names).is_some_and(|names| names.names(application_name));
+        if named {
+            self.unseen.store(true, Ordering::Relaxed);
+        }
         if self.synchronous.swap(named, Ordering::Relaxed) != named && named {
             tracing::warn!(
                 synchronous_standby_names = names,
@@ -547,20 +559,36 @@ mod tests {
         assert!(state.is_unguarded() && strict.why_not().is_some());
         state.begun(Lsn(1));
         let first = strict.stream().expect("a stream");
-        strict.rise(first);
+        strict.rise(first, "cachefence");
         assert!(!state.is_unguarded() && strict.why_not().is_none());
         state.see_synchronous("cachefence", "cachefence");
         assert!(!state.is_unguarded());
         state.see_synchronous("", "cachefence");
         assert!(state.is_unguarded(), "a poll has seen the setting");
-        strict.rise(first);
+        strict.rise(first, "cachefence");
+        state.see_synchronous("3 (s2, cachefence, s1)", "cachefence");
+        assert!(state.is_unguarded(), "it requires us, but under the other a commit was seen to wait");
+        strict.rise(first, "cachefence");
         state.ended(0);
         assert!(state.is_unguarded(), "the stream has ended");
-        strict.rise(first);
+        strict.rise(first, "cachefence");
         assert!(state.is_unguarded(), "what was seen of a stream that has ended");
         state.begun(Lsn(1));
-        strict.rise(first);
+        strict.rise(first, "cachefence");
         assert!(state.is_unguarded(), "what was seen of the stream before");
+    }
+
+    /// In a history that lacks commits, a position that was reached in the one before is given out again.
+    #[test]
+    fn what_was_reached_ends_with_the_stream_and_so_does_the_shutdown_that_ended_it() {
+        let state = FeedState::new(1);
+        state.begun(Lsn(1));
+        state.reached.set(Lsn(100));
+        state.ended(0);
+        assert_eq!(state.reached.lsn(), Lsn(0));
+        state.primary_stopping.store(true, Ordering::Relaxed);
+        state.begun(Lsn(1));
+        assert!(!state.primary_stopping.load(Ordering::Relaxed), "who stops starts no stream");
     }
 
     #[test]

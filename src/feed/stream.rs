@@ -15,9 +15,11 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::apply::{Applied, Applier};
 use super::job::{CacheJob, Room, Rooms};
 use super::lag::ServerClock;
+use super::patience::Patience;
 use super::positions::Positions;
 use super::state::FeedState;
 use super::strict::Strict;
+use crate::failpoint::{self, Point};
 use crate::pg::error::PgError;
 use crate::pg::pgoutput;
 use crate::pg::replication::{Event, Status, Walsender};
@@ -25,7 +27,7 @@ use crate::position::Lsn;
 
 /// A status message that does not leave within this time means that the connection is dead.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
-/// While the cache takes nothing more, the server hears of us this often (it gives up after 60 s).
+/// The server hears of us no more often than this if there is nothing to tell.
 const BLOCKED_REPORT: Duration = Duration::from_secs(1);
 
 /// When the process ends, what has been received is given so long to be deleted and to become visible, ...
@@ -93,6 +95,8 @@ pub(super) struct Stream {
     /// The highest position that was ever confirmed in this history.
     pub confirmed: Lsn,
     pub feed_lost_after: Duration,
+    /// How long it may be silent.
+    pub patience: Patience,
     /// Transactions may be sent while they run.
     pub in_blocks: bool,
 }
@@ -147,7 +151,15 @@ impl Stream {
             reported_at: Instant::now(),
             reply: false,
         };
-        self.state.reached.set(start);
+        let ended = self.follow(sender, &mut progress).await;
+        if matches!(ended, Err(StreamError::Silent(_) | StreamError::Postgres(_))) {
+            self.patience.ended(progress.received > start);
+        }
+        ended
+    }
+
+    async fn follow(&mut self, sender: &mut Walsender, progress: &mut Progress) -> Result<(), StreamError> {
+        self.state.reached.set(progress.received);
         let mut settled = self.positions.primary_settled();
         let asks_after = self.feed_lost_after / 3;
         let mut tick = tokio::time::interval(asks_after.min(BLOCKED_REPORT).max(Duration::from_millis(10)));
@@ -157,12 +169,12 @@ impl Stream {
 
         loop {
             if progress.outbox.is_empty() {
-                self.drain(sender, &mut progress)?;
+                self.drain(sender, progress)?;
             }
-            self.hand_out(&mut progress)?;
+            self.hand_out(progress)?;
             // Copied out: a borrow of the channel must not live across an await.
             let settled_now = *settled.borrow_and_update();
-            self.confirm(sender, &mut progress, settled_now).await?;
+            self.confirm(sender, progress, settled_now).await?;
 
             let cache_has_room = progress.outbox.is_empty();
             let keys = progress.outbox.front().map_or(0, CacheJob::keys);
@@ -192,28 +204,29 @@ impl Stream {
                     return Err(StreamError::Regarded);
                 }
                 () = self.state.stopping.notified() => {
-                    self.leave(sender, &mut progress, settled).await;
+                    self.leave(sender, progress, settled).await;
                     return Err(StreamError::Stopped);
                 }
                 () = released(&self.state) => {}
                 _ = tick.tick() => {
                     let now = self.positions.now();
+                    // Unasked: what Postgres asks may stand behind much that has to be read first.
+                    if progress.reported_at.elapsed() >= asks_after.max(BLOCKED_REPORT) {
+                        progress.reply = true;
+                    }
                     if !cache_has_room {
                         // It is us who do not read. The lag tells how long that has been.
                         self.state.heard(now);
-                        if progress.reported_at.elapsed() >= BLOCKED_REPORT {
-                            progress.reply = true;
-                        }
                         continue;
                     }
                     let silence = self.state.silent_for(now).unwrap_or_default();
-                    if silence > self.feed_lost_after * 4 {
+                    if silence > self.patience.limit() {
                         return Err(StreamError::Silent(silence));
                     }
                     if silence >= asks_after && asked_at.elapsed() >= asks_after {
                         asked_at = Instant::now();
-                        let status = Status { request_reply: true, ..self.status(&progress, settled_now) };
-                        self.report(sender, &mut progress, status).await?;
+                        let status = Status { request_reply: true, ..self.status(progress, settled_now) };
+                        self.report(sender, progress, status).await?;
                     }
                 }
             }
@@ -303,8 +316,9 @@ impl Stream {
                 progress.outbox.push_front(job);
                 break;
             };
+            let point = job.point();
             match self.jobs.try_send(job.with(room)) {
-                Ok(()) => {}
+                Ok(()) => point.into_iter().for_each(failpoint::pass),
                 Err(mpsc::error::TrySendError::Full(job)) => {
                     // Its keys do not take room while it waits here.
                     progress.outbox.push_front(job.with(Room::default()));
@@ -340,6 +354,9 @@ impl Stream {
         let visible = if stopping || self.state.confirms_unseen() { apply } else { apply.min(settled) };
         let held = self.state.strict().map_or(Lsn(u64::MAX), Strict::hold);
         let flush = visible.min(held).max(self.confirmed);
+        if !self.state.confirms_unseen() && settled >= flush {
+            self.state.unseen.store(false, Ordering::Relaxed);
+        }
         Status { write: progress.received, flush, apply, request_reply: false }
     }
 
@@ -420,8 +437,10 @@ impl Stream {
             true => Status { write: status.flush, apply: status.flush, ..status },
             false => status,
         };
+        failpoint::pass(Point::Confirming);
         let sent = tokio::time::timeout(REPORT_TIMEOUT, sender.report(told));
         sent.await.map_err(|_| StreamError::Stuck)??;
+        failpoint::pass(Point::Confirmed);
         self.state.reports.fetch_add(1, Ordering::Relaxed);
         self.state.applied_lsn.store(status.apply.0, Ordering::Relaxed);
         self.state.confirmed_lsn.store(status.flush.0, Ordering::Relaxed);

@@ -32,6 +32,8 @@ struct Inner {
     why_not: String,
     /// What lets go of commits that wait for us, with what the setting said when it was last seen.
     remedy_without: Option<String>,
+    /// The setting under which a commit was seen to wait.
+    setting: String,
 }
 
 impl Strict {
@@ -39,7 +41,13 @@ impl Strict {
         let why_not = "the feed has not begun".to_owned();
         Self {
             in_force: AtomicBool::new(false),
-            inner: Mutex::new(Inner { stream: 0, streaming: false, why_not, remedy_without: None }),
+            inner: Mutex::new(Inner {
+                stream: 0,
+                streaming: false,
+                why_not,
+                remedy_without: None,
+                setting: String::new(),
+            }),
             changed: Notify::new(),
             hold: AtomicU64::new(u64::MAX),
             released: Notify::new(),
@@ -95,11 +103,29 @@ impl Strict {
     pub(super) fn see(&self, names: &str, application_name: &str) {
         let parsed = StandbyNames::parse(names).filter(|parsed| parsed.names(application_name));
         self.lock().remedy_without = parsed.map(|parsed| parsed.remedy_without(application_name));
-        if let Err(why) = named(names, application_name)
-            && self.is_in_force()
-        {
+        if !self.is_in_force() {
+            return;
+        }
+        if let Err(why) = named(names, application_name).and_then(|()| self.same(names)) {
             self.fall(why);
         }
+    }
+
+    /// While a setting is being replaced each walsender counts by the one that it has read last. Both may require us, and the
+    /// mixture not: one that goes by the old number of standbys may take one that the new list has before us. So another
+    /// setting begins anew.
+    ///
+    /// # Errors
+    /// That it is another.
+    pub(super) fn same(&self, setting: &str) -> Result<(), String> {
+        let inner = self.lock();
+        if !self.is_in_force() || inner.setting == setting {
+            return Ok(());
+        }
+        Err(format!(
+            "synchronous_standby_names was changed from {:?} to {setting:?}: whether commits wait is looked at anew",
+            inner.setting
+        ))
     }
 
     /// The stream that runs now.
@@ -109,8 +135,11 @@ impl Strict {
     }
 
     /// In force, if the stream that all was seen of still runs.
-    pub(super) fn rise(&self, stream: u64) {
-        let inner = self.lock();
+    pub(super) fn rise(&self, stream: u64, setting: &str) {
+        let mut inner = self.lock();
+        if inner.streaming && inner.stream == stream && !self.is_in_force() {
+            setting.clone_into(&mut inner.setting);
+        }
         if inner.streaming && inner.stream == stream && !self.in_force.swap(true, Ordering::SeqCst) {
             tracing::info!("the strict contract is in force: commits wait until their keys are deleted");
         }

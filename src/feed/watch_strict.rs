@@ -38,7 +38,7 @@ pub(super) async fn watch(state: Arc<FeedState>, settings: Settings) {
         if let Some(stream) = strict.stream() {
             let looked = tokio::time::timeout(LOOK_TIMEOUT, look(&state, strict, &settings, &mut client));
             match looked.await {
-                Ok(Ok(())) => strict.rise(stream),
+                Ok(Ok(setting)) => strict.rise(stream, &setting),
                 Ok(Err(NotInForce::Seen(why))) => strict.fall(why),
                 Ok(Err(NotInForce::Unknown(error))) => {
                     client = None;
@@ -85,7 +85,7 @@ async fn look(
     strict: &Strict,
     settings: &Settings,
     client: &mut Option<Client>,
-) -> Result<(), NotInForce> {
+) -> Result<String, NotInForce> {
     let client = match client {
         Some(client) => client,
         None => {
@@ -93,18 +93,21 @@ async fn look(
             client.insert(catalog::connect(&target, &settings.application_name).await?)
         }
     };
-    stands(client, settings).await?;
+    let setting = stands(client, settings).await?;
     if strict.is_in_force() {
-        return Ok(());
+        return strict.same(&setting).map(|()| setting).map_err(NotInForce::Seen);
     }
     see_a_commit_wait(strict, &state.at_primary(&settings.target), settings, client).await?;
     catch_up(state, client).await?;
     // Still? Only what holds before and after held in between.
-    stands(client, settings).await
+    if stands(client, settings).await? == setting {
+        return Ok(setting);
+    }
+    Err(NotInForce::Seen("synchronous_standby_names is being changed".into()))
 }
 
-/// Postgres counts us among those that every commit waits for.
-async fn stands(client: &Client, settings: &Settings) -> Result<(), NotInForce> {
+/// Postgres counts us among those that every commit waits for, by this setting.
+async fn stands(client: &Client, settings: &Settings) -> Result<String, NotInForce> {
     let row = client.query_one(LOOK_AT_US, &[&settings.slot]).await?;
     let setting: String = row.get(0);
     named(&setting, &settings.application_name).map_err(NotInForce::Seen)?;
@@ -123,9 +126,9 @@ async fn stands(client: &Client, settings: &Settings) -> Result<(), NotInForce> 
     let quorum = StandbyNames::parse(&setting).and_then(|names| names.quorum());
     let voters = usize::try_from(row.get::<_, i64>(4)).unwrap_or(usize::MAX);
     match (streaming, sync) {
-        ("streaming", "sync") => Ok(()),
+        ("streaming", "sync") => Ok(setting),
         // More voters than votes needed: two standbys have one name.
-        ("streaming", "quorum") if quorum.is_some_and(|needed| voters <= needed) => Ok(()),
+        ("streaming", "quorum") if quorum.is_some_and(|needed| voters <= needed) => Ok(setting),
         ("streaming", _) => seen(format!(
             "Postgres counts us as {sync:?}: another standby has our name or one before it in \
              synchronous_standby_names ({setting:?}); give each a name of its own"

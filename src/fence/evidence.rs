@@ -34,6 +34,8 @@ pub enum Stale {
     NoEvidence(Lsn),
     /// An earlier part of the same value was refused: this part alone would be a torn value.
     Torn,
+    /// The evidence may be of a history that the database has abandoned, in which there were commits that are gone.
+    Abandoned,
 }
 
 impl Stale {
@@ -41,7 +43,7 @@ impl Stale {
     pub fn position(self) -> Option<Lsn> {
         match self {
             Self::Superseded(lsn) | Self::BelowFloor(lsn) | Self::NoEvidence(lsn) => Some(lsn),
-            Self::Torn => None,
+            Self::Torn | Self::Abandoned => None,
         }
     }
 }

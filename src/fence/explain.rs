@@ -146,7 +146,7 @@ impl Asked<'_> {
         let guards = self.question.guards;
         // Never let in, so its number means nothing.
         let fill = Fill { id: FillId(u64::MAX), conn, guards, evidence, version: None, lease, part: false };
-        self.fence.judge(self.state, &fill, vouched)
+        self.fence.judge(self.state, &fill, vouched, self.now)
     }
 
     fn outstanding(&self, leases: &Leases, conn: ConnId) -> Outstanding {

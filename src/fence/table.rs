@@ -124,6 +124,8 @@ pub struct Fence {
     last_whole: AtomicU64,
     /// Until when no lease counts at all: see [`Fence::distrust_leases`].
     distrusted: AtomicU64,
+    /// Until when evidence that was brought along counts for nothing: see [`Fence::distrust_evidence`].
+    abandoned: AtomicU64,
     /// Until when any key may be capped by somebody else: see [`Fence::distrust_lives`].
     unknown_caps: AtomicU64,
     /// Until when no lease of a key in this slot counts, because one could not be granted for lack of room.
@@ -175,6 +177,7 @@ impl Fence {
             version_count: AtomicUsize::new(0),
             last_whole: AtomicU64::new(0),
             distrusted: AtomicU64::new(0),
+            abandoned: AtomicU64::new(0),
             unknown_caps: AtomicU64::new(0),
             ungranted: (0..UNGRANTED_SLOTS).map(|_| AtomicU64::new(0)).collect(),
             cap_count: AtomicUsize::new(0),
@@ -343,6 +346,14 @@ impl Fence {
         self.distrusted.fetch_max(until, Ordering::SeqCst);
     }
 
+    /// Until then no evidence counts that a fill brings along, and no version that is new: the database has gone over to a
+    /// history that lacks commits of the one before, as a standby does that is promoted. Positions and transaction ids are
+    /// given out again there, so evidence from before can look newer than all there is. It does not say which history it
+    /// is of. To be called with the time at which the fills end that were read before.
+    pub fn distrust_evidence(&self, until: Millis) {
+        self.abandoned.fetch_max(until, Ordering::SeqCst);
+    }
+
     /// For as long as a cap can last, any key may have one of a predecessor's, which nobody here remembers: no command makes
     /// a key live longer than that from then on. So what was capped lives twice as long at most, and the keys that are
     /// kept alive by EXPIRE do not all end at one moment.
@@ -406,7 +417,7 @@ impl Fence {
         self.change(key, |state| {
             let doubt = self.doubt(key, now);
             let (vouched, place) = self.vouch(state, fill, now);
-            let verdict = self.judge(state, fill, vouched.unless(doubt));
+            let verdict = self.judge(state, fill, vouched.unless(doubt), now);
             let ruling = rule(verdict);
             if let Some(place) = place {
                 // Also where the client named its evidence: the fill answers this miss, which must not be

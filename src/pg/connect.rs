@@ -148,7 +148,12 @@ pub(super) async fn connect<L: Login>(target: &Target, application_name: &str) -
 
 /// Whether another host may do better.
 fn may_be_of_the_host(error: &PgError) -> bool {
-    matches!(error, PgError::Io(_)) || error.code() == Some(CANNOT_CONNECT_NOW)
+    match error {
+        PgError::Io(_) => true,
+        // Tried with TLS and without: a balancer whose server is gone takes connections and closes them.
+        PgError::At { last, .. } => may_be_of_the_host(last),
+        _ => error.code() == Some(CANNOT_CONNECT_NOW),
+    }
 }
 
 /// What went wrong, host by host.

@@ -40,6 +40,15 @@ pub struct System {
     pub dbname: String,
 }
 
+/// One of the server's processes. Process ids come again; with the time of its start it is the only one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backend {
+    /// Its process id.
+    pub pid: i32,
+    /// When it was started, as our sessions print it.
+    pub started: String,
+}
+
 /// A slot that was just created.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CreatedSlot {
@@ -120,6 +129,31 @@ impl Walsender {
             [Some(started)] => Ok(started.clone()),
             _ => Err(PgError::Protocol("pg_postmaster_start_time answered nothing".into())),
         }
+    }
+
+    /// Which of the server's processes this is.
+    ///
+    /// # Errors
+    /// The connection's, or Postgres's.
+    pub async fn backend(&mut self) -> Result<Backend, PgError> {
+        let sql = "SELECT pid::text, backend_start::text FROM pg_catalog.pg_stat_activity \
+                   WHERE pid = pg_catalog.pg_backend_pid()";
+        let rows = self.connection.simple_query(sql).await?;
+        let row = rows.into_iter().next().unwrap_or_default();
+        let [Some(pid), Some(started)] = row.as_slice() else {
+            return Err(PgError::Protocol("pg_stat_activity does not list this connection".into()));
+        };
+        let pid = pid.parse().map_err(|_| PgError::Protocol(format!("{pid:?} as a process id")))?;
+        Ok(Backend { pid, started: started.clone() })
+    }
+
+    /// Has Postgres let go of us when it has not heard us for so long.
+    ///
+    /// # Errors
+    /// The connection's, or Postgres's.
+    pub async fn give_up_after(&mut self, limit: Duration) -> Result<(), PgError> {
+        let sql = format!("SET wal_sender_timeout = '{}ms'", limit.as_millis().min(i32::MAX as u128));
+        self.connection.simple_query(&sql).await.map(drop)
     }
 
     /// `IDENTIFY_SYSTEM`.

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
 use tokio_postgres::config::{ChannelBinding as Binding, SslMode, SslNegotiation};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use tokio_postgres::{Client, Config, SimpleQueryMessage};
@@ -20,6 +21,18 @@ use crate::transport::Transport;
 /// # Errors
 /// Where all of the hosts failed, each one's.
 pub async fn connect(target: &Target, application_name: &str) -> Result<(Client, Host), PgError> {
+    let (client, host, _) = connect_watched(target, application_name).await?;
+    Ok((client, host))
+}
+
+/// The same, and what resolves when the connection has ended, whoever ended it.
+///
+/// # Errors
+/// Where all of the hosts failed, each one's.
+pub async fn connect_watched(
+    target: &Target,
+    application_name: &str,
+) -> Result<(Client, Host, Ended), PgError> {
     let mut options = target.options.clone().unwrap_or_default();
     for (name, value) in SESSION {
         // Options are split at blanks; a backslash keeps one.
@@ -28,9 +41,9 @@ pub async fn connect(target: &Target, application_name: &str) -> Result<(Client,
     // Nothing that we ask takes long; a lock that never comes must not hold the start up silently.
     options.push_str(" -c lock_timeout=10s");
     let target = Target { options: Some(options.trim().to_owned()), ..target.clone() };
-    let (client, host) = as_it_is(&target, application_name).await?;
-    within(&target, async { Ok(client.batch_execute(SESSION_SQL).await?) }).await?;
-    Ok((client, host))
+    let (session, host) = super::connect::connect::<Sql>(&target, application_name).await?;
+    within(&target, async { Ok(session.client.batch_execute(SESSION_SQL).await?) }).await?;
+    Ok((session.client, host, session.ended))
 }
 
 /// The same, in a session as anybody would get it.
@@ -42,9 +55,17 @@ pub async fn as_it_is(target: &Target, application_name: &str) -> Result<(Client
     Ok((session.client, host))
 }
 
+/// Resolves, with an error, when a connection has ended.
+pub type Ended = oneshot::Receiver<Never>;
+
+/// What is never sent.
+#[derive(Debug)]
+pub enum Never {}
+
 /// A session after login. Its connection is a task of its own.
 struct Sql {
     client: Client,
+    ended: Ended,
     standing: Standing,
 }
 
@@ -77,12 +98,14 @@ impl Login for Sql {
                 standing.see(name, value);
             }
         }
+        let (open, ended) = oneshot::channel();
         tokio::spawn(async move {
+            let _open = open;
             if let Err(error) = connection.await {
                 tracing::debug!(error = error_chain(&error), "an SQL connection ended");
             }
         });
-        Ok(Self { client, standing })
+        Ok(Self { client, ended, standing })
     }
 
     fn standing(&self) -> Standing {

@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 use super::proof::{Proof, Stated};
 use super::session::Session;
 use crate::command::{FillForm, Syntax};
+use crate::fence::{VersionClaim, Vouches};
 use crate::guard::{GuardedKey, KeyVersion, MAX_DOCUMENT, Told, VersionPlace};
 use crate::resp::Arguments;
 
@@ -25,8 +26,9 @@ impl Session {
         let guards = self.gate.guards.load();
         let rules: SmallVec<[_; 1]> =
             keys.iter().map(|(key, guarded)| guards.version_of(key, guarded)).collect();
+        let foreign = self.gate.sees_another_history();
         let position = match stated {
-            Some(Stated::Position(evidence)) => Some(evidence.clone()),
+            Some(Stated::Position(evidence)) if !foreign => Some(evidence.clone()),
             _ => None,
         };
         if rules.iter().all(Option::is_none) {
@@ -45,7 +47,10 @@ impl Session {
             _ => Ok(payload.told(rule, key)),
         };
         let claim = |(rule, (key, _)): (&Option<KeyVersion<'_>>, &(Box<[u8]>, GuardedKey))| match rule {
-            Some(rule) => Ok(told(rule, key)?.map(|told| rule.claim(told, self.gate.newer_counts))),
+            Some(rule) => Ok(told(rule, key)?.map(|told| {
+                let claim = rule.claim(told, self.gate.newer_counts);
+                if foreign { VersionClaim { vouches: Vouches::Nothing, ..claim } } else { claim }
+            })),
             None => Ok(None),
         };
         let versions = rules.iter().zip(keys).map(claim).collect::<Result<_, String>>()?;

@@ -1,6 +1,7 @@
 //! What the gate would do, and why: `FENCE EXPLAIN` and `/explain`.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
@@ -96,10 +97,11 @@ impl Gate {
             evidence.push(found);
             evidence.len() - 1
         };
+        let foreign = self.sees_another_history();
         let sources = shown
             .into_iter()
             .map(|(state, shown)| {
-                let found = match (shown.in_sight, shown.kind) {
+                let found = match (shown.in_sight && !foreign, shown.kind) {
                     (false, _) => None,
                     (true, SourceKind::Primary) => shown.snapshot.as_deref().cloned().map(Evidence::Snapshot),
                     (true, SourceKind::Replica) => Some(Evidence::Lsn(shown.position)),
@@ -108,7 +110,8 @@ impl Gate {
                 Evident { state, shown, place }
             })
             .collect();
-        let primary = snapshot.map(|snapshot| put(Evidence::Snapshot((*snapshot).clone())));
+        let primary =
+            snapshot.filter(|_| !foreign).map(|snapshot| put(Evidence::Snapshot((*snapshot).clone())));
         (sources, evidence, primary)
     }
 
@@ -213,6 +216,11 @@ impl Gate {
             troubles
                 .push(format!("the strict contract is not in force ({why}): reads miss, fills are refused"));
         }
+        let sources = self.positions.sources();
+        let foreign = sources.iter().filter(|source| source.foreign.load(Ordering::SeqCst));
+        troubles.extend(foreign.map(|source| {
+            format!("source {} shows another history: no ASOF and no version is believed", source.name)
+        }));
         if !self.cache.is_level() {
             troubles.push("Redis is away or not level with the feed: when_feed_lost applies".into());
         }

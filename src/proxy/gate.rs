@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -13,6 +14,7 @@ use crate::admin::AdminSource;
 use crate::cache::{AbandonedFill, CacheState, Endpoint, Fate, Upstreams};
 use crate::command::{CommandTable, FillForm};
 use crate::config::{self, LostFills, LostReads, OnStale};
+use crate::failpoint::{self, Point};
 use crate::feed::{FeedState, Positions};
 use crate::fence::{
     ConnId, Evidence, Fence, Fill, FillId, LeaseRule, Millis, Ruling, Stale, Unproven, Verdict, VersionClaim,
@@ -138,6 +140,11 @@ impl Gate {
         (!guards.is_empty() || self.fence.is_named(hash)).then_some(GuardedKey { hash, db, guards })
     }
 
+    /// Whether a source shows another history than the feed's: nobody knows which evidence is from there.
+    pub fn sees_another_history(&self) -> bool {
+        self.positions.sources().iter().any(|source| source.foreign.load(Ordering::SeqCst))
+    }
+
     /// A read was answered. A miss grants a lease.
     pub fn read(&self, key: &GuardedKey, conn: ConnId, missed: bool) {
         for counters in self.metrics.guards(&key.guards) {
@@ -145,6 +152,7 @@ impl Gate {
         }
         if missed {
             self.fence.miss(key.hash, conn, self.now());
+            failpoint::pass(Point::Granted);
         }
     }
 
@@ -209,6 +217,9 @@ impl Gate {
         if matches!(admission, Admission::Refuse(_)) {
             // Whoever waits for it waits in vain.
             self.coalescing.ended(filling.guarded.hash);
+        }
+        if !matches!(admission, Admission::Refuse(_)) {
+            failpoint::pass(Point::Admitted);
         }
         if self.observe {
             // Counted; let through. Nothing is deleted either, so nobody waits for the fills in flight.
@@ -412,6 +423,10 @@ pub(super) fn outdated(stale: Stale) -> String {
             format!("the evidence is not past {lsn}, below which it is not remembered which keys changed")
         }
         Stale::Torn => "an earlier part of this value was refused".into(),
+        Stale::Abandoned => {
+            "the database has just gone over to another history, and the evidence may be of the one before"
+                .into()
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::task::spawn_local;
 use tokio::time::timeout;
 use tokio_util::io::poll_read_buf;
 
@@ -27,6 +28,7 @@ use super::gate::Gate;
 use super::reading::Reading;
 use super::subscription::Subscriptions;
 use crate::cache::Upstream;
+use crate::failpoint::{self, Point};
 use crate::fence::FillId;
 use crate::resp::{integer, put_request};
 use crate::transport::Transport;
@@ -59,6 +61,8 @@ pub struct Link {
     unnamed: RefCell<Option<String>>,
     /// Redis would not take its login.
     outcast: Cell<bool>,
+    /// It has come to carry commands.
+    pub(super) served: Cell<bool>,
     /// What Redis said when the connection was to become one of its account.
     refused: RefCell<Option<String>>,
     /// A part of what is due has been delivered.
@@ -98,6 +102,7 @@ impl Link {
             introduction: RefCell::new(Introduction::First),
             unnamed: RefCell::default(),
             outcast: Cell::new(false),
+            served: Cell::new(false),
             refused: RefCell::default(),
             partly: Cell::new(false),
             retired: Cell::new(false),
@@ -212,6 +217,19 @@ impl Link {
             (None, None) => Introduction::Refused(String::from_utf8_lossy(reply).trim_end().into()),
         };
         self.crowd.borrow_mut().drain(..).for_each(|client| client.wake());
+    }
+
+    /// It has been introduced while it served: it is ended should it lead to another Redis than deletions go to.
+    pub(super) fn look_where_it_leads(&self) {
+        if self.gate.observe || *self.introduction.borrow() != Introduction::Done {
+            return;
+        }
+        let (gate, upstream) = (self.gate.clone(), self.upstream.clone());
+        spawn_local(async move {
+            if gate.upstreams.verify(&upstream).await.is_err() {
+                upstream.doom();
+            }
+        });
     }
 
     /// A MULTI is about to be sent. Where one has worked, the next is trusted to.
@@ -353,11 +371,21 @@ impl Link {
             Ok(Err(error)) => return error.to_string(),
             Err(_) => return "connected, but no answer".to_owned(),
         }
+        // Behind the address there may be another Redis than before, which nobody has brought level yet. One that has
+        // to log in first is looked at when it has its name.
+        if !self.gate.observe && *self.introduction.borrow() == Introduction::Done {
+            match timeout(CONNECT_TIMEOUT, self.gate.upstreams.verify(&self.upstream)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(why)) => return why,
+                Err(_) => return "connected, but it is not known where to".to_owned(),
+            }
+        }
+        self.served.set(true);
         let mut doomed = pin!(self.upstream.doomed());
         let served = std::future::poll_fn(|cx| {
             if doomed.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(io::Error::other(
-                    "a fill was not answered in time, or Redis was replaced",
+                    "it was not answered in time, or Redis was replaced",
                 )));
             }
             self.poll(&mut stream, &mut reading, cx)
@@ -407,6 +435,7 @@ impl Link {
             return Poll::Ready(Ok(()));
         }
         self.poll_write(stream, cx)?;
+        let mut moved: u32 = 0;
         if self.retired.get() && self.expected.borrow().is_empty() {
             self.closing.set(true);
             return Poll::Ready(Ok(()));
@@ -426,7 +455,10 @@ impl Link {
             reading.incoming.reserve(READ_CHUNK);
             match poll_read_buf(Pin::new(&mut *stream), cx, &mut reading.incoming) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
-                Poll::Ready(Ok(_)) => self.take_replies(reading)?,
+                Poll::Ready(Ok(_)) => {
+                    moved = moved.wrapping_add(1);
+                    self.take_replies(reading)?;
+                }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
                     buffers::give_back(&mut reading.incoming);
@@ -438,6 +470,9 @@ impl Link {
                 return Poll::Ready(Ok(()));
             }
         }
+        let waiting =
+            !self.paused.get() && self.owner.borrow().is_none() && !self.expected.borrow().is_empty();
+        self.upstream.moved(moved, waiting);
         Poll::Pending
     }
 
@@ -448,6 +483,14 @@ impl Link {
                 Poll::Ready(written) => out.advance(written?),
                 Poll::Pending => break,
             }
+        }
+        if out.is_empty() && failpoint::is_armed(Point::Forwarded) {
+            let fills = |expected: &Expected| !expected.meaning.fills().is_empty();
+            self.expected
+                .borrow()
+                .iter()
+                .filter(|due| fills(due))
+                .for_each(|_| failpoint::pass(Point::Forwarded));
         }
         buffers::give_back(&mut out);
         if out.len() <= HIGH_WATER {

@@ -15,6 +15,7 @@ use super::shape::{each_missed, missed};
 use super::subscription::Came;
 use crate::cache::{AbandonedFill, Fate};
 use crate::command::Miss;
+use crate::failpoint::{self, Point};
 use crate::resp::{Progress, body};
 
 /// A reply of which this much has come, in bytes, is passed on before the rest of it is there, if it can be.
@@ -216,12 +217,16 @@ impl Link {
                 // What a hidden command answers says nothing of the fill before it.
                 let ok = reply == b"+OK\r\n" && !matches!(delivery, Delivery::Hidden);
                 self.gate.answered(fills, ok);
+                failpoint::pass(Point::Answered);
             }
             Meaning::Queued(fills) if error || reply == b"+QUEUED\r\n" => drop(fills),
             // A MULTI that was refused, on a connection where it never had been: nobody has judged them.
             Meaning::Queued(fills) => self.gate.upstreams.abandon(Fate::Unfinished, fills.into()),
             Meaning::Named => self.named(reply),
-            Meaning::RedisId => self.identified(reply),
+            Meaning::RedisId => {
+                self.identified(reply);
+                self.look_where_it_leads();
+            }
             Meaning::Account(change) => {
                 if !error {
                     if change.login.is_some() {
@@ -276,6 +281,13 @@ impl Link {
     /// over to be ended on Redis's side.
     pub(super) fn end(&self, why: &str) {
         self.closed.set(true);
+        // One that was refused at once, by a login perhaps, has told nothing.
+        let lost = self.served.get() && !self.closing.get() && !self.finishing.get();
+        if lost && !self.gate.observe {
+            // Before a client hears of it and comes back by another connection: that may lead to another Redis, or to
+            // other data, and the worker may not have noticed yet.
+            self.gate.cache.doubt();
+        }
         let mut fills: Vec<AbandonedFill> = Vec::new();
         let error = self.last_words(why);
         // In the middle of a reply nothing else makes sense. And what a client that is gone has sent after a

@@ -14,7 +14,7 @@ pub fn missed(miss: Miss, reply: &[u8]) -> Option<bool> {
         return None;
     }
     Some(match miss {
-        Miss::Nil => is_nil(reply),
+        Miss::Nil | Miss::NilOrNilArray | Miss::NilArray => is_nil(reply),
         Miss::NilOrEmpty | Miss::EmptyArray | Miss::EmptySet | Miss::EmptyMap => {
             is_nil(reply) || is_empty(reply)
         }
@@ -81,9 +81,11 @@ pub fn miss(miss: Miss, arguments: Arguments<'_>, protocol: Protocol) -> Bytes {
     let members = arguments.len().saturating_sub(2);
     Bytes::from_static(match miss {
         Miss::Nil | Miss::Unknown | Miss::NilPerKey => protocol.nil(),
-        Miss::NilOrEmpty if members == 0 => protocol.nil(),
+        Miss::NilOrEmpty | Miss::NilOrNilArray if members == 0 => protocol.nil(),
+        Miss::NilOrNilArray | Miss::NilArray => protocol.nil_array(),
+        Miss::NilOrEmpty if resp3 && is(arguments, "SPOP") => b"~0\r\n",
         // LPOS key element
-        Miss::NilOrEmpty if is_lpos(arguments) && !has("COUNT") => protocol.nil(),
+        Miss::NilOrEmpty if is(arguments, "LPOS") && !has("COUNT") => protocol.nil(),
         Miss::NilOrEmpty | Miss::EmptyArray => b"*0\r\n",
         Miss::EmptySet => {
             if resp3 {
@@ -125,8 +127,8 @@ fn fields(arguments: Arguments<'_>) -> usize {
     word.map_or(all, |word| arguments.len().saturating_sub(word + 2))
 }
 
-fn is_lpos(arguments: Arguments<'_>) -> bool {
-    arguments.get(0).is_some_and(|name| name.eq_ignore_ascii_case(b"LPOS"))
+fn is(arguments: Arguments<'_>, name: &str) -> bool {
+    arguments.get(0).is_some_and(|given| given.eq_ignore_ascii_case(name.as_bytes()))
 }
 
 /// Whether it is nil, or no array.
@@ -264,6 +266,10 @@ mod tests {
             (Miss::Nil, "GET k"),
             (Miss::NilOrEmpty, "SRANDMEMBER k"),
             (Miss::NilOrEmpty, "SRANDMEMBER k 2"),
+            (Miss::NilOrEmpty, "SPOP k 2"),
+            (Miss::NilOrNilArray, "LPOP k"),
+            (Miss::NilOrNilArray, "LPOP k 2"),
+            (Miss::NilArray, "XREAD STREAMS k 0"),
             (Miss::EmptyArray, "LRANGE k 0 1"),
             (Miss::EmptySet, "SMEMBERS k"),
             (Miss::EmptyMap, "HGETALL k"),

@@ -20,10 +20,12 @@ pub struct Line {
 struct State {
     /// Where new connections lead.
     port: AtomicU16,
-    /// Whether bytes are forwarded. While not, sockets stay open and nothing moves: no FIN, no RST.
-    open: watch::Sender<bool>,
+    gate: Mutex<Gate>,
     connections: Mutex<Vec<JoinHandle<()>>>,
 }
+
+/// Whether bytes are forwarded. While not, sockets stay open and nothing moves: no FIN, no RST.
+type Gate = Arc<watch::Sender<bool>>;
 
 impl Line {
     /// To a port of loopback.
@@ -32,7 +34,7 @@ impl Line {
         let address = listener.local_addr()?;
         let state = Arc::new(State {
             port: AtomicU16::new(port),
-            open: watch::Sender::new(true),
+            gate: Mutex::new(Arc::new(watch::Sender::new(true))),
             connections: Mutex::default(),
         });
         let accepting = tokio::spawn(accept(listener, state.clone()));
@@ -46,12 +48,20 @@ impl Line {
 
     /// Swallows everything from now on: connections stay open, and new ones are accepted.
     pub fn black_hole(&self) {
-        self.state.open.send_replace(false);
+        self.state.gate().send_replace(false);
+    }
+
+    /// What there is of connections swallows everything for good, also that one end closes it; new ones are forwarded. As
+    /// behind a router that has forgotten them.
+    pub fn strand(&self) {
+        let mut gate = self.state.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        gate.send_replace(false);
+        *gate = Arc::new(watch::Sender::new(true));
     }
 
     /// Forwards again. What was held up since is forwarded too.
     pub fn heal(&self) {
-        self.state.open.send_replace(true);
+        self.state.gate().send_replace(true);
     }
 
     /// Forgets all connections without a word to the server: as a router that lost its state. The proxy's side is closed.
@@ -73,6 +83,12 @@ impl Drop for Line {
     }
 }
 
+impl State {
+    fn gate(&self) -> Gate {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 async fn accept(listener: TcpListener, state: Arc<State>) {
     while let Ok((client, _)) = listener.accept().await {
         let connection = tokio::spawn(forward(client, state.clone()));
@@ -83,25 +99,26 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
 }
 
 async fn forward(client: TcpStream, state: Arc<State>) {
-    opened(&state).await;
+    let gate = state.gate();
+    opened(&gate).await;
     let port = state.port.load(Ordering::Acquire);
     let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-    tokio::join!(copy(from_client, to_server, &state), copy(from_server, to_client, &state));
+    tokio::join!(copy(from_client, to_server, &gate), copy(from_server, to_client, &gate));
 }
 
 async fn copy(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
-    state: &State,
+    gate: &Gate,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        opened(state).await;
+        opened(gate).await;
         let read = from.read(&mut buffer).await.unwrap_or(0);
         // What arrived while it was open may go out after it has been closed: it waits, too.
-        opened(state).await;
+        opened(gate).await;
         if read == 0 || to.write_all(&buffer[..read]).await.is_err() {
             let _ = to.shutdown().await;
             return;
@@ -109,7 +126,7 @@ async fn copy(
     }
 }
 
-async fn opened(state: &State) {
-    // The sender lives in the state.
-    let _ = state.open.subscribe().wait_for(|open| *open).await;
+async fn opened(gate: &Gate) {
+    // The sender is the gate.
+    let _ = gate.subscribe().wait_for(|open| *open).await;
 }

@@ -36,6 +36,8 @@ pub const VERSIONED: &str = "[[guard]]\ntable = \"rekeyed\"\nkeys = [\"rekeyed:<
 pub async fn columns(world: &World) -> Outcome {
     let sql = format!("ALTER TABLE prices ALTER price TYPE bigint USING price * 100; {}", nudge(10));
     purges(world, &sql, &["price:1"]).await?;
+    let sql = format!("ALTER TABLE prices ALTER price TYPE bigint USING price + 1; {}", nudge(22));
+    purges(world, &sql, &["price:1"]).await?;
     // As migrations do it: a new column takes the name of the old one.
     let sql = format!(
         "BEGIN; ALTER TABLE prices DROP COLUMN code; ALTER TABLE prices RENAME other TO code; COMMIT; {}",
@@ -132,6 +134,21 @@ async fn broken(world: &World, table: &str) -> bool {
     let Ok(status) = world.status().await else { return false };
     let guards = status["guards"].as_array().cloned().unwrap_or_default();
     guards.iter().any(|guard| guard["table"] == table && guard["broken"] == true)
+}
+
+/// A table leaves the publication and comes back, or the publication leaves operations out for a while, and no look was in
+/// between: what was written meanwhile never comes.
+pub async fn publication(world: &World) -> Outcome {
+    for (n, leaves, comes_back) in [
+        (20, "DROP TABLE calm", "ADD TABLE calm"),
+        (21, "SET (publish = 'truncate')", "SET (publish = 'insert, update, delete, truncate')"),
+    ] {
+        let alter = "ALTER PUBLICATION cachefence";
+        let sql =
+            format!("{alter} {leaves}; INSERT INTO calm VALUES ({n}); {alter} {comes_back}; {}", nudge(n));
+        purges(world, &sql, &[&format!("calm:{n}")]).await?;
+    }
+    ready(world).await
 }
 
 /// While no proxy runs another table takes a guarded one's name.

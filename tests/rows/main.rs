@@ -240,6 +240,7 @@ async fn every_row_deletes_its_keys_and_no_others() -> Outcome {
     alterations::partitions(&world).await?;
     alterations::primary_key(&world).await?;
     alterations::mended(&world).await?;
+    alterations::publication(&world).await?;
     alterations::away(&mut world).await
 }
 

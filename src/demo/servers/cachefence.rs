@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use super::process::Process;
 use super::{PORT_ATTEMPTS, Postgres, Redis, ServerError, free_port, log_file, port_was_taken, temporary};
 use crate::demo::client::Client;
+use crate::failpoint::Point;
 
 /// The settings that name the servers: guards, and anything else, are appended by the caller.
 pub fn config(primary: &Postgres, replicas: &[&Postgres], redis: &Redis) -> String {
@@ -34,6 +35,8 @@ pub struct Cachefence {
     dir: TempDir,
     binary: PathBuf,
     log_filter: Option<String>,
+    /// Where a process that is started now kills itself, in a build with failpoints.
+    failpoint: Option<String>,
     listen: String,
     admin: String,
 }
@@ -74,6 +77,7 @@ impl Cachefence {
             dir,
             binary: binary.to_owned(),
             log_filter: log_filter.map(str::to_owned),
+            failpoint: None,
             listen,
             admin,
         };
@@ -83,6 +87,11 @@ impl Cachefence {
 
     /// Waits until `/readyz` says yes.
     pub async fn ready(&mut self) -> Result<(), ServerError> {
+        self.answers("/readyz", "to be ready").await
+    }
+
+    /// Waits until a path of the admin port is answered with 200.
+    async fn answers(&mut self, path: &str, what: &str) -> Result<(), ServerError> {
         let Some(process) = self.process.as_mut() else {
             return Err(ServerError::Answer {
                 what: "wait for the proxy".into(),
@@ -90,23 +99,53 @@ impl Cachefence {
             });
         };
         let admin = self.admin.clone();
-        process
-            .until_ready("to be ready", async |_| matches!(get(&admin, "/readyz").await, Ok((200, _))))
-            .await
+        process.until_ready(what, async |_| matches!(get(&admin, path).await, Ok((200, _)))).await
     }
 
     /// Starts it again after [`Cachefence::stop`] or [`Cachefence::kill`]: same settings, same ports.
     pub async fn relaunch(&mut self) -> Result<(), ServerError> {
+        self.relaunch_and(async |proxy| proxy.ready().await).await
+    }
+
+    /// The same, for when it cannot be ready: waits until it lives.
+    pub async fn relaunch_unready(&mut self) -> Result<(), ServerError> {
+        self.relaunch_and(async |proxy| proxy.answers("/livez", "to live").await).await
+    }
+
+    /// From its next start on it is to be killed at the n-th passing of a point: for a binary with failpoints. Until
+    /// [`Cachefence::killed`] has seen that.
+    pub fn doom(&mut self, point: Point, passing: u64) {
+        self.failpoint = Some(format!("{}:{passing}", point.name()));
+    }
+
+    /// Starts it again, and waits until it is killed, as [`Cachefence::doom`] has said.
+    pub async fn relaunch_doomed(&mut self) -> Result<(), ServerError> {
+        self.relaunch_and(async |proxy| proxy.killed().await).await
+    }
+
+    async fn relaunch_and(
+        &mut self,
+        wait: impl AsyncFn(&mut Self) -> Result<(), ServerError>,
+    ) -> Result<(), ServerError> {
         let mut attempts = 0;
         loop {
             self.spawn()?;
-            match self.ready().await {
+            match wait(self).await {
                 // A passing connection can hold the port.
                 Err(error) if port_was_taken(&error) && attempts < 20 => attempts += 1,
                 answer => return answer,
             }
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
+    }
+
+    /// Waits until it has been killed by itself or somebody else. Another end is an error.
+    pub async fn killed(&mut self) -> Result<(), ServerError> {
+        if let Some(mut process) = self.process.take() {
+            process.killed().await?;
+        }
+        self.failpoint = None;
+        Ok(())
     }
 
     /// Ends it in order.
@@ -251,6 +290,7 @@ impl Cachefence {
             }
         }
         command.envs(self.log_filter.as_ref().map(|filter| ("CACHEFENCE_LOG", filter)));
+        command.env_remove("FAILPOINT").envs(self.failpoint.as_ref().map(|point| ("FAILPOINT", point)));
         self.process = Some(Process::spawn(&mut command, &log_file(&self.dir), Signal::TERM)?);
         Ok(())
     }

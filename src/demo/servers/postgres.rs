@@ -274,6 +274,16 @@ impl Postgres {
         self.start().await
     }
 
+    /// Stops it, and starts a new copy of `primary` in its place: same port, other data.
+    pub async fn copy_again(&mut self, primary: &Postgres) -> Result<(), ServerError> {
+        self.stop(StopMode::Immediate).await?;
+        let data = self.data();
+        std::fs::remove_dir_all(&data).map_err(ServerError::io(format!("remove {}", data.display())))?;
+        self.copy_of(primary).await?;
+        self.configure(std::iter::empty())?;
+        self.start().await
+    }
+
     /// Stops and starts it, with transaction ids that have come round so many times.
     pub async fn set_epoch(&mut self, epoch: u32) -> Result<(), ServerError> {
         self.stop(StopMode::Fast).await?;
@@ -285,12 +295,20 @@ impl Postgres {
 
     /// Stops every process of the server where it stands: sessions hang, nothing is closed.
     pub fn freeze(&mut self) -> Result<(), ServerError> {
-        self.process.as_mut().map_or(Ok(()), |process| process.signal(Signal::STOP))
+        self.signal_all(Signal::STOP)
     }
 
     /// Lets it go on.
     pub fn thaw(&mut self) -> Result<(), ServerError> {
-        self.process.as_mut().map_or(Ok(()), |process| process.signal(Signal::CONT))
+        self.signal_all(Signal::CONT)
+    }
+
+    /// Its parent first, which would start others meanwhile.
+    fn signal_all(&mut self, signal: Signal) -> Result<(), ServerError> {
+        self.process.as_mut().map_or(Ok(()), |process| {
+            process.signal(signal)?;
+            process.signal_children(signal)
+        })
     }
 
     /// Stops a replica's replay, and waits until it has stopped.

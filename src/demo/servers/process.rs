@@ -1,6 +1,7 @@
 //! A child process that cannot outlive the value that owns it.
 
 use std::fs::OpenOptions;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -63,6 +64,25 @@ impl Process {
             .map_err(|errno| ServerError::io(format!("send a signal to {}", self.name))(errno.into()))
     }
 
+    /// The same, for the processes that it has started.
+    pub(crate) fn signal_children(&self, signal: Signal) -> Result<(), ServerError> {
+        let id = self.child.id();
+        let list = format!("/proc/{id}/task/{id}/children");
+        let children = std::fs::read_to_string(&list).map_err(ServerError::io(format!("read {list}")))?;
+        for child in children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
+            match kill_process(child, signal) {
+                // It has just ended.
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(errno) => {
+                    return Err(ServerError::io(format!("send a signal to a child of {}", self.name))(
+                        errno.into(),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Waits for it to end by itself, and with success.
     pub(crate) async fn finish(mut self) -> Result<(), ServerError> {
         let status = self.wait(PATIENCE * 2).await?;
@@ -77,6 +97,15 @@ impl Process {
     pub(crate) async fn gone(&mut self) -> Result<ExitStatus, ServerError> {
         let ended = self.wait(PATIENCE).await?;
         ended.ok_or_else(|| self.late("to end"))
+    }
+
+    /// Waits until somebody has killed it. Another end is an error.
+    pub(crate) async fn killed(&mut self) -> Result<(), ServerError> {
+        match self.wait(PATIENCE).await? {
+            Some(status) if status.signal() == Some(Signal::KILL.as_raw()) => Ok(()),
+            Some(status) => Err(self.failed(status)),
+            None => Err(self.late("to be killed")),
+        }
     }
 
     /// Sends each signal in turn until it has ended: SIGKILL is the last.

@@ -243,6 +243,7 @@ fn a_lost_identity_a_rename_and_another_type_break_the_guard() {
             name: name.into(),
             type_oid,
             type_name: String::new(),
+            altered: 0,
         };
         applier.restart(vec![Table {
             guard: GuardId(0),
@@ -251,6 +252,7 @@ fn a_lost_identity_a_rename_and_another_type_break_the_guard() {
             primary_key: vec!["id".into()],
             parts: Vec::new(),
             identity: None,
+            stamps: Vec::new(),
         }]);
         assert!(transaction(&mut applier, 500, &[layout(), insert(&["1", "x"])]).is_some());
         assert!(!applier.state.is_broken(GuardId(0)), "int4 for int8 prints the same texts");
@@ -282,6 +284,7 @@ fn table(columns: &[(&str, u32)], parts: &[u32]) -> Table {
         name: (*name).into(),
         type_oid: *type_oid,
         type_name: String::new(),
+        altered: 0,
     };
     Table {
         guard: GuardId(0),
@@ -293,6 +296,7 @@ fn table(columns: &[(&str, u32)], parts: &[u32]) -> Table {
             .map(|oid| super::super::catalog::Part { oid: *oid, storage: 0, attached: 0 })
             .collect(),
         identity: None,
+        stamps: Vec::new(),
     }
 }
 
@@ -489,12 +493,21 @@ fn versioned(identity: [bool; 2]) -> Applier {
         name: name.into(),
         type_oid,
         type_name: String::new(),
+        altered: 0,
     };
     let columns = vec![column("id", 23), column("v", 20)];
     let primary_key = vec!["id".into()];
     let guard = GuardId(0);
     let parts = Vec::new();
-    applier.restart(vec![Table { guard, oid: USERS, columns, primary_key, parts, identity: None }]);
+    applier.restart(vec![Table {
+        guard,
+        oid: USERS,
+        columns,
+        primary_key,
+        parts,
+        identity: None,
+        stamps: vec![],
+    }]);
     applier.positions.fence().restart(Lsn(100));
     let [id, v] = identity;
     let layout = Bytes::relation(USERS, "users", &[("id", id, 23), ("v", v, 20)]);

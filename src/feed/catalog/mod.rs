@@ -4,12 +4,14 @@ mod parts;
 mod publication;
 mod server;
 mod slot;
+mod stamps;
 mod table;
 
 pub use parts::{Part, may_differ};
 pub use publication::{Publication, publication, publication_of};
 pub use server::{Server, has_messages, server};
-pub use slot::{Held, Slot, slot};
+pub use slot::{Held, Slot, end_reader, slot};
+pub use stamps::{Stamp, stamp};
 pub use table::{Column, Table, column_kind, learn, tables, weak_versions};
 use tokio_postgres::Client;
 

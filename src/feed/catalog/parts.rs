@@ -93,6 +93,8 @@ pub async fn may_differ(
         || before.primary_key != after.primary_key
         || before.columns.iter().any(is_other)
         || before.parts.iter().any(|part| !after.parts.contains(part))
+        // It was away for a while. One that came is of a part that came.
+        || before.stamps.iter().any(|stamp| !after.stamps.contains(stamp))
     {
         return Ok(true);
     }

@@ -3,6 +3,7 @@
 use tokio_postgres::Client;
 
 use super::{CatalogError, Problem};
+use crate::pg::replication::Backend;
 use crate::position::Lsn;
 
 /// A replication slot.
@@ -102,6 +103,18 @@ pub async fn slot(client: &Client, name: &str, temporary: bool) -> Result<Option
         held: Held { retained: bytes(10).unwrap_or(0), safe: bytes(11), limit: bytes(12), wal_status },
         problem: what.map(|what| Problem::Slot { slot: name.to_owned(), what }),
     }))
+}
+
+/// Ends this process of the server's if it is the one that reads the slot; false if it is not. A role may end its own.
+///
+/// # Errors
+/// When Postgres does not let us.
+pub async fn end_reader(client: &Client, name: &str, reader: &Backend) -> Result<bool, CatalogError> {
+    let sql = "SELECT pg_catalog.pg_terminate_backend(a.pid) \
+               FROM pg_catalog.pg_replication_slots s JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
+               WHERE s.slot_name = $1 AND a.pid = $2 AND a.backend_start::text = $3";
+    let ended = client.query_opt(sql, &[&name, &reader.pid, &reader.started]).await?;
+    Ok(ended.is_some_and(|row| row.get(0)))
 }
 
 #[cfg(test)]

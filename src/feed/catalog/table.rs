@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use tokio_postgres::Client;
 
 use super::parts::{self, FoundPart, Part};
-use super::{CatalogError, Problem};
+use super::{CatalogError, Problem, Stamp};
 use crate::feed::quoting::quoted_table;
 use crate::guard::{ColumnKind, FNV_OFFSET, Guard, GuardId, Guards, VersionKind, fnv1a};
 
@@ -20,6 +20,9 @@ pub struct Column {
     pub type_oid: u32,
     /// Its type as SQL writes it.
     pub type_name: String,
+    /// The transaction that last altered it. `ALTER COLUMN ... TYPE ... USING` to the same type tells of itself by nothing
+    /// else, and the rows that it rewrites are not in the stream.
+    pub altered: u32,
 }
 
 impl Column {
@@ -55,6 +58,8 @@ pub struct Table {
     /// Of a partitioned table: the columns that are in the replica identity of every partition. Its rows come with the
     /// layout of the root, and old ones with what the partition's own identity has kept, which the layout does not tell.
     pub identity: Option<Vec<String>>,
+    /// What publishes it, and since when.
+    pub stamps: Vec<Stamp>,
 }
 
 impl Table {
@@ -87,13 +92,16 @@ fn digest(table: &Table) -> u64 {
     let number = |hash, n: u64| fnv1a(hash, &n.to_le_bytes());
     let column = |hash, column: &Column| {
         let named = fnv1a(number(hash, column.number as u64), column.name.as_bytes());
-        fnv1a(number(named, u64::from(column.type_oid)), column.type_name.as_bytes())
+        let typed = fnv1a(number(named, u64::from(column.type_oid)), column.type_name.as_bytes());
+        number(typed, u64::from(column.altered))
     };
     let part = |hash, part: &Part| {
         [u64::from(part.oid), u64::from(part.storage), part.attached].into_iter().fold(hash, number)
     };
     let own = table.columns.iter().fold(number(FNV_OFFSET, u64::from(table.oid)), column);
-    table.parts.iter().fold(own, part).max(1)
+    let stamp =
+        |hash, stamp: &Stamp| [u64::from(stamp.oid), u64::from(stamp.written)].into_iter().fold(hash, number);
+    table.stamps.iter().fold(table.parts.iter().fold(own, part), stamp).max(1)
 }
 
 /// What of a guard's version evidence will be of less use than was hoped for.
@@ -126,7 +134,8 @@ const COLUMNS: &str = "\
                      AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])), \
            EXISTS (SELECT FROM pg_catalog.pg_index i \
                    WHERE i.indrelid = a.attrelid AND i.indisvalid AND i.indimmediate AND i.indisprimary \
-                     AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])), a.attnum \
+                     AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])), a.attnum, \
+           a.xmin::text::int8 \
     FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid \
     WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
 
@@ -191,7 +200,9 @@ async fn table(
     let mut flags: HashMap<String, (bool, bool)> = HashMap::new();
     for row in client.query(COLUMNS, &[&oid]).await? {
         let (name, type_oid, type_name) = (row.get(0), row.get(1), row.get(2));
-        let column = Column { number: row.get(6), name, type_oid, type_name };
+        // An xid has 32 bits.
+        let altered = u32::try_from(row.get::<_, i64>(7)).unwrap_or_default();
+        let column = Column { number: row.get(6), name, type_oid, type_name, altered };
         flags.insert(column.name.clone(), (row.get(3), identity == "f" || row.get::<_, bool>(4)));
         if row.get(5) {
             primary_key.push(column.name.clone());
@@ -259,6 +270,7 @@ async fn table(
         parts: below.into_iter().map(|found| found.part).collect(),
         columns,
         primary_key,
+        stamps: Vec::new(),
     };
     Ok((problems.len() == before).then_some(table))
 }

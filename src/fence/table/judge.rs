@@ -34,7 +34,13 @@ impl Fence {
         }
     }
 
-    pub(in crate::fence) fn judge(&self, state: &KeyState, fill: &Fill<'_>, vouched: Vouched) -> Verdict {
+    pub(in crate::fence) fn judge(
+        &self,
+        state: &KeyState,
+        fill: &Fill<'_>,
+        vouched: Vouched,
+        now: Millis,
+    ) -> Verdict {
         // After the key was locked: whoever dropped its history had raised the floor before.
         let floor = self.floor();
         let verdict = |judged: Result<(), Stale>| judged.map_or_else(Verdict::Stale, |()| Verdict::Fresh);
@@ -43,12 +49,15 @@ impl Fence {
             return Verdict::Stale(Stale::Torn);
         }
         let version = self.judge_version(state, fill, floor);
+        let abandoned = self.abandoned.load(Ordering::SeqCst) > now;
         match version {
+            Says::Fresh if abandoned => {}
             Says::Fresh => return Verdict::Fresh,
             Says::Stale(stale) => return Verdict::Stale(stale),
             Says::Doubtful | Says::Nothing => {}
         }
         match (fill.evidence, vouched) {
+            (Some(_), _) if abandoned => Verdict::Stale(Stale::Abandoned),
             (Some(Evidence::Snapshot(snapshot)), _) => {
                 verdict(self.judge_snapshot(state, fill.guards, snapshot, floor))
             }

@@ -228,3 +228,26 @@ fn how_long_old_data_has_been_outdated() {
     table.now += 1_234;
     assert_eq!(table.fence.outdated_for(Lsn(200), table.now), 1_234);
 }
+
+/// A promoted standby gives positions and transaction ids out again. Whoever brings evidence along may have it from before,
+/// and its numbers can be larger than any there are now.
+#[test]
+fn evidence_of_a_history_that_was_abandoned_does_not_count() {
+    let mut table = Table::new(limits());
+    table.settle(300, "300:300:");
+    assert_eq!(table.asof(ALICE, "300:300:"), Verdict::Fresh);
+    // The new history begins below.
+    table.fence.restart(Lsn(200));
+    table.fence.distrust_evidence(table.now + 5_000);
+    table.settle(210, "210:210:");
+    table.write(BOB, 205, 205);
+    for key in [ALICE, BOB] {
+        assert_eq!(table.asof(key, "300:300:"), Verdict::Stale(Stale::Abandoned));
+        assert_eq!(table.asof_lsn(key, 300), Verdict::Stale(Stale::Abandoned));
+    }
+    // Misses are of this process, and of this history.
+    table.miss(ALICE, 1);
+    assert_eq!(table.set(ALICE, 1), Verdict::Fresh);
+    table.now += 5_000;
+    assert_eq!(table.asof(BOB, "211:211:"), Verdict::Fresh);
+}

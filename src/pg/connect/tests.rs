@@ -91,6 +91,15 @@ async fn every_host_is_tried_and_named() {
     );
 }
 
+/// With and without TLS, as `sslmode=prefer` tries it.
+#[test]
+fn a_host_that_closes_every_connection_is_passed_over() {
+    let closed = || PgError::Io(io::Error::from(io::ErrorKind::UnexpectedEof));
+    let refused = || PgError::Login("nobody knows us".into());
+    assert!(may_be_of_the_host(&closed().and_then("with TLS", "without TLS", closed())));
+    assert!(!may_be_of_the_host(&closed().and_then("with TLS", "without TLS", refused())));
+}
+
 #[tokio::test]
 async fn servers_of_the_wrong_kind_are_passed_over() {
     let port = answering(b"N").await;

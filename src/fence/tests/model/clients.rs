@@ -50,6 +50,7 @@ pub(super) enum Kind {
     BelowFloor,
     NoEvidence,
     Torn,
+    Abandoned,
     Unproven(Unproven),
 }
 
@@ -60,6 +61,7 @@ pub(super) fn kind(verdict: Verdict) -> Kind {
         Verdict::Stale(Stale::BelowFloor(_)) => Kind::BelowFloor,
         Verdict::Stale(Stale::NoEvidence(_)) => Kind::NoEvidence,
         Verdict::Stale(Stale::Torn) => Kind::Torn,
+        Verdict::Stale(Stale::Abandoned) => Kind::Abandoned,
         Verdict::Unproven(why) => Kind::Unproven(why),
     }
 }
@@ -94,6 +96,7 @@ impl Counts {
             Kind::Unproven(Unproven::OlderMiss) => self.older_miss += 1,
             Kind::Unproven(Unproven::SourceLost) => self.source_lost += 1,
             Kind::Unproven(Unproven::Predecessor) => self.predecessor += 1,
+            Kind::Abandoned => unreachable!("no history of this model is abandoned"),
             Kind::Unproven(Unproven::VersionUnseen) => unreachable!("no fill of this model has a version"),
             Kind::Unproven(Unproven::NoEvidence) | Kind::NoEvidence | Kind::Fresh => {}
         }

@@ -1,0 +1,131 @@
+//! Failovers: the replica is promoted, a new one is made, and applications and the proxy go there. The slot is not.
+
+use cachefence::config::Contract;
+use cachefence::demo::client::Reply;
+use cachefence::demo::servers::{Postgres, StopMode, wait_until};
+
+use super::{PLAIN, gaps, launch, one_more_gap};
+use crate::dice::Dice;
+use crate::fault::{BOUNDED, Fault};
+use crate::load::Load;
+use crate::stand::{Options, Stand};
+use crate::support::{Outcome, PATIENCE, text};
+
+const LINES: fn(Options) -> Options = |options| Options { lines: true, ..options };
+
+pub const NOTHING_LOST: Fault = Fault {
+    name: "failover: replica promoted, nothing lost, slot missing",
+    soak: false,
+    rounds: 2,
+    options: LINES,
+    round: |stand, load, dice| Box::pin(nothing_lost(stand, load, dice)),
+    ..PLAIN
+};
+
+pub const COMMITS_LOST: Fault = Fault {
+    name: "failover: replica promoted, acknowledged commits lost",
+    soak: false,
+    rounds: 2,
+    options: LINES,
+    round: |stand, load, dice| Box::pin(commits_lost(stand, load, dice)),
+    ..PLAIN
+};
+
+pub const SEVERAL_HOSTS: Fault = Fault {
+    name: "failover: url of several hosts, target_session_attrs=read-write",
+    contracts: BOUNDED,
+    soak: false,
+    rounds: 1,
+    options: LINES,
+    round: |stand, load, dice| Box::pin(several_hosts(stand, load, dice)),
+    ..PLAIN
+};
+
+/// A primary that is stopped in order sends its replicas everything first.
+async fn nothing_lost(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
+    let before = gaps(stand, "new_timeline").await?;
+    stand.primary.stop(StopMode::Fast).await?;
+    stand.not_ready("").await?;
+    promote(stand, load).await?;
+    stand.lines()?.primary.switch(stand.primary.port());
+    one_more_gap(stand, "new_timeline", before).await?;
+    stand.name_standby().await
+}
+
+/// The replica had received nothing for a while. What the proxy has applied, and what is cached, was never there; nor was
+/// what somebody read of it and puts into the cache only now.
+async fn commits_lost(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
+    let before = gaps(stand, "new_timeline").await?;
+    let replica = stand.replica.client().await?;
+    replica.batch_execute("ALTER SYSTEM SET primary_conninfo = ''").await?;
+    replica.batch_execute("SELECT pg_reload_conf()").await?;
+    wait_until("the replica to receive nothing", PATIENCE, async || {
+        text(&replica, "SELECT count(*)::text FROM pg_stat_wal_receiver").await.is_ok_and(|n| n == "0")
+    })
+    .await?;
+    load.written(50).await?;
+    let sql = stand.sql().await?;
+    sql.batch_execute("UPDATE users SET version = 1000000 WHERE id = 0").await?;
+    // So that what is given out again takes long to come to where it was.
+    sql.batch_execute(
+        "DO $$ BEGIN FOR i IN 1..20000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$",
+    )
+    .await?;
+    let lost = text(&sql, "SELECT cachefence.asof()").await?;
+    stand.level().await?;
+    stand.primary.stop(StopMode::Immediate).await?;
+    stand.not_ready("").await?;
+    // Nobody can write now.
+    load.rebase();
+    promote(stand, load).await?;
+    stand.lines()?.primary.switch(stand.primary.port());
+    one_more_gap(stand, "new_timeline", before).await?;
+    if stand.contract == Contract::Bounded {
+        late_evidence(stand, &lost).await?;
+    }
+    stand.name_standby().await
+}
+
+/// It is brought along from before fills get in until after that.
+async fn late_evidence(stand: &Stand, evidence: &str) -> Outcome {
+    let (mut client, mut redis) = (stand.proxy.client().await?, stand.redis.client().await?);
+    let mut ready = false;
+    while !ready {
+        ready = stand.proxy.get("/readyz").await?.0 == 200;
+        let late = client.cmd(&["ASOF", evidence, "SET", "user:0", "1000000"]).await?;
+        let held = redis.cmd(&["GET", "user:0"]).await?;
+        assert_eq!(held, Reply::Nil, "evidence of what was lost: {late:?}");
+    }
+    Ok(())
+}
+
+async fn several_hosts(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
+    let (line, replica) = (stand.lines()?.primary.port(), stand.replica.port());
+    let one = format!("@127.0.0.1:{line}/app");
+    let two = format!("@127.0.0.1:{line},127.0.0.1:{replica}/app?target_session_attrs=read-write");
+    assert!(stand.settings.contains(&one), "{}", stand.settings);
+    stand.settings = stand.settings.replace(&one, &two);
+    stand.proxy.stop().await?;
+    stand.proxy = launch(&stand.settings, load)?;
+    stand.recovered().await?;
+    load.warm().await?;
+    stand.primary.stop(StopMode::Fast).await?;
+    stand.not_ready("").await?;
+    promote(stand, load).await?;
+    one_more_gap(stand, "new_timeline", 0.0).await
+}
+
+/// The replica becomes the primary, and gets a replica of its own.
+async fn promote(stand: &mut Stand, load: &Load) -> Outcome {
+    let promoted = stand.replica.client().await?;
+    promoted.batch_execute("SELECT pg_promote()").await?;
+    // What the old one was told is no setting of this one; and no commit waits for the proxy before it streams from here.
+    promoted.batch_execute("ALTER SYSTEM RESET synchronous_standby_names; ").await?;
+    promoted.batch_execute("SELECT pg_reload_conf()").await?;
+    let replica = Postgres::replica(&stand.replica, &[]).await?;
+    stand.lines()?.replica.cut();
+    stand.lines()?.replica.switch(replica.port());
+    stand.primary = std::mem::replace(&mut stand.replica, replica);
+    load.lead(stand.primary.port(), stand.replica.port());
+    Ok(())
+}
