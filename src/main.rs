@@ -163,7 +163,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
     }
     let config = Config::load(cli.options.config.as_deref())?;
     match &cli.command {
-        Command::Run => run(config),
+        Command::Run => run(config, cli.options.config.clone()),
         Command::Check { json } => check(&config, *json),
         Command::Init { print } => init(config, *print),
         Command::Purge { guard } => purge(config, guard),
@@ -176,12 +176,12 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
 
-fn run(config: Config) -> Result<(), Failure> {
+fn run(config: Config, file: Option<PathBuf>) -> Result<(), Failure> {
     // Clients have threads of their own, and so has the admin port. The feed, the deletions and the polls of the sources
     // share this one: a commit passes from the feed to the deletion and back, and to hand it to another thread that sleeps
     // costs more than all else that is done for it.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ended = runtime.block_on(run::run(config));
+    let ended = runtime.block_on(run::run(config, move || Config::load(file.as_deref())));
     // Tasks that sit in a blocking call (a look-up of a name) must not hold up the end.
     runtime.shutdown_background();
     Ok(ended?)

@@ -1,11 +1,11 @@
 //! What the proxy counts, in Prometheus's words. All names begin with `cachefence_`.
 //!
-//! Handles are resolved at start-up: counting an event is an atomic addition, without a look-up by label. Gauges that
+//! Handles are resolved at start-up, and when a guard is added: counting an event is an atomic addition, without a look-up by label. Gauges that
 //! mirror the state of another part are set when somebody looks, by what that part registers with
 //! [`Metrics::on_collect`].
 
 use std::fmt;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{OnceLock, PoisonError, RwLock};
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -98,6 +98,15 @@ impl GuardMetrics {
     }
 }
 
+/// What is counted by guard.
+struct GuardFamilies {
+    fills: IntCounterVec,
+    reads: IntCounterVec,
+    writes: IntCounterVec,
+    invalidated: IntCounterVec,
+    stale_age: HistogramVec,
+}
+
 /// One source's gauges.
 #[derive(Debug)]
 pub struct SourceMetrics {
@@ -113,9 +122,12 @@ type Collect = Box<dyn Fn(&Metrics) + Send + Sync>;
 pub struct Metrics {
     registry: Registry,
     collectors: RwLock<Vec<Collect>>,
-    guards: Vec<GuardMetrics>,
+    families: GuardFamilies,
+    /// By number: room for all guards that there will ever be.
+    guards: Box<[OnceLock<GuardMetrics>]>,
     messages: GuardMetrics,
-    sources: Vec<SourceMetrics>,
+    source_lag_bytes: IntGaugeVec,
+    source_up: IntGaugeVec,
     purges: IntCounterVec,
     gaps: IntCounterVec,
     /// From a commit (by the database's clock) to its keys being deleted, in seconds.
@@ -187,25 +199,33 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// Metrics of these guards, and of the sources of these names, in their order.
+    /// Metrics of these guards, and of the sources of these names.
     ///
     /// # Errors
     /// When two sources have one name, or a name cannot be a label's value.
     pub fn new(guards: &Guards, sources: &[impl AsRef<str>]) -> Result<Self, prometheus::Error> {
         let r = Registry::new();
-        let (guard_metrics, messages) = guard_metrics(&r, guards)?;
+        let families = GuardFamilies::new(&r)?;
+        let source_lag_bytes =
+            gauges(&r, "source_lag_bytes", "How far a source is behind the feed.", &["source"])?;
+        let source_up = gauges(&r, "source_up", "Whether a source can be polled.", &["source"])?;
+        for name in sources {
+            source_lag_bytes.get_metric_with_label_values(&[name.as_ref()])?;
+            source_up.get_metric_with_label_values(&[name.as_ref()])?;
+        }
         let tasks = Opts::new("cachefence_tasks", "Tasks that live.");
         let tasks = register(&r, IntGaugeVec::new(tasks, &["of"])?)?;
-        let source_metrics = source_metrics(&r, sources)?;
         let invalidation = HistogramOpts::new(
             "cachefence_invalidation_seconds",
             "From commit to the deletion of its keys, by the database's clock and this host's.",
         );
-        Ok(Self {
+        let metrics = Self {
             collectors: RwLock::default(),
-            guards: guard_metrics,
-            messages,
-            sources: source_metrics,
+            guards: (0..guards.numbers()).map(|_| OnceLock::new()).collect(),
+            messages: families.of(MESSAGE),
+            families,
+            source_lag_bytes,
+            source_up,
             purges: counters(&r, "purges_total", "Deletions of all keys of guards.", &["reason"])?,
             gaps: counters(&r, "gaps_total", "Holes in the feed's history.", &["reason"])?,
             invalidation_seconds: register(
@@ -258,15 +278,23 @@ impl Metrics {
             commands: counter(&r, "commands_total", "Commands of clients.")?,
             upstream_reconnects: counter(&r, "upstream_reconnects_total", "Connections to Redis made anew.")?,
             registry: r,
-        })
+        };
+        metrics.add_guards(guards);
+        Ok(metrics)
     }
 
-    /// A guard's counters.
-    ///
-    /// # Panics
-    /// When the guard is not one of those given to [`new`](Self::new).
+    /// Counts for guards that were added, too. Those that there are go on; so does the count of a table whose guard was another one.
+    pub fn add_guards(&self, guards: &Guards) {
+        for guard in guards {
+            if let Some(place) = self.guards.get(usize::from(guard.id.0)) {
+                place.get_or_init(|| self.families.of(&guard.label));
+            }
+        }
+    }
+
+    /// A guard's counters; those of keys that were fenced by name where it was never [added](Self::add_guards).
     pub fn guard(&self, id: GuardId) -> &GuardMetrics {
-        &self.guards[usize::from(id.0)]
+        self.guards.get(usize::from(id.0)).and_then(OnceLock::get).unwrap_or(&self.messages)
     }
 
     /// The counters of a key's guards; where it has none, those of keys that were fenced by name.
@@ -275,12 +303,19 @@ impl Metrics {
         ids.iter().map(|id| self.guard(*id)).chain(named)
     }
 
-    /// A source's gauges, by its place in the list given to [`new`](Self::new).
-    ///
-    /// # Panics
-    /// When there is none at that place.
-    pub fn source(&self, n: usize) -> &SourceMetrics {
-        &self.sources[n]
+    /// A source's gauges. They are there from now on.
+    pub fn source(&self, name: &str) -> SourceMetrics {
+        SourceMetrics {
+            lag_bytes: self.source_lag_bytes.with_label_values(&[name]),
+            up: self.source_up.with_label_values(&[name]),
+        }
+    }
+
+    /// A source is none any more: its last state is not to stand there for ever.
+    pub fn forget_source(&self, name: &str) {
+        // It has none if nobody has looked since it was added.
+        let _ = self.source_lag_bytes.remove_label_values(&[name]);
+        let _ = self.source_up.remove_label_values(&[name]);
     }
 
     /// Counts a task of a client's thread for as long as what is returned lives: that runtime does not count them itself.
@@ -322,48 +357,38 @@ impl Metrics {
 const SECONDS: [f64; 15] =
     [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0];
 
-/// Those of the guards, and those of keys that were fenced by name.
-fn guard_metrics(
-    r: &Registry,
-    guards: &Guards,
-) -> Result<(Vec<GuardMetrics>, GuardMetrics), prometheus::Error> {
-    let fills = counters(r, "fills_total", "Fills, judged and dealt with.", &["guard", "verdict", "action"])?;
-    let reads = counters(r, "reads_total", "Reads of guarded keys.", &["guard", "result"])?;
-    let writes = counters(r, "writes_total", "Committed changes of guarded keys.", &["guard"])?;
-    let invalidated = counters(r, "invalidated_keys_total", "Keys deleted for a change.", &["guard"])?;
-    let age =
-        HistogramOpts::new("cachefence_stale_fill_age_seconds", "How old the data of refused fills was.");
-    let age = register(r, HistogramVec::new(age.buckets(SECONDS.to_vec()), &["guard"])?)?;
-    let of = |label: &str| {
+impl GuardFamilies {
+    fn new(r: &Registry) -> Result<Self, prometheus::Error> {
+        let age =
+            HistogramOpts::new("cachefence_stale_fill_age_seconds", "How old the data of refused fills was.");
+        Ok(Self {
+            fills: counters(
+                r,
+                "fills_total",
+                "Fills, judged and dealt with.",
+                &["guard", "verdict", "action"],
+            )?,
+            reads: counters(r, "reads_total", "Reads of guarded keys.", &["guard", "result"])?,
+            writes: counters(r, "writes_total", "Committed changes of guarded keys.", &["guard"])?,
+            invalidated: counters(r, "invalidated_keys_total", "Keys deleted for a change.", &["guard"])?,
+            stale_age: register(r, HistogramVec::new(age.buckets(SECONDS.to_vec()), &["guard"])?)?,
+        })
+    }
+
+    fn of(&self, label: &str) -> GuardMetrics {
         let fill = |verdict: Verdict| {
-            Action::ALL.map(|action| fills.with_label_values(&[label, verdict.label(), action.label()]))
+            Action::ALL.map(|action| self.fills.with_label_values(&[label, verdict.label(), action.label()]))
         };
         GuardMetrics {
-            hit: reads.with_label_values(&[label, "hit"]),
-            miss: reads.with_label_values(&[label, "miss"]),
-            bypassed: reads.with_label_values(&[label, "bypassed"]),
-            writes: writes.with_label_values(&[label]),
-            invalidated: invalidated.with_label_values(&[label]),
-            stale_age: age.with_label_values(&[label]),
+            hit: self.reads.with_label_values(&[label, "hit"]),
+            miss: self.reads.with_label_values(&[label, "miss"]),
+            bypassed: self.reads.with_label_values(&[label, "bypassed"]),
+            writes: self.writes.with_label_values(&[label]),
+            invalidated: self.invalidated.with_label_values(&[label]),
+            stale_age: self.stale_age.with_label_values(&[label]),
             fills: Verdict::ALL.map(fill),
         }
-    };
-    Ok((guards.iter().map(|guard| of(&guard.label)).collect(), of(MESSAGE)))
-}
-
-fn source_metrics(r: &Registry, names: &[impl AsRef<str>]) -> Result<Vec<SourceMetrics>, prometheus::Error> {
-    let lag = gauges(r, "source_lag_bytes", "How far a source is behind the feed.", &["source"])?;
-    let up = gauges(r, "source_up", "Whether a source can be polled.", &["source"])?;
-    names
-        .iter()
-        .map(|name| {
-            let label = &[name.as_ref()];
-            Ok(SourceMetrics {
-                lag_bytes: lag.get_metric_with_label_values(label)?,
-                up: up.get_metric_with_label_values(label)?,
-            })
-        })
-        .collect()
+    }
 }
 
 fn register<C: Collector + Clone + 'static>(r: &Registry, metric: C) -> Result<C, prometheus::Error> {
@@ -416,7 +441,7 @@ mod tests {
             }
         }
         guard.hit.inc();
-        metrics.source(1).up.set(1);
+        metrics.source("replica-1").up.set(1);
         metrics.purged("fresh_slot");
         metrics.gap("slot_lost");
         let text = metrics.render();

@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use serde_json::json;
 use thiserror::Error;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -22,18 +23,17 @@ use crate::cache::{
     self, CacheState, Endpoint, EndpointError, Reaper, Stranger, Upstreams, Witness, Worker, WorkerSettings,
 };
 use crate::command::CommandTable;
-use crate::config::{self, Config, Contract, Mode, socket_mode};
-use crate::feed::{self, Feed, FeedError, FeedState, Positions, Source, SourceState, Strict};
-use crate::fence::{Fence, Limits, Millis, SourceKind};
+use crate::config::{self, Config, ConfigError, Contract, Mode, socket_mode};
+use crate::feed::{self, Feed, FeedError, FeedState, Positions, Source, SourceState, Sources, Strict};
+use crate::fence::{Fence, Limits, Millis};
 use crate::guard::{GuardError, Guards};
 use crate::lifecycle::descriptors::{self, Wanted};
 use crate::lifecycle::notify::Notifier;
 use crate::lifecycle::{panics, signals};
 use crate::metrics::Metrics;
-use crate::pg::error::PgError;
-use crate::pg::target::Target;
 use crate::position::Lsn;
 use crate::proxy::{Buffered, Gate, Greeting, ListenError, Listener, Threads};
+use crate::reload::{self, Reloader, Reloads};
 use crate::tls::TlsError;
 
 use stop::Stop;
@@ -79,30 +79,34 @@ const SHARDS: usize = 1024;
 /// Commits that wait for Redis, at most; the feed is held back beyond.
 const BACKLOG: usize = 1024;
 
-/// Runs the proxy until it is told to stop (SIGTERM, SIGINT).
+/// Runs the proxy until it is told to stop (SIGTERM, SIGINT). `read` reads the settings again, for a reload.
 ///
 /// # Errors
 /// When it cannot start: everything that can be away for a while (Postgres, Redis) is waited for instead.
-pub async fn run(config: Config) -> Result<(), RunError> {
+pub async fn run(
+    config: Config,
+    read: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
+) -> Result<(), RunError> {
     let mut signalled = signals::listen()?;
+    let hangup = signal(SignalKind::hangup())?;
     let guards = Arc::new(Guards::new(&config.guards, config.redis.db())?);
     let redis = Endpoint::new(&config)?;
-    let greeting = Greeting::new(&config.proxy)?;
+    let greeting = Arc::new(Greeting::new(&config.proxy)?);
     let observe = config.proxy.mode == Mode::Observe;
     let target = config.postgres.target().map_err(FeedError::from)?;
-    let sources = sources(&config, &target).map_err(FeedError::from)?;
+    let sources = reload::sources(&config, &target, &[]).map_err(FeedError::from)?;
     let read_sources: Vec<Arc<SourceState>> =
         sources.iter().filter(|s| s.index.is_some()).map(|s| s.state.clone()).collect();
     let names: Vec<&str> = read_sources.iter().map(|source| source.name.as_str()).collect();
     let metrics = Arc::new(Metrics::new(&guards, &names)?);
 
     let started = Instant::now();
-    let fence = Arc::new(Fence::new(limits(&config, guards.len())));
-    let kinds: Vec<SourceKind> = read_sources.iter().map(|source| source.kind).collect();
-    let positions = Arc::new(Positions::new(fence.clone(), &kinds, started));
+    let fence = Arc::new(Fence::new(limits(&config, guards.numbers())));
+    let positions = Arc::new(Positions::with_sources(fence.clone(), read_sources.clone(), started));
+    let sources = Arc::new(Sources::new(sources));
     // What the catalog tells of the columns is learnt by the feed.
     let matching = Arc::new(ArcSwap::new(guards.clone()));
-    let feed_state = Arc::new(feed_state(&config, guards.len()).teaching(matching.clone()));
+    let feed_state = Arc::new(feed_state(&config, guards.numbers()).teaching(matching.clone()));
     let cache_state = Arc::new(CacheState::default());
 
     let incarnation = incarnation();
@@ -111,16 +115,18 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let (upstreams, handed) = Upstreams::new(name.clone());
     let upstreams = Arc::new(upstreams);
     let commands = Arc::new(ArcSwap::from_pointee(CommandTable::known()));
+    let (reloads, requests) = Reloads::new();
     let status = Arc::new(Status {
         fence: fence.clone(),
         positions: positions.clone(),
-        guards: guards.clone(),
+        guards: matching.clone(),
         metrics: metrics.clone(),
         feed: feed_state.clone(),
-        sources: sources.iter().map(|source| (source.index, source.state.clone())).collect(),
+        sources: sources.clone(),
         cache: cache_state.clone(),
         stopping: Arc::default(),
         config: config.clone(),
+        reloads,
     });
     status.mirror();
     let gate = Arc::new(Gate {
@@ -129,7 +135,6 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         commands: commands.clone(),
         named: config::Guard::of_messages(config.postgres.contract),
         positions: positions.clone(),
-        sources: read_sources.clone(),
         account: status.clone(),
         metrics: metrics.clone(),
         feed: feed_state.clone(),
@@ -156,13 +161,26 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         source: ListenError { address: admin_address, source },
     })?;
 
-    let max_clients = max_clients(&config, sources.len());
+    let max_clients = max_clients(&config, sources.load().len());
     let notifier = Arc::new(Notifier::from_environment());
     let stopping = status.stopping.clone();
     admin::start(admin, status.clone(), gate.clone())?;
 
     sweep(fence.clone(), positions.clone(), config.fence.history)?;
 
+    let reloader = Reloader {
+        read: Box::new(read),
+        running: config.clone(),
+        guards: guards.clone(),
+        next: guards.len() as u16,
+        end: guards.numbers() as u16,
+        greeting: greeting.clone(),
+        redis: redis.clone(),
+        sources: sources.clone(),
+        feed: feed_state.clone(),
+        metrics: metrics.clone(),
+        notifier: notifier.clone(),
+    };
     let (jobs, job_receiver) = mpsc::channel(BACKLOG);
     let (applied, applied_receiver) = watch::channel(Lsn(0));
     let reaper = Reaper {
@@ -235,6 +253,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             sleep(Duration::from_secs(1)).await;
         }
     });
+    tokio::spawn(reloader.run(requests, hangup));
     tokio::spawn(witness.run());
     tokio::spawn(herald::run(notifier.clone(), status, threads.clone()));
     // A task of its own: a purge must not delay an acknowledgement.
@@ -334,31 +353,6 @@ fn feed_state(config: &Config, guards: usize) -> FeedState {
     }
 }
 
-/// The configured sources, and the primary in any case: its snapshots are needed even if nobody reads there.
-fn sources(config: &Config, primary: &Target) -> Result<Vec<Source>, PgError> {
-    let source = |index, name: &str, replica: Option<Target>| {
-        let kind = if replica.is_some() { SourceKind::Replica } else { SourceKind::Primary };
-        let target = replica.unwrap_or_else(|| primary.clone());
-        if kind == SourceKind::Replica && target.host_count() > 1 {
-            tracing::warn!(
-                source = name,
-                "a source has several hosts: only the one that it is connected to is asked what it shows. If applications \
-                 may read another one meanwhile, make each a source of its own"
-            );
-        }
-        Source { index, target, state: Arc::new(SourceState::new(name, kind)) }
-    };
-    let mut sources = Vec::new();
-    for (index, configured) in config.sources.iter().enumerate() {
-        sources.push(source(Some(index), &configured.name, configured.target()?));
-    }
-    if !sources.iter().any(|source| source.state.kind == SourceKind::Primary) {
-        let listed = if sources.is_empty() { Some(0) } else { None };
-        sources.push(source(listed, "primary", None));
-    }
-    Ok(sources)
-}
-
 fn limits(config: &Config, guards: usize) -> Limits {
     Limits {
         history: config.fence.history.as_millis() as Millis,
@@ -413,13 +407,14 @@ fn sweep(fence: Arc<Fence>, positions: Arc<Positions>, history: Duration) -> io:
 struct Status {
     fence: Arc<Fence>,
     positions: Arc<Positions>,
-    guards: Arc<Guards>,
+    guards: Arc<ArcSwap<Guards>>,
     metrics: Arc<Metrics>,
     feed: Arc<FeedState>,
-    sources: Vec<(Option<usize>, Arc<SourceState>)>,
+    sources: Arc<Sources>,
     cache: Arc<CacheState>,
     stopping: Arc<AtomicBool>,
     config: Config,
+    reloads: Reloads,
 }
 
 impl Status {
@@ -456,9 +451,11 @@ impl Status {
             let safe = held.and_then(|held| held.safe.or(held.limit.map(|_| 0)));
             metrics.slot_safe_bytes.set(safe.map_or(f64::INFINITY, |safe| safe as f64));
             metrics.feed_connected.set(i64::from(feed.streaming.load(Ordering::Relaxed)));
-            for (index, source) in &sources {
-                let Some(index) = index else { continue };
-                let gauges = metrics.source(*index);
+            for Source { index, state: source, .. } in sources.load().iter() {
+                if index.is_none() {
+                    continue;
+                }
+                let gauges = metrics.source(&source.name);
                 gauges.up.set(i64::from(source.up.load(Ordering::Relaxed)));
                 let position = source.position.load(Ordering::Relaxed);
                 gauges.lag_bytes.set(received.saturating_sub(position) as i64);
@@ -492,11 +489,11 @@ impl Status {
 
     /// A source out of sight does not stop the proxy: recently written keys stay unfilled until it is back.
     fn source_troubles(&self) -> Vec<String> {
-        let trouble = |(_, source): &(Option<usize>, Arc<SourceState>)| {
+        let trouble = |Source { state: source, .. }: &Source| {
             let why = source.error().unwrap_or_else(|| "not polled yet".into());
             (!source.up.load(Ordering::Relaxed)).then(|| format!("source {}: {why}", source.name))
         };
-        self.sources.iter().filter_map(trouble).collect()
+        self.sources.load().iter().filter_map(trouble).collect()
     }
 
     fn cache_error(&self) -> Option<String> {
@@ -532,7 +529,11 @@ impl AdminSource for Status {
         if self.cache.purging.load(Ordering::Relaxed) {
             reasons.push("guarded keys are being purged".into());
         }
-        for guard in self.feed.broken().filter_map(|guard| self.guards.get(guard)) {
+        if self.feed.is_changing() {
+            reasons.push("the guards of a reload are not in force yet".into());
+        }
+        let guards = self.guards.load();
+        for guard in self.feed.broken().filter_map(|guard| guards.get(guard)) {
             reasons.push(format!("guard {} is broken: see the log for what to run", guard.label));
         }
         let slot = self.feed.held().and_then(|held| held.trouble());
@@ -546,12 +547,17 @@ impl AdminSource for Status {
         }
     }
 
+    fn reloads(&self) -> Option<&Reloads> {
+        Some(&self.reloads)
+    }
+
     fn status(&self) -> serde_json::Value {
         let lsn = |lsn: u64| Lsn(lsn).to_string();
         let sources: Vec<_> = self
             .sources
+            .load()
             .iter()
-            .map(|(index, source)| {
+            .map(|Source { index, state: source, .. }| {
                 json!({
                     "name": source.name,
                     "kind": source.kind.name(),
@@ -566,6 +572,7 @@ impl AdminSource for Status {
         let broken: Vec<_> = self.feed.broken().collect();
         let guards: Vec<_> = self
             .guards
+            .load()
             .iter()
             .map(|guard| json!({ "table": guard.label, "keys": guard.policy.keys, "broken": broken.contains(&guard.id) }))
             .collect();

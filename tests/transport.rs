@@ -107,6 +107,51 @@ async fn tls_on_both_sides_carries_every_byte() -> Outcome {
     Ok(())
 }
 
+/// Files are read again at a reload, for connections from then on; one that cannot be used changes nothing. Those that stand go
+/// on as they are.
+#[tokio::test]
+async fn certificates_are_swapped_under_clients() -> Outcome {
+    let pki = Pki::new()?;
+    let (postgres, (redis, url)) = (postgres().await?, redis(&pki, "server", "no").await?);
+    // Files of their own, to be replaced.
+    let copy = |from: &str, to: &str| std::fs::copy(pki.path(from), pki.path(to)).map(drop);
+    let install = |name: &str| {
+        copy(&format!("{name}.pem"), "used.pem").and_then(|()| copy(&format!("{name}.key"), "used.key"))
+    };
+    install("server")?;
+    copy("ca.pem", "trusted.pem")?;
+    let lines = format!("tls = {{ cert = {:?}, key = {:?} }}", pki.path("used.pem"), pki.path("used.key"));
+    let text = with_proxy(&postgres, &redis, "swapped", &lines);
+    let own = format!("ca = {:?}", pki.path("trusted.pem"));
+    let proxy = Cachefence::start(BINARY, &with_redis_tls(&text, &redis, &url, &own)).await?;
+    let mut before = tls_wire(&pki, &proxy, None).await?;
+    assert_eq!(before.cmd("SET plain 1").await?, "+OK\r\n");
+
+    copy("client.key", "used.key")?;
+    let (status, said) = proxy.reload().await?;
+    assert!(status == 400 && said.contains("is not the key of the certificate in"), "{status} {said}");
+    tls_wire(&pki, &proxy, None).await?;
+
+    // For another host: nobody who looks for this one takes it.
+    install("named")?;
+    let (status, said) = proxy.reload().await?;
+    assert!(status == 200 && said.contains("proxy.tls: files read"), "{status} {said}");
+    assert!(tls_wire(&pki, &proxy, None).await.is_err(), "the old certificate was shown");
+    assert_eq!(before.cmd("GET plain").await?, "$1\r\n1\r\n");
+    install("server")?;
+    // A CA that has not signed Redis's: a new connection to it, which MULTI needs, is refused.
+    copy("other-ca.pem", "trusted.pem")?;
+    assert_eq!(proxy.reload().await?.0, 200);
+    let mut after = tls_wire(&pki, &proxy, None).await?;
+    assert!(after.cmd("MULTI").await?.contains("of a CA that is not trusted"));
+    copy("ca.pem", "trusted.pem")?;
+    assert_eq!(proxy.reload().await?.0, 200);
+    let mut last = tls_wire(&pki, &proxy, None).await?;
+    assert_eq!(last.cmd("MULTI").await?, "+OK\r\n");
+    assert_eq!(before.cmd("GET plain").await?, "$1\r\n1\r\n");
+    Ok(())
+}
+
 /// Another implementation of TLS.
 fn redis_cli(pki: &Pki, proxy: &Cachefence) -> Outcome {
     let output = Command::new("redis-cli")

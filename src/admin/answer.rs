@@ -8,6 +8,7 @@ use hyper::{Method, Request, Response, StatusCode};
 
 use super::{AdminSource, Explain};
 use crate::config::percent_decoded;
+use crate::reload::Reloads;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -15,11 +16,14 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 static PAGE: &str = include_str!("page.html");
 
-pub(super) fn answer<B>(
+pub(super) async fn answer<B>(
     request: &Request<B>,
     source: &dyn AdminSource,
     keys: &dyn Explain,
 ) -> Response<Full<Bytes>> {
+    if request.uri().path() == "/reload" {
+        return reload(request, source.reloads()).await;
+    }
     if request.method() != Method::GET && request.method() != Method::HEAD {
         let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -42,7 +46,7 @@ pub(super) fn answer<B>(
         "/status" => respond(StatusCode::OK, JSON, format!("{:#}\n", source.status())),
         "/explain" => explain(request.uri().query(), keys),
         _ => {
-            let text = "not found; there are / /metrics /livez /readyz /status /explain?key=\n";
+            let text = "not found; there are / /metrics /livez /readyz /status /explain?key= and, by POST, /reload\n";
             respond(StatusCode::NOT_FOUND, TEXT, text)
         }
     }
@@ -51,6 +55,23 @@ pub(super) fn answer<B>(
 /// For who must not ask.
 pub(super) fn forbid(why: &'static str) -> Response<Full<Bytes>> {
     respond(StatusCode::FORBIDDEN, TEXT, why)
+}
+
+async fn reload<B>(request: &Request<B>, reloads: Option<&Reloads>) -> Response<Full<Bytes>> {
+    if request.method() != Method::POST {
+        let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only POST\n");
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+        return response;
+    }
+    let Some(reloads) = reloads else { return respond(StatusCode::NOT_FOUND, TEXT, "nothing to reload\n") };
+    match reloads.ask().await {
+        Ok(changes) if changes.is_empty() => respond(StatusCode::OK, TEXT, "reloaded; nothing has changed\n"),
+        Ok(changes) => respond(StatusCode::OK, TEXT, format!("reloaded\n{}\n", changes.join("\n"))),
+        Err(error) => {
+            let text = format!("not reloaded; the old settings go on\n{error}\n");
+            respond(StatusCode::BAD_REQUEST, TEXT, text)
+        }
+    }
 }
 
 /// Keys that are told of, in bytes: far more than a template makes. The request's own length is bounded already.

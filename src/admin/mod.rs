@@ -23,6 +23,8 @@ use crate::complaint::Complaint;
 pub use health::{HealthError, health};
 pub use info::info;
 
+use crate::reload::Reloads;
+
 /// What the HTTP port shows.
 pub trait AdminSource: Send + Sync + 'static {
     /// Prometheus's text format.
@@ -36,6 +38,11 @@ pub trait AdminSource: Send + Sync + 'static {
 
     /// Feed, sources, table, cache.
     fn status(&self) -> serde_json::Value;
+
+    /// Who reloads the settings, if anybody does.
+    fn reloads(&self) -> Option<&Reloads> {
+        None
+    }
 }
 
 /// Who knows of single keys.
@@ -108,11 +115,13 @@ pub async fn serve(
 
 async fn connection(stream: TcpStream, loopback: bool, source: Arc<dyn AdminSource>, keys: Arc<dyn Explain>) {
     let service = service_fn(|request| {
-        let response = match origin::objection(&request, loopback) {
-            Some(why) => answer::forbid(why),
-            None => answer::answer(&request, source.as_ref(), keys.as_ref()),
-        };
-        async { Ok::<_, Infallible>(response) }
+        let (source, keys) = (source.clone(), keys.clone());
+        async move {
+            Ok::<_, Infallible>(match origin::objection(&request, loopback) {
+                Some(why) => answer::forbid(why),
+                None => answer::answer(&request, source.as_ref(), keys.as_ref()).await,
+            })
+        }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())

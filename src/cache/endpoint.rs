@@ -52,6 +52,19 @@ impl Endpoint {
         Ok(Self { db: url.db, reply_timeout, url, tls, keepalive })
     }
 
+    /// Connections from now on are by the files that these settings name, once they are read. Where Redis is stays as it is.
+    ///
+    /// # Errors
+    /// When a file cannot be used; nothing is changed before the result is called.
+    pub fn reload(&self, config: &Config) -> Result<impl FnOnce() + use<>, EndpointError> {
+        let (own, found) = (self.tls.clone(), Self::new(config)?.tls);
+        Ok(move || {
+            if let (Some(own), Some(found)) = (own, found) {
+                own.become_as(&found);
+            }
+        })
+    }
+
     /// Connects, without logging in.
     ///
     /// # Errors

@@ -117,7 +117,7 @@ impl Reaper {
 /// Kills a connection on Redis's side, and returns when it is seen gone.
 ///
 /// By id *and* name: ids begin at 1 again when Redis restarts, and another client's must not be hit.
-async fn kill(connection: &mut Connection, id: u64, name: &str) -> Result<(), CacheError> {
+pub(super) async fn kill(connection: &mut Connection, id: u64, name: &str) -> Result<(), CacheError> {
     let id = id.to_string();
     loop {
         let listed = connection.call(&[b"CLIENT", b"LIST", b"ID", id.as_bytes()]).await?;
@@ -157,6 +157,27 @@ pub(super) async fn kill_predecessors(
         info!(connections = ids.len(), "closing the connections of an earlier cachefence with this slot");
         for id in ids {
             kill_id(connection, &id).await?;
+        }
+    }
+}
+
+/// Kills the connections that are closed on our side and live on in Redis, with what they have sent perhaps, and returns when
+/// they are seen gone.
+pub(super) async fn kill_closed(
+    connection: &mut Connection,
+    upstreams: &Upstreams,
+) -> Result<(), CacheError> {
+    loop {
+        let reply = connection.call(&[b"CLIENT", b"LIST"]).await?;
+        let list = text(&reply).unwrap_or_default();
+        // Looked at after the list: one that is in it was registered before it was opened.
+        let closed = |line: &&str| field(line, "name").is_some_and(|name| upstreams.was_open(name));
+        let ids: Vec<&str> = list.lines().filter(closed).filter_map(|line| field(line, "id")).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        for id in ids {
+            kill_id(connection, id).await?;
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dashmap::DashMap;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::{Coalescing, Question, Strangers};
+use super::{Coalescing, Question, Strangers, Turns};
 use crate::fence::{FillId, KeyHash};
 use crate::guard::GuardedKey;
 
@@ -22,6 +22,12 @@ pub struct Upstream {
     redis_id: AtomicU64,
     doomed: AtomicBool,
     doom: Notify,
+    /// Commands sent on it.
+    sent: AtomicU64,
+    /// Commands that Redis has answered.
+    answered: AtomicU64,
+    /// The last one waits in Redis, perhaps for ever, and fills nothing.
+    resting: AtomicBool,
     /// The `run_id` of the Redis that it leads to, once that has been seen.
     run_id: Mutex<Option<String>>,
     /// Changes with what comes. What goes proves nothing: a path that leads nowhere takes it all the same.
@@ -31,6 +37,34 @@ pub struct Upstream {
 }
 
 impl Upstream {
+    /// A command is sent. Only the thread that it belongs to counts.
+    pub fn count_sent(&self) {
+        self.sent.store(self.sent.load(Ordering::Relaxed) + 1, Ordering::Release);
+        self.resting.store(false, Ordering::Release);
+    }
+
+    /// Redis has answered one.
+    pub fn count_answered(&self) {
+        self.answered.store(self.answered.load(Ordering::Relaxed) + 1, Ordering::Release);
+    }
+
+    /// The command that was sent last waits in Redis, perhaps for ever, and fills nothing.
+    pub fn rest(&self) {
+        self.resting.store(true, Ordering::Release);
+    }
+
+    /// How many commands have been sent on it, without one that rests.
+    pub(super) fn sent(&self) -> u64 {
+        // In this order: one that begins to rest in between must not stand for one that was sent before.
+        let resting = self.resting.load(Ordering::Acquire);
+        self.sent.load(Ordering::Acquire).saturating_sub(u64::from(resting))
+    }
+
+    /// Whether Redis has answered so many.
+    pub(super) fn has_answered(&self, sent: u64) -> bool {
+        self.answered.load(Ordering::Acquire) >= sent
+    }
+
     /// Its number: the high half of its fills' [`FillId`]s, and the last part of its name in `CLIENT LIST`.
     pub fn number(&self) -> u32 {
         self.number
@@ -145,6 +179,8 @@ pub struct Upstreams {
     pub ended: Notify,
     /// The readers that wait for somebody else's fill.
     pub coalescing: Coalescing,
+    /// Has every thread say that what it had in its hands is sent.
+    pub turns: Turns,
     /// What Redis makes of those that have not logged in.
     pub strangers: Arc<Strangers>,
     /// Told when a connection ends that was not given up by us: Redis may have been restarted.
@@ -179,6 +215,7 @@ impl Upstreams {
                 open: DashMap::new(),
                 ended: Notify::new(),
                 lost: Notify::new(),
+                turns: Turns::default(),
                 moved: Notify::new(),
                 elsewhere: Mutex::default(),
                 coalescing: Coalescing::default(),
@@ -198,6 +235,9 @@ impl Upstreams {
             redis_id: AtomicU64::new(0),
             doomed: AtomicBool::new(false),
             doom: Notify::new(),
+            sent: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+            resting: AtomicBool::new(false),
             run_id: Mutex::default(),
             progress: AtomicU32::new(0),
             waiting: AtomicBool::new(false),
@@ -279,6 +319,17 @@ impl Upstreams {
     /// Those that are open.
     pub(super) fn all(&self) -> Vec<Arc<Upstream>> {
         self.open.iter().map(|entry| entry.value().clone()).collect()
+    }
+
+    /// Whether it is still open on this side.
+    pub(super) fn is_open(&self, upstream: &Upstream) -> bool {
+        self.open.contains_key(&upstream.number)
+    }
+
+    /// Whether a connection of this name was one of these, and is closed on this side.
+    pub(super) fn was_open(&self, name: &str) -> bool {
+        let number = name.strip_prefix(&self.name).and_then(|rest| rest.strip_prefix(':')?.parse().ok());
+        number.is_some_and(|number: u32| !self.open.contains_key(&number))
     }
 
     /// How many are open.

@@ -14,6 +14,7 @@ use super::connection::text;
 use super::deleted::Deleted;
 use super::reaper::kill_predecessors;
 use super::silence::Silence;
+use super::turns::pass;
 use super::unlink::{Marked, Marking, unlink};
 use super::{CacheError, Connection, Endpoint, Marker, Standing, Upstreams, purge_guards};
 use crate::command::CommandTable;
@@ -93,6 +94,10 @@ pub struct Worker {
     starting: bool,
     deleted: Deleted,
     marker_written: Instant,
+    /// The guards whose keys are as the marker says: others may be matched already.
+    guarded: u64,
+    /// The last one that Redis has taken.
+    marked: Option<Marker>,
     silence: Silence,
 }
 
@@ -175,6 +180,7 @@ impl Worker {
         applied: watch::Sender<Lsn>,
     ) -> Self {
         let Shared { fence, guards, upstreams, commands, metrics } = shared;
+        let guarded = guards.load().digest();
         Self {
             settings,
             fence,
@@ -190,6 +196,8 @@ impl Worker {
             starting: false,
             deleted: Deleted::default(),
             marker_written: Instant::now(),
+            guarded,
+            marked: None,
             silence: Silence::default(),
         }
     }
@@ -237,10 +245,10 @@ impl Worker {
                         rooms.push(room);
                     }
                     CacheJob::Advance(lsn) => reached = lsn,
-                    CacheJob::Start { identity, slot_position: position, flushed, gap, ready } => {
+                    CacheJob::Start { identity, slot_position: position, flushed, gap, added, ready } => {
                         self.apply(std::mem::take(&mut changes), reached).await;
                         rooms.clear();
-                        let found = self.start(identity, position, flushed, gap).await;
+                        let found = self.start(identity, position, flushed, gap, &added).await;
                         reached = position;
                         // Nobody waits if the feed was lost again meanwhile; it will start once more.
                         let _ = ready.send(found);
@@ -295,6 +303,7 @@ impl Worker {
         self.silence.answered(began);
         self.state.clear(doubts);
         self.state.marked(marked);
+        self.marked = marker;
         Ok(())
     }
 
@@ -380,7 +389,7 @@ impl Worker {
             slot: self.settings.slot.clone(),
             applied,
             incarnation: self.settings.incarnation.clone(),
-            guards: guards.digest(),
+            guards: self.guarded,
             tables: Some(guards.tables_digest()),
             unseen: self.settings.unseen.load(Ordering::Relaxed),
         })
@@ -393,8 +402,12 @@ impl Worker {
         position: Lsn,
         flushed: Lsn,
         gap: Option<GapReason>,
+        added: &[GuardId],
     ) -> Found {
         self.identity = Some(identity);
+        // Not before: until those that are new have been dealt with, no marker may say so.
+        let guarded = std::mem::replace(&mut self.guarded, self.guards.load().digest());
+        let before = self.marked.clone().filter(|_| guarded != self.guarded);
         if gap.is_some() || *self.applied.borrow() == Lsn(0) {
             self.deleted.restart(position);
             self.applied.send_replace(position);
@@ -410,13 +423,16 @@ impl Worker {
             let (slot_name, own) = (worker.settings.slot_name.clone(), worker.settings.name.clone());
             kill_predecessors(worker.connected().await?, &slot_name, &own).await?;
             failpoint::pass(Point::Succeeded);
-            let standing = match worker.standing().await? {
+            if !added.is_empty() {
+                worker.pass().await?;
+            }
+            let standing = match worker.standing(before.as_ref()).await? {
                 // The server's storage went back: what was cached may have been committed in a log that is gone.
                 Standing::At(lsn) | Standing::OtherGuards(lsn) if lsn > flushed => Standing::Foreign,
                 standing => standing,
             };
             let found = *found.get_or_init(|| standing.found(position));
-            worker.bring_level(standing, gap).await?;
+            worker.bring_level(standing, gap, added).await?;
             failpoint::pass(Point::Level);
             worker.starting = false;
             Ok(found)
@@ -424,8 +440,19 @@ impl Worker {
         .await
     }
 
-    /// Where this Redis's data stands.
-    async fn standing(&mut self) -> Result<Standing, CacheError> {
+    /// Guards were added, and are matched already. Returns when no fill of before can come any more that they have not judged.
+    async fn pass(&mut self) -> Result<(), CacheError> {
+        // Reads of their keys must not find what will be gone in a moment.
+        self.state.purging.store(true, Ordering::Relaxed);
+        match &mut self.connection {
+            Some(connection) => pass(&self.upstreams, connection, self.settings.drain_timeout).await,
+            None => Err(not_connected(&self.settings.address)),
+        }
+    }
+
+    /// Where this Redis's data stands. The marker may be one that this process has written for the guards of `before`: all
+    /// that was guarded then stands as it says.
+    async fn standing(&mut self, before: Option<&Marker>) -> Result<Standing, CacheError> {
         let expected = self.marker(*self.applied.borrow());
         let key = marker_key(&self.settings.slot);
         let (Some(connection), Some(expected)) = (&mut self.connection, expected) else {
@@ -437,11 +464,20 @@ impl Worker {
         if found.and_then(Marker::parse).is_some_and(|found| found.unseen) {
             self.settings.unseen.store(true, Ordering::Relaxed);
         }
-        Ok(expected.judge(found))
+        let before = before.map(|before| Marker { identity: expected.identity, ..before.clone() });
+        Ok(match (expected.judge(found), before.map(|before| before.judge(found))) {
+            (Standing::OtherGuards(_), Some(at @ Standing::At(_))) => at,
+            (standing, _) => standing,
+        })
     }
 
     /// Deletes again what this Redis has not seen deleted, or all that is guarded where that is not known.
-    async fn bring_level(&mut self, standing: Standing, gap: Option<GapReason>) -> Result<(), CacheError> {
+    async fn bring_level(
+        &mut self,
+        standing: Standing,
+        gap: Option<GapReason>,
+        added: &[GuardId],
+    ) -> Result<(), CacheError> {
         let applied = *self.applied.borrow();
         // Also where it stands at what is applied: of a large transaction that is still arriving more is deleted than
         // the marker tells, and this Redis may have gone back to any part of it.
@@ -462,8 +498,10 @@ impl Worker {
             self.void_marker().await?;
             // Where it fails, the connection is given up first.
             self.purge(reason, |_| true).await?;
-            self.state.purging.store(false, Ordering::Relaxed);
+        } else if !added.is_empty() {
+            self.purge("guards_added", |guard| added.contains(&guard)).await?;
         }
+        self.state.purging.store(false, Ordering::Relaxed);
         let again = again.unwrap_or_default();
         if !again.is_empty() {
             info!(%applied, keys = again.len(), "this Redis is behind: deleting again");
@@ -516,8 +554,8 @@ impl Worker {
                 self.upstreams.doom_all();
             }
             if self.identity.is_some() && !self.starting && !self.settings.observe {
-                let standing = self.standing().await?;
-                self.bring_level(standing, None).await?;
+                let standing = self.standing(None).await?;
+                self.bring_level(standing, None, &[]).await?;
             }
             *self.state.run_id.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.run_id.clone());
             // Opened while it was not known where deletions go.

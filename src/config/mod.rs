@@ -7,6 +7,7 @@ mod address;
 mod check;
 mod duration;
 mod environment;
+mod fixed;
 mod load;
 mod schema;
 mod slot;
@@ -27,6 +28,7 @@ use serde::Deserialize;
 
 pub(crate) use address::percent_decoded;
 pub use address::{Address, AddressError, RedisUrl, redact, socket_mode};
+pub use fixed::fixed;
 pub use load::{ConfigError, Place, Problem};
 
 use crate::pg::error::PgError;

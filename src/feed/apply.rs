@@ -108,6 +108,16 @@ impl Applier {
         }
     }
 
+    /// The stream that begins next is read by these guards.
+    pub(super) fn set_guards(&mut self, guards: Arc<Guards>) {
+        self.guards = guards;
+    }
+
+    /// The guards that the stream is read by.
+    pub(super) fn guards(&self) -> &Guards {
+        &self.guards
+    }
+
     /// A new stream begins: it describes every table again and starts with whole transactions.
     pub fn restart(&mut self, tables: Vec<Table>) {
         // Older than these.

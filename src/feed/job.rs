@@ -162,6 +162,8 @@ pub enum CacheJob {
         flushed: Lsn,
         /// Commits may be missing before `slot_position`: all guarded keys have to go.
         gap: Option<GapReason>,
+        /// Guards that were added while the process runs: their keys have to go.
+        added: Vec<GuardId>,
         /// Predecessors are gone, the marker has been read, and what it asked for is done.
         ready: oneshot::Sender<Found>,
     },

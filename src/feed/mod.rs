@@ -10,6 +10,7 @@
 //!  reached   how far every key is deleted, and who waits for that
 //!  strict    do commits wait for us?  watch_strict asks Postgres
 //!  lag       how far behind the feed is, in time
+//!  guarding  guards that change while all this runs
 //!  state     how all this is doing, for everyone else
 //! ```
 //!
@@ -19,6 +20,7 @@
 pub mod apply;
 mod backoff;
 pub mod catalog;
+mod guarding;
 mod job;
 mod lag;
 mod patience;
@@ -47,7 +49,7 @@ pub use catalog::{CatalogError, Held, Problem};
 pub use job::{CacheJob, Found, GapReason, Identity, Invalidation, Room};
 pub use positions::Positions;
 pub use reached::{Awaited, Reached};
-pub use sources::{Source, SourceState};
+pub use sources::{Source, SourceState, Sources};
 pub use state::FeedState;
 pub use stream::{STOP_WITHIN, StreamError};
 pub use strict::Strict;
@@ -145,7 +147,9 @@ impl From<crate::pg::error::PgError> for FeedError {
 pub struct Feed {
     settings: Settings,
     guards: Arc<Guards>,
-    sources: Vec<Source>,
+    /// Those of a reload that the cache has not heard of yet.
+    added: Vec<GuardId>,
+    sources: Arc<Sources>,
     positions: Arc<Positions>,
     state: Arc<FeedState>,
     stream: Stream,
@@ -183,7 +187,7 @@ impl Feed {
     pub fn new(
         settings: Settings,
         guards: Arc<Guards>,
-        sources: Vec<Source>,
+        sources: Arc<Sources>,
         positions: Arc<Positions>,
         state: Arc<FeedState>,
         jobs: mpsc::Sender<CacheJob>,
@@ -204,6 +208,7 @@ impl Feed {
         Self {
             settings,
             guards,
+            added: Vec::new(),
             sources,
             positions,
             state,
@@ -223,15 +228,13 @@ impl Feed {
     /// Before the first stream: what a person has to mend. Later: only if the cache's task has ended.
     pub async fn run(mut self) -> Result<(), FeedError> {
         let mut tasks = tokio::task::JoinSet::new();
-        for source in std::mem::take(&mut self.sources) {
-            tasks.spawn(sources::poll(
-                source,
-                self.positions.clone(),
-                self.state.clone(),
-                self.settings.application_name.clone(),
-                self.settings.poll_interval,
-            ));
-        }
+        tasks.spawn(sources::poll_all(
+            self.sources.clone(),
+            self.positions.clone(),
+            self.state.clone(),
+            self.settings.application_name.clone(),
+            self.settings.poll_interval,
+        ));
         tasks.spawn(judge_health(self.state.clone(), self.positions.clone(), self.settings.clone()));
         tasks.spawn(watch_catalog(self.state.clone(), self.guards.clone(), self.settings.clone()));
         tasks.spawn(watch_strict::watch(self.state.clone(), self.settings.clone()));
@@ -244,6 +247,10 @@ impl Feed {
                 Err(error) => error,
             };
             self.state.ended(self.positions.now());
+            if matches!(error, FeedError::Stream(StreamError::Regarded)) {
+                backoff.reset();
+                continue;
+            }
             if matches!(error, FeedError::Stream(StreamError::Stopped)) || self.state.is_told_to_stop() {
                 return Ok(());
             }
@@ -272,6 +279,7 @@ impl Feed {
     }
 
     async fn connect_and_stream(&mut self) -> Result<(), FeedError> {
+        self.take_guards();
         let mut ready = self.prepare().await?;
         let (settings, position) = (&self.settings, ready.position);
         if let Some(reason) = ready.gap {
@@ -301,6 +309,9 @@ impl Feed {
                 tracing::warn!(guard = guard.label, why, "version evidence is of no use for a guard");
             }
         }
+        if !self.added.is_empty() {
+            self.positions.begin_guards(&self.added, guarding::beginning(ready.flushed));
+        }
         self.stream.applier.restart(std::mem::take(&mut ready.tables));
 
         let (answer, answered) = oneshot::channel();
@@ -309,6 +320,7 @@ impl Feed {
             slot_position: position,
             flushed: ready.flushed,
             gap: ready.gap,
+            added: self.added.clone(),
             ready: answer,
         };
         self.stream.jobs.send(job).await.map_err(|_| StreamError::CacheGone)?;
@@ -322,6 +334,8 @@ impl Feed {
         }
         // Told and taken: the gap is dealt with, even if this stream never starts.
         self.regap = None;
+        self.added.clear();
+        self.state.guarded_by(&self.guards);
         self.outdated = false;
         // Not before: what was changed meanwhile is not known, and fills of it were refused.
         for guard in ready.mended.drain(..) {
@@ -431,7 +445,11 @@ impl Feed {
             .or(gone_back.then_some(GapReason::WentBack));
         // What came or went while no stream ran has no place in it.
         let known = if self.identity.is_some() { self.state.tables() } else { Vec::new() };
-        if !known.is_empty() && !in_time(differing(&client, &self.guards, &known, &tables)).await?.is_empty()
+        // Of guards that were added nothing was known, and all that is theirs goes anyway.
+        let tables_of_then: Vec<Table> =
+            tables.iter().filter(|table| !self.added.contains(&table.guard)).cloned().collect();
+        if !known.is_empty()
+            && !in_time(differing(&client, &self.guards, &known, &tables_of_then)).await?.is_empty()
         {
             gap = gap.or(Some(GapReason::CatalogMended));
         }
@@ -640,6 +658,7 @@ async fn watch_catalog(state: Arc<FeedState>, guards: Arc<Guards>, settings: Set
     let mut client: Option<Client> = None;
     loop {
         let _ = tokio::time::timeout(CATALOG_INTERVAL, state.look.notified()).await;
+        let guards = state.reloaded().unwrap_or_else(|| guards.clone());
         let connected = match client.take().filter(|client| !client.is_closed()) {
             Some(client) => client,
             None => match catalog::connect(&state.at_primary(&settings.target), name).await {
@@ -652,10 +671,13 @@ async fn watch_catalog(state: Arc<FeedState>, guards: Arc<Guards>, settings: Set
             let slot = catalog::slot(&connected, &settings.slot, settings.temporary_slot).await?;
             state.see_held(&settings.slot, slot.map(|slot| slot.held));
             // Before a stream the start looks for itself.
-            if state.streaming.load(Ordering::Relaxed) {
+            if state.streaming.load(Ordering::Relaxed) && !state.is_changing() {
                 let (tables, problems) = look(&connected, &guards, &settings.publication).await?;
-                mark(&state, &guards, &problems);
-                tell(&connected, &state, &guards, tables).await?;
+                // Of other guards than the stream's it would know nothing.
+                if state.is_still(&guards) {
+                    mark(&state, &guards, &problems);
+                    tell(&connected, &state, &guards, tables).await?;
+                }
             }
             Ok::<(), CatalogError>(())
         };
@@ -715,6 +737,9 @@ async fn tell(
     // No label, which has a dot.
     let ticket = format!("{:016x}", std::hash::RandomState::new().hash_one("look"));
     names.push(&ticket);
+    if !state.is_still(guards) {
+        return Ok(());
+    }
     // Before the message, which may come back faster than this goes on.
     state.set_found(&ticket, tables);
     let sql = "SELECT pg_catalog.pg_logical_emit_message(true, $1, name) FROM pg_catalog.unnest($2::text[]) AS name";

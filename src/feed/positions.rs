@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
 
 use super::job::Identity;
-use crate::fence::{Fence, Millis, Settlement, Shown, SourceKind, Write};
+use super::sources::SourceState;
+use crate::fence::{Fence, GuardId, Millis, Settlement, Shown, SourceKind, Write};
 use crate::position::{Lsn, Snapshot, Xid};
 
 /// The settlement, and who is told about it.
@@ -24,11 +26,18 @@ pub struct Positions {
     /// Somebody has to poll faster, or again.
     pub(super) wake: Notify,
     primary_settled: watch::Sender<Lsn>,
+    /// Those that applications read from, for who cannot wait for the lock.
+    sources: ArcSwap<Vec<Arc<SourceState>>>,
 }
+
+/// What a source was last seen to show.
+pub type ShownBy = (Arc<SourceState>, Shown);
 
 #[derive(Debug)]
 struct Inner {
     settlement: Settlement,
+    /// Those that applications read from, as the settlement has them.
+    sources: Vec<Arc<SourceState>>,
     identity: Option<Identity>,
     /// Counts restarts: a poll that was under way during one speaks of another history.
     epoch: u64,
@@ -45,9 +54,16 @@ pub struct Epoch {
 impl Positions {
     /// Nothing is known. `started` is where [`Millis`] are counted from, for everyone who talks to the fence.
     pub fn new(fence: Arc<Fence>, sources: &[SourceKind], started: Instant) -> Self {
-        let settlement = Settlement::new(sources);
+        let named = |kind: &SourceKind| Arc::new(SourceState::new(kind.name(), *kind));
+        Self::with_sources(fence, sources.iter().map(named).collect(), started)
+    }
+
+    /// The same, with what the rest of the program sees of the sources that applications read from.
+    pub fn with_sources(fence: Arc<Fence>, sources: Vec<Arc<SourceState>>, started: Instant) -> Self {
+        let settlement = Settlement::new(&kinds(&sources));
         Self {
-            inner: Mutex::new(Inner { settlement, identity: None, epoch: 0 }),
+            sources: ArcSwap::from_pointee(sources.clone()),
+            inner: Mutex::new(Inner { settlement, sources, identity: None, epoch: 0 }),
             fence,
             started,
             near: AtomicU64::new(0),
@@ -93,6 +109,18 @@ impl Positions {
         self.wake.notify_waiters();
     }
 
+    /// Guards were added, and the next commits that are delivered are rendered by them: nothing is known of what they should have
+    /// fenced up to `lsn`.
+    pub(super) fn begin_guards(&self, guards: &[GuardId], lsn: Lsn) {
+        let mut inner = self.lock();
+        inner.settlement.doubt();
+        // A poll that is under way may have looked before: it must not say who is suspect.
+        inner.epoch += 1;
+        self.fence.begin_guards(guards, lsn);
+        drop(inner);
+        self.wake.notify_waiters();
+    }
+
     /// A guarded commit arrived. Its keys are fenced already.
     pub(super) fn received(&self, write: Write) {
         self.lock().settlement.received(write);
@@ -117,9 +145,28 @@ impl Positions {
     }
 
     /// What each source was last seen to show, in the order of the settings, and the last polled snapshot of the primary.
-    pub fn shown(&self) -> (Vec<Shown>, Option<Arc<Snapshot>>) {
+    pub fn shown(&self) -> (Vec<ShownBy>, Option<Arc<Snapshot>>) {
         let inner = self.lock();
-        (inner.settlement.shown(), inner.settlement.settled().primary)
+        let shown = inner.sources.iter().cloned().zip(inner.settlement.shown());
+        (shown.collect(), inner.settlement.settled().primary)
+    }
+
+    /// The sources that applications read from, in the order of the settings.
+    pub fn sources(&self) -> arc_swap::Guard<Arc<Vec<Arc<SourceState>>>> {
+        self.sources.load()
+    }
+
+    /// From now on applications read from these. What was concluded from others is void: a lease says nothing of a source
+    /// that nobody had looked at when it was given. Nobody may be polling, who would know the sources by their old
+    /// places.
+    pub(super) fn set_sources(&self, sources: Vec<Arc<SourceState>>) {
+        let mut inner = self.lock();
+        inner.settlement.set_sources(&kinds(&sources));
+        self.sources.store(Arc::new(sources.clone()));
+        inner.sources = sources;
+        self.publish(&inner);
+        drop(inner);
+        self.wake.notify_waiters();
     }
 
     /// How far the primary shows every commit.
@@ -184,4 +231,8 @@ impl Positions {
     pub(super) fn seen_idle(&self, epoch: Epoch, idle: &[Xid]) {
         self.conclude(epoch, |settlement| settlement.seen_idle(idle));
     }
+}
+
+fn kinds(sources: &[Arc<SourceState>]) -> Vec<SourceKind> {
+    sources.iter().map(|source| source.kind).collect()
 }

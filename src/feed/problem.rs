@@ -112,7 +112,7 @@ pub enum Problem {
         column: String,
     },
     /// No version can be had of it.
-    #[error("guard {table}: guard[{}].version.column is {column:?}, {what}", guard.0)]
+    #[error("guard {table}: version.column is {column:?}, {what}")]
     VersionColumn {
         /// The guard.
         guard: GuardId,

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
@@ -100,6 +102,71 @@ pub struct Source {
     pub state: Arc<SourceState>,
 }
 
+/// All sources that are polled, the primary among them.
+#[derive(Debug)]
+pub struct Sources {
+    list: watch::Sender<Arc<Vec<Source>>>,
+    /// The one that is polled.
+    polled: watch::Sender<Arc<Vec<Source>>>,
+}
+
+impl Sources {
+    /// These, from the start.
+    pub fn new(sources: Vec<Source>) -> Self {
+        let sources = Arc::new(sources);
+        Self { list: watch::Sender::new(sources.clone()), polled: watch::Sender::new(sources) }
+    }
+
+    /// Those of now.
+    pub fn load(&self) -> Arc<Vec<Source>> {
+        self.polled.borrow().clone()
+    }
+
+    /// Has others polled. When this returns, no lease counts that was given before, and none will be before each of them
+    /// has been polled: applications may then begin to read from those that are new.
+    pub async fn replace(&self, sources: Vec<Source>) {
+        let mut polled = self.polled.subscribe();
+        let wanted = Arc::new(sources);
+        self.list.send_replace(wanted.clone());
+        // The sender is ours.
+        let _ = polled.wait_for(|polled| Arc::ptr_eq(polled, &wanted)).await;
+    }
+}
+
+/// Polls all sources for ever, whichever they are.
+pub(super) async fn poll_all(
+    sources: Arc<Sources>,
+    positions: Arc<Positions>,
+    feed: Arc<FeedState>,
+    application_name: String,
+    poll_interval: Duration,
+) {
+    let mut lists = sources.list.subscribe();
+    loop {
+        let list = lists.borrow_and_update().clone();
+        if !Arc::ptr_eq(&list, &sources.load()) {
+            let read = list.iter().filter(|source| source.index.is_some());
+            positions.set_sources(read.map(|source| source.state.clone()).collect());
+            sources.polled.send_replace(list.clone());
+        }
+        let mut polls = JoinSet::new();
+        for source in list.iter().cloned() {
+            polls.spawn(poll(
+                source,
+                positions.clone(),
+                feed.clone(),
+                application_name.clone(),
+                poll_interval,
+            ));
+        }
+        if lists.changed().await.is_err() {
+            return;
+        }
+        // Each knows its source by its place. None may be left when the places change.
+        polls.shutdown().await;
+    }
+}
+
 /// Why a poll does not count.
 #[derive(Debug, thiserror::Error)]
 enum PollError {
@@ -178,7 +245,7 @@ const IDLE_TRANSACTIONS: &str = "\
     UNION ALL SELECT transaction::text FROM pg_prepared_xacts";
 
 /// Polls one source for ever.
-pub async fn poll(
+async fn poll(
     source: Source,
     positions: Arc<Positions>,
     feed: Arc<FeedState>,

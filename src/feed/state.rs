@@ -7,7 +7,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::Notify;
 
 use super::catalog::{Held, Table};
@@ -85,6 +85,12 @@ pub struct FeedState {
     found: Mutex<Option<FoundTables>>,
     /// The guards as everyone else sees them: they learn from the catalog.
     learnt: Option<Arc<ArcSwap<Guards>>>,
+    /// The guards as a reload has set them.
+    reloaded: ArcSwapOption<Guards>,
+    /// They are not all in force yet.
+    changing: AtomicBool,
+    /// There are others than the stream knows: it has to start over with them.
+    pub(super) regarded: Notify,
     /// The stream has met what the catalog should be asked about.
     pub(super) look: Notify,
     last_message: AtomicU64,
@@ -133,6 +139,9 @@ impl FeedState {
             tables: Mutex::default(),
             found: Mutex::default(),
             learnt: None,
+            reloaded: ArcSwapOption::empty(),
+            changing: AtomicBool::new(false),
+            regarded: Notify::new(),
             look: Notify::new(),
             // No message ever.
             last_message: AtomicU64::new(u64::MAX),
@@ -157,6 +166,39 @@ impl FeedState {
     /// The same, for guards that others use too.
     pub fn teaching(self, guards: Arc<ArcSwap<Guards>>) -> Self {
         Self { learnt: Some(guards), ..self }
+    }
+
+    /// Takes the guards of a reload. Their policies hold at once. If there are `others` than before, the stream starts over
+    /// with them; those that are gone hold until then.
+    pub fn set_guards(&self, guards: Arc<Guards>, others: bool) {
+        if let Some(learnt) = &self.learnt {
+            learnt.store(Arc::new(learnt.load().with_policies(&guards)));
+        }
+        self.reloaded.store(Some(guards));
+        if others {
+            self.changing.store(true, Ordering::Relaxed);
+            self.regarded.notify_one();
+        }
+    }
+
+    /// The guards of the last reload, if there was one.
+    pub(super) fn reloaded(&self) -> Option<Arc<Guards>> {
+        self.reloaded.load_full()
+    }
+
+    /// These guards are in force.
+    pub(super) fn guarded_by(&self, guards: &Guards) {
+        self.changing.store(!self.is_still(guards), Ordering::Relaxed);
+    }
+
+    /// Whether no reload has set others since these were asked for.
+    pub(super) fn is_still(&self, guards: &Guards) -> bool {
+        self.reloaded().is_none_or(|reloaded| same(&reloaded, guards))
+    }
+
+    /// Whether a reload has set guards that are not in force yet: what is cached of new ones is yet to be deleted.
+    pub fn is_changing(&self) -> bool {
+        self.changing.load(Ordering::Relaxed)
     }
 
     /// The strict contract, where it is the one.
@@ -287,7 +329,11 @@ impl FeedState {
     pub(super) fn set_tables(&self, tables: &[Table], learnt: &Guards) {
         tables.clone_into(&mut self.tables.lock().unwrap_or_else(PoisonError::into_inner));
         if let Some(guards) = &self.learnt {
-            guards.store(Arc::new(learnt.clone()));
+            let learnt = match self.reloaded() {
+                Some(reloaded) => learnt.with_policies(&reloaded),
+                None => learnt.clone(),
+            };
+            guards.store(Arc::new(learnt));
         }
     }
 
@@ -421,6 +467,11 @@ impl FeedState {
             }
         }
     }
+}
+
+/// Whether they are the same, whatever their policies.
+pub(super) fn same(a: &Guards, b: &Guards) -> bool {
+    a.iter().map(|guard| guard.id).eq(b.iter().map(|guard| guard.id))
 }
 
 #[cfg(test)]

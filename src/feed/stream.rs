@@ -67,6 +67,9 @@ pub enum StreamError {
         /// Where it is.
         to: Lsn,
     },
+    /// A reload has set other guards.
+    #[error("the guards were changed")]
+    Regarded,
     /// We were told to stop: all that could be confirmed is.
     #[error("stopped")]
     Stopped,
@@ -191,6 +194,15 @@ impl Stream {
                 _ = settled.changed() => {}
                 () = self.state.mended.notified() => return Err(StreamError::Mended),
                 () = self.state.altered.notified() => return Err(StreamError::Altered),
+                () = self.state.regarded.notified() => {
+                    if self.state.is_still(self.applier.guards()) {
+                        // They were there before this stream was.
+                        continue;
+                    }
+                    // In order, so that the next one finds the slot free.
+                    let _ = tokio::time::timeout(STOP_LEAVING, sender.finish()).await;
+                    return Err(StreamError::Regarded);
+                }
                 () = self.state.stopping.notified() => {
                     self.leave(sender, progress, settled).await;
                     return Err(StreamError::Stopped);

@@ -149,8 +149,15 @@ impl Running {
             })
             .collect();
         let states = sources.iter().map(|source| source.state.clone()).collect();
-        let feed =
-            Feed::new(settings, guards, sources, positions.clone(), state.clone(), jobs, applied_reader);
+        let feed = Feed::new(
+            settings,
+            guards,
+            Arc::new(Sources::new(sources)),
+            positions.clone(),
+            state.clone(),
+            jobs,
+            applied_reader,
+        );
         Self { state, positions, notes, sources: states, stall, task: tokio::spawn(feed.run()) }
     }
 

@@ -124,6 +124,15 @@ impl KeyState {
         extra.older.push(before);
     }
 
+    /// Everything up to here was written, by nobody knows whom: only a snapshot that covers all of it has seen it.
+    pub fn begin(&mut self, lsn: Lsn, floor: Lsn) {
+        // No transaction has this number, so that every snapshot sees it; the cover decides.
+        self.write(Write { xid: Xid(0), lsn }, floor);
+        if self.last == lsn {
+            self.extra().covered = lsn;
+        }
+    }
+
     /// The same, of a write that tells of the row that feeds the key. `around` tells of what the key itself does not
     /// know; what it does is put in here.
     ///

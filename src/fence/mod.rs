@@ -49,7 +49,7 @@ pub struct FillId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId(pub u64);
 
-/// A guard, by its place in the configuration.
+/// A guard, by its place in the configuration; one that was added since, by the next number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GuardId(pub u16);
 

@@ -92,6 +92,12 @@ struct Source {
     replay: Lsn,
 }
 
+impl Source {
+    fn unseen(kind: SourceKind) -> Self {
+        Self { kind, seen: false, replay: Lsn(0) }
+    }
+}
+
 /// Transactions that may have committed before a fresh slot's first position, invisibly to the feed.
 #[derive(Debug, PartialEq, Eq)]
 enum Suspects {
@@ -106,9 +112,8 @@ enum Suspects {
 impl Settlement {
     /// Nothing is settled, and no source is in sight.
     pub fn new(sources: &[SourceKind]) -> Self {
-        let source = |kind: &SourceKind| Source { kind: *kind, seen: false, replay: Lsn(0) };
         Self {
-            sources: sources.iter().map(source).collect(),
+            sources: sources.iter().map(|kind| Source::unseen(*kind)).collect(),
             received: Lsn(0),
             queue: VecDeque::new(),
             max_queue: MAX_QUEUE,
@@ -143,6 +148,12 @@ impl Settlement {
         self.primary_lsn = Lsn(0);
         self.suspects = if fresh_slot { Suspects::Unknown } else { Suspects::None };
         self.generation += 1;
+    }
+
+    /// Commits that were not guarded when they were delivered are from now on. Those may not be visible yet, and nothing waits
+    /// for them here: nothing more is settled until they are, as with a fresh slot.
+    pub fn doubt(&mut self) {
+        self.suspects = Suspects::Unknown;
     }
 
     /// A fresh slot's first poll: the transactions below `next_xid` (one that was assigned after the slot was made) that `snapshot` does
@@ -185,11 +196,12 @@ impl Settlement {
     /// The feed delivered a guarded commit. One that was delivered before (the feed re-sends what it has not
     /// confirmed) changes nothing.
     pub fn received(&mut self, write: Write) {
-        self.clear_suspects(|xid| xid == write.xid);
         self.received = self.received.max(write.lsn);
         if write.lsn <= self.last {
             return;
         }
+        // From here on the queue waits for it. (Not of one that is sent again: it may have had no guard before, and is not queued.)
+        self.clear_suspects(|xid| xid == write.xid);
         self.last = write.lsn;
         if self.queue.len() >= self.max_queue {
             // The primary has not been seen for long. Bounded memory costs exactness: all of them are
@@ -259,6 +271,13 @@ impl Settlement {
             source.seen = false;
             self.generation += 1;
         }
+    }
+
+    /// From now on these are the sources. None is in sight before it is polled. What a lease is worth it was worth for the
+    /// sources of then, and says nothing of one that nobody had looked at: the generation changes.
+    pub fn set_sources(&mut self, sources: &[SourceKind]) {
+        self.sources = sources.iter().map(|kind| Source::unseen(*kind)).collect();
+        self.generation += 1;
     }
 
     /// Whether polling can settle anything.

@@ -45,7 +45,7 @@ pub struct Limits {
     pub max_keys: usize,
     /// Entries for outstanding misses, at most (see [`Size::leases`]; fills may overshoot it a little when they use them up).
     pub max_leases: usize,
-    /// Guards in the configuration.
+    /// Guards that there will ever be.
     pub guards: usize,
     /// Locks; a power of two above 1. Many, so that a shard that grows or is swept stalls nobody for long.
     pub shards: usize,
@@ -295,6 +295,19 @@ impl Fence {
             self.last_whole.fetch_max(write.lsn.0, Ordering::SeqCst);
         }
         self.in_flight(draining);
+    }
+
+    /// These guards begin here: what was written before was not fenced. Evidence of one of their keys must have seen
+    /// all of it, as if each had been written here, by more transactions than can be remembered.
+    ///
+    /// To be called before any fill is judged by them, and before anything from here on counts as settled.
+    pub fn begin_guards(&self, guards: &[GuardId], lsn: Lsn) {
+        self.written.fetch_max(lsn.0, Ordering::Relaxed);
+        for whole in guards.iter().filter_map(|guard| self.guards.get(usize::from(guard.0))) {
+            lock(&whole.state).begin(lsn, self.floor());
+            whole.last.fetch_max(lsn.0, Ordering::SeqCst);
+            self.last_whole.fetch_max(lsn.0, Ordering::SeqCst);
+        }
     }
 
     /// Every fill in flight, marked as waited for.

@@ -4,6 +4,7 @@
 mod instant;
 mod matcher;
 mod pointer;
+mod reloaded;
 mod template;
 mod version;
 
@@ -20,6 +21,7 @@ use crate::config;
 pub use instant::Instant;
 pub use matcher::{GuardList, Matcher};
 pub use pointer::{Pointer, Scalar};
+pub use reloaded::Reloaded;
 pub use template::{ColumnKind, Template, TemplateError};
 pub use version::{KeyVersion, MAX_DOCUMENT, Told, VersionKind, VersionPlace, VersionRule};
 
@@ -82,6 +84,9 @@ pub enum GuardProblem {
         /// What was written.
         found: String,
     },
+    /// Each guard that was ever added has used up a number.
+    #[error("too many guards were added since the start of the process; restart it")]
+    NoNumbers,
     /// More than there are numbers for.
     #[error("found {found} guards; allowed: at most {}", u16::MAX)]
     TooMany {
@@ -229,7 +234,7 @@ impl Guards {
         self.matchers.iter().map(|(db, _)| *db)
     }
 
-    /// The guards, in the order of the configuration.
+    /// The guards, in the order of their numbers: that of the configuration, until there was a reload.
     pub fn iter(&self) -> std::slice::Iter<'_, Guard> {
         self.guards.iter()
     }
@@ -246,7 +251,12 @@ impl Guards {
 
     /// A guard by its number.
     pub fn get(&self, id: GuardId) -> Option<&Guard> {
-        self.guards.get(usize::from(id.0))
+        // Its place, unless one before it was removed.
+        let at_place = self.guards.get(usize::from(id.0)).filter(|guard| guard.id == id);
+        at_place.or_else(|| {
+            let place = self.guards.binary_search_by_key(&id, |guard| guard.id).ok()?;
+            self.guards.get(place)
+        })
     }
 
     /// The guard of a table, by `schema.table`.

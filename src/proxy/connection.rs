@@ -160,6 +160,7 @@ impl Session {
         }
         let expected = self.expect(Meaning::Holds(Held::WAITED, true));
         link.send(|out| out.extend_from_slice(arguments.bytes()), expected);
+        link.upstream.rest();
         (self.barrier, self.blocking) = (true, true);
         Step::Done
     }

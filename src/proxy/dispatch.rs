@@ -55,7 +55,8 @@ impl Session {
                 link.begin();
                 link.send(|out| out.extend_from_slice(arguments.bytes()), self.expect(Meaning::Begun));
                 if arguments.len() == 1 {
-                    self.transaction = Some(Transaction::default());
+                    let youngest = self.gate.guards.load().youngest();
+                    self.transaction = Some(Transaction { youngest, ..Transaction::default() });
                 }
                 Step::Done
             }
@@ -85,6 +86,13 @@ impl Session {
             Command::Blocking => {
                 let step = self.forward(arguments, true, Meaning::None);
                 (self.barrier, self.blocking) = (step == Step::Done, step == Step::Done);
+                // All others only take away.
+                let moves = arguments.get(0).is_some_and(|name| {
+                    [&b"BLMOVE"[..], b"BRPOPLPUSH"].iter().any(|mover| name.eq_ignore_ascii_case(mover))
+                });
+                if let (Step::Done, false, Some(pin)) = (step, moves, &self.pin) {
+                    pin.upstream.rest();
+                }
                 step
             }
             Command::Subscribe => self.subscribe(arguments),

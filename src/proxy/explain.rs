@@ -1,11 +1,13 @@
 //! What the gate would do, and why: `FENCE EXPLAIN` and `/explain`.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
 use super::gate::{Admission, Gate, NOT_BEGUN, Policy, outdated, printable, reason};
 use crate::admin::Explain;
+use crate::feed::SourceState;
 use crate::fence::{ConnId, Evidence, KeyAccount, Millis, Question, Shown, SourceKind, Verdict};
 use crate::guard::{Guard, GuardList, GuardedKey, Guards, VersionKind, key_hash};
 use crate::position::Lsn;
@@ -57,6 +59,7 @@ struct Foretold {
 
 /// A source and the evidence that is to be had there: what it was last seen to show.
 struct Evident {
+    state: Arc<SourceState>,
     shown: Shown,
     /// Its place among all evidence.
     place: Option<usize>,
@@ -70,12 +73,11 @@ impl Gate {
 
     /// The names of the sources on which every remembered write of a key is visible: a read there is as new as a fill
     /// has to be. None while nothing can be proven.
-    pub fn sources_for(&self, db: u32, key: &[u8]) -> Vec<&str> {
+    pub fn sources_for(&self, db: u32, key: &[u8]) -> Vec<String> {
         let guards = self.guards.load().matching(db, key);
         let named = guards.is_empty() && self.fence.is_named(key_hash(db, key));
-        let names = || self.sources.iter().map(|source| source.name.as_str());
         if guards.is_empty() && !named {
-            return names().collect();
+            return self.positions.sources().iter().map(|source| source.name.clone()).collect();
         }
         let policy = self.policy(&guards);
         if self.is_lost() || policy.broken {
@@ -83,7 +85,8 @@ impl Gate {
         }
         let (shown, evidence, _) = self.evident();
         let account = self.account_of(db, key, None, &guards, &policy, &evidence);
-        names().zip(&shown).filter(|(_, source)| is_shown(source, &account)).map(|(name, _)| name).collect()
+        let shown = shown.iter().filter(|source| is_shown(source, &account));
+        shown.map(|source| source.state.name.clone()).collect()
     }
 
     /// What each source was last seen to show, as evidence; behind it the primary's snapshot, listed or not.
@@ -97,14 +100,14 @@ impl Gate {
         let foreign = self.sees_another_history();
         let sources = shown
             .into_iter()
-            .map(|shown| {
+            .map(|(state, shown)| {
                 let found = match (shown.in_sight && !foreign, shown.kind) {
                     (false, _) => None,
                     (true, SourceKind::Primary) => shown.snapshot.as_deref().cloned().map(Evidence::Snapshot),
                     (true, SourceKind::Replica) => Some(Evidence::Lsn(shown.position)),
                 };
                 let place = found.map(&mut put);
-                Evident { shown, place }
+                Evident { state, shown, place }
             })
             .collect();
         let primary =
@@ -140,13 +143,13 @@ impl Gate {
         });
         let is_judged = named || !list.is_empty();
         let fills = if is_judged { self.foretell(&account, &policy, primary) } else { Vec::new() };
-        let sources = self.sources.iter().zip(shown).map(|(state, evident)| Source {
-            name: state.name.clone(),
-            kind: state.kind,
+        let sources = shown.iter().map(|evident| Source {
+            name: evident.state.name.clone(),
+            kind: evident.state.kind,
             position: evident.shown.position,
             in_sight: evident.shown.in_sight,
-            error: state.error(),
-            shows_key: !is_judged || is_shown(&evident, &account),
+            error: evident.state.error(),
+            shows_key: !is_judged || is_shown(evident, &account),
         });
         let own = list.iter().filter_map(|id| guards.get(*id));
         Explanation {
@@ -213,7 +216,8 @@ impl Gate {
             troubles
                 .push(format!("the strict contract is not in force ({why}): reads miss, fills are refused"));
         }
-        let foreign = self.sources.iter().filter(|source| source.foreign.load(Ordering::SeqCst));
+        let sources = self.positions.sources();
+        let foreign = sources.iter().filter(|source| source.foreign.load(Ordering::SeqCst));
         troubles.extend(foreign.map(|source| {
             format!("source {} shows another history: no ASOF and no version is believed", source.name)
         }));

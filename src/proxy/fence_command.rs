@@ -35,9 +35,9 @@ impl Session {
                 let explanation = session.gate.explain_to(db, key, session.client.id);
                 texts(explanation.lines().iter().map(String::as_str))
             }),
-            (Some(key), 3) if is("SOURCES") => {
-                self.tell_of_key(key, |session, db| texts(session.gate.sources_for(db, key).into_iter()))
-            }
+            (Some(key), 3) if is("SOURCES") => self.tell_of_key(key, |session, db| {
+                texts(session.gate.sources_for(db, key).iter().map(String::as_str))
+            }),
             (None, 2) if is("STATUS") => self.tell(&[b"PING"], |session| {
                 verbatim(&info(&session.gate.account.status()), session.client.protocol.get())
             }),

@@ -393,7 +393,8 @@ impl Session {
         // The commands that cap would come after the EXEC, in another db perhaps.
         let refused = all.refusal.is_some()
             || (!all.caps.is_empty() && !transaction.dbs.is_empty())
-            || transaction.reads.iter().any(|guards| self.gate.bypasses(guards));
+            || transaction.reads.iter().any(|guards| self.gate.bypasses(guards))
+            || transaction.youngest < self.gate.guards.load().youngest();
         if transaction.aborted || unknown || refused {
             self.gate.finish(&all.fills);
             let reply: &[u8] = if refused {

@@ -15,7 +15,7 @@ use crate::cache::{AbandonedFill, CacheState, Endpoint, Fate, Upstreams};
 use crate::command::{CommandTable, FillForm};
 use crate::config::{self, LostFills, LostReads, OnStale};
 use crate::failpoint::{self, Point};
-use crate::feed::{FeedState, Positions, SourceState};
+use crate::feed::{FeedState, Positions};
 use crate::fence::{
     ConnId, Evidence, Fence, Fill, FillId, LeaseRule, Millis, Ruling, Stale, Unproven, Verdict, VersionClaim,
 };
@@ -35,8 +35,6 @@ pub struct Gate {
     pub named: config::Guard,
     /// What the sources show.
     pub positions: Arc<Positions>,
-    /// Those that applications read from, in the order of the settings.
-    pub sources: Vec<Arc<SourceState>>,
     /// The proxy's account of itself.
     pub account: Arc<dyn AdminSource>,
     /// What is counted.
@@ -144,7 +142,7 @@ impl Gate {
 
     /// Whether a source shows another history than the feed's: nobody knows which evidence is from there.
     pub fn sees_another_history(&self) -> bool {
-        self.sources.iter().any(|source| source.foreign.load(Ordering::SeqCst))
+        self.positions.sources().iter().any(|source| source.foreign.load(Ordering::SeqCst))
     }
 
     /// A read was answered. A miss grants a lease.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -83,6 +84,20 @@ impl Greeting {
             tls: settings.tls.as_ref().map(ServerTls::load).transpose()?,
             proxy_protocol: settings.proxy_protocol,
             keepalive: settings.tcp_keepalive,
+        })
+    }
+
+    /// Handshakes from now on are by what these settings name, once that is read. Whether TLS is spoken stays as it is.
+    ///
+    /// # Errors
+    /// When a certificate or key cannot be used; nothing is changed before the result is called.
+    pub fn reload(self: &Arc<Self>, settings: &config::Proxy) -> Result<impl FnOnce() + use<>, TlsError> {
+        let found = settings.tls.as_ref().map(ServerTls::load).transpose()?;
+        let greeting = self.clone();
+        Ok(move || {
+            if let (Some(tls), Some(found)) = (&greeting.tls, &found) {
+                tls.become_as(found);
+            }
         })
     }
 

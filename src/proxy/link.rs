@@ -130,6 +130,7 @@ impl Link {
             expected.client.sent();
         }
         write(&mut self.out());
+        self.upstream.count_sent();
         self.expected.borrow_mut().push_back(expected);
         self.wake();
     }
@@ -137,6 +138,7 @@ impl Link {
     /// Sends a command once more whose reply was kept back.
     pub(super) fn send_again(&self, request: &[u8], expected: Expected) {
         self.out().extend_from_slice(request);
+        self.upstream.count_sent();
         self.expected.borrow_mut().push_back(expected);
         self.wake();
     }

@@ -87,6 +87,7 @@ impl Link {
                         owner.hold(Held::SUBSCRIBED, self.subscriptions.any());
                         if came == Came::LastConfirmation {
                             self.expected.borrow_mut().pop_front();
+                            self.upstream.count_answered();
                             owner.answered();
                         }
                     }
@@ -99,6 +100,7 @@ impl Link {
         };
         let client = next.client.clone();
         self.replied(next, reply, partly == Partly::Reply);
+        self.upstream.count_answered();
         Ok(Some(client))
     }
 

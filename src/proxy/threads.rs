@@ -18,6 +18,7 @@ use super::gate::Gate;
 use super::greeting::{Accepted, Greeting};
 use super::route::Links;
 use super::session::Session;
+use crate::cache::Turn;
 use crate::config::Upstream;
 use crate::fence::ConnId;
 use crate::lifecycle::panics::outlast;
@@ -60,13 +61,18 @@ impl Threads {
     ///
     /// # Errors
     /// When the operating system gives no thread.
-    pub fn start(gate: &Arc<Gate>, greeting: Greeting, mode: Upstream, count: usize) -> io::Result<Self> {
-        let greeting = Arc::new(greeting);
+    pub fn start(
+        gate: &Arc<Gate>,
+        greeting: Arc<Greeting>,
+        mode: Upstream,
+        count: usize,
+    ) -> io::Result<Self> {
         // 0 is the client of links that introduce themselves.
         let next = Arc::new(AtomicU64::new(1));
         let stage = watch::Sender::new(Stage::Serving);
         let worker = |n| {
             let (clients, mut accepted) = mpsc::unbounded_channel();
+            let mut turns = gate.upstreams.turns.join();
             // Not known yet who is busy: nobody may be taken to be idle.
             let busy = AtomicUsize::new(usize::MAX);
             let shown = Arc::new(Shown { serving: AtomicUsize::new(0), busy, beats: AtomicU64::new(0) });
@@ -79,7 +85,9 @@ impl Threads {
                 stage: stage.subscribe(),
             };
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let serve = move || outlast(|| LocalSet::new().block_on(&runtime, thread.run(&mut accepted)));
+            let serve = move || {
+                outlast(|| LocalSet::new().block_on(&runtime, thread.run(&mut accepted, &mut turns)));
+            };
             thread::Builder::new().name(format!("clients-{n}")).spawn(serve)?;
             Ok(Worker { clients, shown })
         };
@@ -146,7 +154,11 @@ struct Thread {
 }
 
 impl Thread {
-    async fn run(&self, accepted: &mut mpsc::UnboundedReceiver<Accepted>) {
+    async fn run(
+        &self,
+        accepted: &mut mpsc::UnboundedReceiver<Accepted>,
+        turns: &mut mpsc::UnboundedReceiver<Turn>,
+    ) {
         let links = Rc::new(Links::new(self.gate.clone(), self.mode));
         let mut stage = self.stage.clone();
         links.served.turn(*stage.borrow_and_update());
@@ -159,6 +171,8 @@ impl Thread {
                     Some(accepted) => self.serve(accepted, &links),
                     None => return,
                 },
+                // No session is in the middle of a command while this task runs.
+                Some(turn) = turns.recv() => drop(turn.send(())),
                 Ok(()) = stage.changed() => links.served.turn(*stage.borrow_and_update()),
                 _ = looking.tick(), if links.served.stage() > Stage::Serving => {
                     self.shown.busy.store(links.served.busy(), Ordering::Relaxed);

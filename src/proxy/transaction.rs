@@ -3,7 +3,7 @@
 use super::proof::Proof;
 use crate::command::FillForm;
 use crate::fence::Evidence;
-use crate::guard::{GuardList, GuardedKey};
+use crate::guard::{GuardId, GuardList, GuardedKey};
 
 /// A guarded key of a command, by its name.
 pub type NamedKey = (Box<[u8]>, GuardedKey);
@@ -22,6 +22,8 @@ pub struct Transaction {
     pub dbs: Vec<u32>,
     /// The memory that the queued fills and expiries take, about.
     pub bytes: usize,
+    /// The youngest guard when it began. With a younger one, what was queued without a guard may have one now.
+    pub youngest: Option<GuardId>,
     /// The proxy refused a command: EXEC aborts, as Redis's would.
     pub aborted: bool,
 }

@@ -1,7 +1,7 @@
 //! TLS: towards clients, towards Redis, and towards Postgres.
 //!
-//! Files are read once, at the start (for Postgres at every connection); what is wrong with one is said by its setting and
-//! its name.
+//! Files are read at the start and at a reload (for Postgres at every connection); what is wrong with one is said by its
+//! setting and its name.
 
 mod end_point;
 mod files;
@@ -13,6 +13,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::ServerName;
 use rustls::server::WebPkiClientVerifier;
@@ -101,9 +102,9 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// TLS towards clients.
+/// TLS towards clients. All copies change together.
 #[derive(Clone)]
-pub struct ServerTls(TlsAcceptor);
+pub struct ServerTls(Arc<ArcSwap<ServerConfig>>);
 
 impl ServerTls {
     /// Reads the files.
@@ -131,7 +132,12 @@ impl ServerTls {
         let config = config.with_single_cert(chain, private).map_err(|error| {
             pair_error(error, ("proxy.tls.cert", &settings.cert), ("proxy.tls.key", &settings.key))
         })?;
-        Ok(Self(TlsAcceptor::from(Arc::new(config))))
+        Ok(Self(Arc::new(ArcSwap::from_pointee(config))))
+    }
+
+    /// From now on handshakes are as the other one has them. Connections that stand go on as they are.
+    pub fn become_as(&self, other: &Self) {
+        self.0.store(other.0.load_full());
     }
 
     /// The handshake with a client.
@@ -139,14 +145,16 @@ impl ServerTls {
     /// # Errors
     /// When the client breaks it off, or does not show the certificate that it has to.
     pub async fn accept(&self, stream: TcpStream) -> io::Result<server::TlsStream<TcpStream>> {
-        self.0.accept(stream).await
+        TlsAcceptor::from(self.0.load_full()).accept(stream).await
     }
 }
 
-/// TLS towards Redis.
+/// TLS towards Redis. All copies change together.
 #[derive(Clone)]
-pub struct ClientTls {
-    connector: TlsConnector,
+pub struct ClientTls(Arc<ArcSwap<Towards>>);
+
+struct Towards {
+    config: Arc<ClientConfig>,
     name: ServerName<'static>,
 }
 
@@ -176,7 +184,12 @@ impl ClientTls {
                 .map_err(|error| pair_error(error, ("redis.tls.cert", cert), ("redis.tls.key", private)))?,
             _ => config.with_no_client_auth(),
         };
-        Ok(Self { connector: TlsConnector::from(Arc::new(config)), name })
+        Ok(Self(Arc::new(ArcSwap::from_pointee(Towards { config: Arc::new(config), name }))))
+    }
+
+    /// From now on handshakes are as the other one has them. Connections that stand go on as they are.
+    pub fn become_as(&self, other: &Self) {
+        self.0.store(other.0.load_full());
     }
 
     /// The handshake with Redis.
@@ -184,14 +197,16 @@ impl ClientTls {
     /// # Errors
     /// When either side does not trust the other; in words that say what to do.
     pub async fn connect(&self, stream: TcpStream) -> io::Result<client::TlsStream<TcpStream>> {
-        self.connector.connect(self.name.clone(), stream).await.map_err(|error| REDIS.in_words(error))
+        let towards = self.0.load_full();
+        let connector = TlsConnector::from(towards.config.clone());
+        connector.connect(towards.name.clone(), stream).await.map_err(|error| REDIS.in_words(error))
     }
 }
 
 // By hand: nothing that leads to a key is printed.
 impl fmt::Debug for ClientTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClientTls").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("ClientTls").field("name", &self.0.load().name).finish_non_exhaustive()
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use cachefence::demo::servers::wait_until;
 use cachefence::feed::{
     CacheJob, Feed, FeedError, FeedState, Found, Invalidation, Positions, Settings, Source, SourceState,
+    Sources,
 };
 use cachefence::fence::{Fence, Limits, SourceKind};
 use cachefence::guard::Guards;
@@ -145,6 +146,7 @@ impl Follower {
         };
         let primary = Arc::new(SourceState::new("primary", SourceKind::Primary));
         let sources = vec![Source { index: Some(0), target, state: primary }];
+        let sources = Arc::new(Sources::new(sources));
         let feed = Feed::new(settings, guards, sources, positions, state.clone(), jobs, applied_reader);
         let follower = Self { notes, state, task: tokio::spawn(feed.run()) };
         wait_until("the feed to stream", PATIENCE, async || {

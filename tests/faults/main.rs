@@ -41,7 +41,8 @@ use support::{Outcome, PATIENCE};
 use table::Table;
 
 /// All of them, by what breaks.
-const FAULTS: &[&[Fault]] = &[clients::FAULTS, crash::FAULTS, lifecycle::FAULTS, postgres::FAULTS, redis::FAULTS, sources::FAULTS];
+const FAULTS: &[&[Fault]] =
+    &[clients::FAULTS, crash::FAULTS, lifecycle::FAULTS, postgres::FAULTS, redis::FAULTS, sources::FAULTS];
 /// And those that need failpoints in the proxy.
 const AT_POINTS: &[Fault] = if cfg!(feature = "failpoints") { crash::AT_POINTS } else { &[] };
 

@@ -187,6 +187,41 @@ impl Cachefence {
         self.process.as_mut().map_or(Ok(()), |process| process.signal(Signal::CONT))
     }
 
+    /// Writes other settings, with the same addresses where they leave those out. The proxy takes them when it is told to.
+    pub fn rewrite(&self, settings: &str) -> Result<(), ServerError> {
+        let bad = |error: toml::de::Error| ServerError::Settings(error.to_string());
+        let mut table: toml::Table = settings.parse().map_err(bad)?;
+        let own = [
+            ("admin", toml::Value::String(self.admin.clone())),
+            ("proxy", toml::Value::Array(vec![self.listen.clone().into()])),
+        ];
+        for (section, listen) in own {
+            let section = table.entry(section).or_insert_with(|| toml::Table::new().into());
+            if let Some(section) = section.as_table_mut() {
+                section.entry("listen").or_insert(listen);
+            }
+        }
+        let text = toml::to_string(&table).map_err(|error| ServerError::Settings(error.to_string()))?;
+        self.write_settings(&text)
+    }
+
+    /// Writes any text in place of the settings.
+    pub fn write_settings(&self, text: &str) -> Result<(), ServerError> {
+        let path = self.dir.path().join("cachefence.toml");
+        std::fs::write(&path, text).map_err(ServerError::io(format!("write {}", path.display())))
+    }
+
+    /// Has it read its settings again by `POST /reload`: status and body of the answer.
+    pub async fn reload(&self) -> Result<(u16, String), ServerError> {
+        let answer = ask(&self.admin, "POST", "/reload").await;
+        answer.map_err(ServerError::io(format!("post {}/reload", self.admin_url())))
+    }
+
+    /// Has it read its settings again by SIGHUP.
+    pub fn hang_up(&mut self) -> Result<(), ServerError> {
+        self.process.as_mut().map_or(Ok(()), |process| process.signal(Signal::HUP))
+    }
+
     /// The proxy's process id, while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Process::id)
@@ -299,8 +334,12 @@ fn address(
 
 /// Enough of HTTP for our own admin port; as HTTP/1.0 so that the answer is not chunked.
 async fn get(address: &str, path: &str) -> std::io::Result<(u16, String)> {
+    ask(address, "GET", path).await
+}
+
+async fn ask(address: &str, method: &str, path: &str) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
+    stream.write_all(format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
     let mut answer = Vec::new();
     tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await??;
     let answer = String::from_utf8_lossy(&answer);

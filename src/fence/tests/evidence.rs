@@ -138,3 +138,27 @@ fn a_stale_verdict_names_the_position_to_reach() {
     assert_eq!(stale.position(), Some(Lsn(200)));
     assert_eq!(Stale::Torn.position(), None);
 }
+
+/// What a guard that was added should have fenced before it began is not known: no xid stands for it, only a snapshot that
+/// was polled when all of it was visible.
+#[test]
+fn a_guard_that_begins_asks_for_all_that_was_before() {
+    let table = Table::new(limits());
+    table.miss(BOB, 1);
+    table.fence.begin_guards(&[GuardId(1)], Lsn(300));
+    let judge = |guards: &[GuardId], evidence: Option<&Evidence>| {
+        table.judge(BOB, &Fill { guards, evidence, ..table.fill(999) })
+    };
+    let asof = |lsn| Evidence::Lsn(Lsn(lsn));
+    let snapshot = |text| Evidence::Snapshot(snapshot(text));
+    let own: &[GuardId] = &[GuardId(1)];
+    assert_eq!(table.judge(BOB, &Fill { guards: own, ..table.fill(1) }), superseded(300), "an older lease");
+    assert_eq!(judge(own, Some(&asof(299))), superseded(300));
+    assert_eq!(judge(own, Some(&asof(300))), Verdict::Fresh);
+    assert_eq!(judge(own, None), no_evidence(300));
+    assert_eq!(judge(own, Some(&snapshot("107:107:"))), superseded(300), "nothing covers it yet");
+    table.settle(300, "106:108:106");
+    assert_eq!(judge(own, Some(&snapshot("105:108:105"))), superseded(300), "105 may have written");
+    assert_eq!(judge(own, Some(&snapshot("106:108:106"))), Verdict::Fresh);
+    assert_eq!(judge(&[GuardId(0)], Some(&asof(100))), Verdict::Fresh, "another guard");
+}

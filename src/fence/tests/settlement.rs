@@ -275,3 +275,42 @@ fn a_queue_that_overflows_is_folded_and_settles_late() {
     assert_eq!(settlement.at(), (209, 209));
     assert!(!settlement.unsettled());
 }
+
+#[test]
+fn other_sources_end_what_was_concluded_from_those_before() {
+    let mut settlement = going_on(PRIMARY);
+    let before = settlement.settled().sources;
+    assert!(before.is_some());
+    settlement.set_sources(BOTH);
+    assert_eq!(settlement.settled().sources, None, "nobody has looked at the new one");
+    settlement.primary(snapshot("101:101:"));
+    assert_eq!(settlement.settled().sources, None);
+    settlement.replica(1, Lsn(60));
+    assert_eq!(settlement.at(), (60, 100), "it is behind, and holds what is settled");
+    let with_replica = settlement.settled().sources;
+    assert!(with_replica.is_some() && with_replica != before, "no lease of before counts");
+    settlement.set_sources(PRIMARY);
+    settlement.primary(snapshot("101:101:"));
+    assert_eq!(settlement.at(), (100, 100), "it holds nothing any more");
+    assert_ne!(settlement.settled().sources, with_replica);
+}
+
+/// A guard was added. A commit of its rows went by before, unguarded, and is not visible yet.
+#[test]
+fn what_was_not_guarded_before_is_waited_for() {
+    let mut settlement = going_on(PRIMARY);
+    settlement.deliver(106, 200);
+    settlement.primary(snapshot("105:107:105"));
+    assert_eq!(settlement.at(), (200, 200), "nobody knows 105");
+    settlement.doubt();
+    settlement.advanced(Lsn(220));
+    settlement.primary(snapshot("105:107:105"));
+    assert_eq!(settlement.at(), (200, 200), "who is suspect has to be found");
+    settlement.suspect(&snapshot("105:107:105"), Xid(108));
+    // It comes once more, by the new guards, from before what had been delivered: that does not make it visible.
+    settlement.deliver(105, 150);
+    settlement.primary(snapshot("105:108:105"));
+    assert_eq!(settlement.at(), (200, 200));
+    settlement.primary(snapshot("108:108:"));
+    assert_eq!(settlement.at(), (220, 220));
+}

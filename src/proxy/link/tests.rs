@@ -44,7 +44,6 @@ fn gate(redis: &str) -> (Arc<Gate>, UnboundedReceiver<Abandoned>) {
         guards: Arc::new(arc_swap::ArcSwap::from_pointee(guards)),
         commands: Arc::new(arc_swap::ArcSwap::from_pointee(CommandTable::known())),
         named: config::Guard::of_messages(Contract::Bounded),
-        sources: Vec::new(),
         account: Arc::new(Nobody),
         feed: Arc::new(FeedState::new(0)),
         cache: Arc::new(CacheState::default()),
