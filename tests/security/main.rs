@@ -59,7 +59,8 @@ impl Servers {
         ))
         .await?;
         let hba = "local all all trust\\nhost all postgres all trust\\nhost all all all scram-sha-256\\n";
-        let write = format!("COPY (SELECT 1) TO PROGRAM 'printf \"{hba}\" > pg_hba.conf'");
+        // What it is sent has to be read, or Postgres complains of a broken pipe.
+        let write = format!("COPY (SELECT 1) TO PROGRAM 'cat > /dev/null; printf \"{hba}\" > pg_hba.conf'");
         sql.batch_execute(&write).await?;
         sql.batch_execute("SELECT pg_reload_conf()").await?;
         Ok(Self { redis, postgres })
