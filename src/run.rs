@@ -33,7 +33,7 @@ use crate::metrics::Metrics;
 use crate::pg::error::PgError;
 use crate::pg::target::Target;
 use crate::position::Lsn;
-use crate::proxy::{Coalescing, Gate, Greeting, ListenError, Listener, Threads};
+use crate::proxy::{Gate, Greeting, ListenError, Listener, Threads};
 use crate::tls::TlsError;
 
 use stop::Stop;
@@ -137,7 +137,6 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         upstreams: upstreams.clone(),
         address: redis.clone(),
         observe,
-        coalescing: Coalescing::default(),
         newer_counts: config.postgres.contract == Contract::Bounded,
         started,
     });

@@ -17,6 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
+use crate::complaint::Complaint;
+
 pub use health::{HealthError, health};
 pub use info::info;
 
@@ -77,12 +79,15 @@ pub async fn serve(
     keys: Arc<dyn Explain>,
 ) -> Infallible {
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
+    let mut complaint = Complaint::default();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Out of file descriptors, mostly: trying again at once would only spin.
-                tracing::warn!(%error, "the admin port cannot accept a connection");
+                if complaint.is_due() {
+                    tracing::warn!(%error, "the admin port cannot accept a connection");
+                }
                 sleep(Duration::from_millis(100)).await;
                 continue;
             }

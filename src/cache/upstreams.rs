@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dashmap::DashMap;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::{Question, Strangers};
+use super::{Coalescing, Question, Strangers};
 use crate::fence::{FillId, KeyHash};
 use crate::guard::GuardedKey;
 
@@ -143,6 +143,8 @@ pub struct Upstreams {
     open: DashMap<u32, Arc<Upstream>>,
     /// Woken when a fill ends that somebody waits for.
     pub ended: Notify,
+    /// The readers that wait for somebody else's fill.
+    pub coalescing: Coalescing,
     /// What Redis makes of those that have not logged in.
     pub strangers: Arc<Strangers>,
     /// Told when a connection ends that was not given up by us: Redis may have been restarted.
@@ -179,6 +181,7 @@ impl Upstreams {
                 lost: Notify::new(),
                 moved: Notify::new(),
                 elsewhere: Mutex::default(),
+                coalescing: Coalescing::default(),
                 strangers: Arc::default(),
                 abandoned,
                 questions,

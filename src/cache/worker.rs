@@ -298,12 +298,6 @@ impl Worker {
         Ok(())
     }
 
-    /// Takes the marker away.
-    async fn unmark(&mut self) -> Result<(), CacheError> {
-        let key = marker_key(&self.settings.slot);
-        self.connected().await?.call(&[b"UNLINK", key.as_bytes()]).await.map(drop)
-    }
-
     /// Deletes what the changes name, and moves the applied position.
     async fn apply(&mut self, changes: Vec<Invalidation>, advanced: Lsn) {
         let applied = *self.applied.borrow();

@@ -19,8 +19,8 @@ mod buffers;
 mod cap;
 mod client;
 mod coalesce;
-mod coalescing;
 mod connection;
+mod descriptors;
 mod dispatch;
 mod drain;
 mod evidence;
@@ -49,7 +49,6 @@ mod threads;
 mod transaction;
 mod wait;
 
-pub use coalescing::Coalescing;
 pub use gate::Gate;
 pub use greeting::Greeting;
 pub use listen::{ListenError, Listener};

@@ -35,7 +35,7 @@ const MAX_OUTSTANDING: u64 = 16 * 1024;
 const OUT_HIGH_WATER: usize = 1024 * 1024;
 /// Requests that are read ahead while commands have to wait, in bytes.
 const READ_AHEAD: usize = 64 * 1024;
-/// ... and while it waits in Redis.
+/// ... and while it waits in Redis, for the feed, or for somebody else's fill.
 const READ_AHEAD_BLOCKED: usize = 64 * 1024 * 1024;
 /// The largest request, in bytes, as Redis's default `client-query-buffer-limit`.
 const MAX_REQUEST: usize = 1024 * 1024 * 1024;
@@ -81,6 +81,8 @@ pub struct Session {
     /// No more commands are taken; it is closed when all replies are out.
     pub(super) closing: bool,
     ended: bool,
+    /// A command that is there has yet to be taken.
+    held_up: bool,
     /// When a client that lets its replies pile up is cut off.
     cut_off: Option<Pin<Box<Sleep>>>,
     /// All is said; until when the other side is waited for.
@@ -147,6 +149,7 @@ impl Session {
             muted: false,
             closing: false,
             ended: false,
+            held_up: false,
             cut_off: None,
             lingering: None,
         }
@@ -195,12 +198,16 @@ impl Session {
                 // As if the client were connected to Redis itself: it answers what it can, and then closes.
                 pin.finish();
             }
+            if self.ended {
+                self.client.hurry();
+            }
             if (self.closing || self.ended) && self.is_answered() {
                 let is_wanted = !self.ended && stage > Stage::Serving;
                 return if is_wanted { self.linger(cx) } else { Poll::Ready(Ok(())) };
             }
-            // While it waits in Redis, perhaps for ever, nothing but its socket can tell that it is gone.
-            let ahead = if self.blocking { READ_AHEAD_BLOCKED } else { READ_AHEAD };
+            // While it waits in Redis, for the feed or for a fill, perhaps for long, nothing but its socket can tell that it is gone.
+            let waits = self.blocking || self.waiting.is_some() || self.client.is_parked();
+            let ahead = if waits { READ_AHEAD_BLOCKED } else { READ_AHEAD };
             let full = !starved && self.incoming.len() >= ahead;
             if self.closing || self.ended || full {
                 return Poll::Pending;
@@ -270,6 +277,7 @@ impl Session {
         let mut scanner = std::mem::take(&mut self.scanner);
         let mut taken = 0;
         let mut commands = 0;
+        self.held_up = false;
         let starved = loop {
             if self.closing || self.has_to_wait() {
                 break false;
@@ -280,6 +288,7 @@ impl Session {
                 Ok(Scanned::Partial) => {
                     incoming.advance(std::mem::take(&mut taken));
                     if self.pass_on(&mut scanner, &mut incoming) == Passing::Wait {
+                        self.held_up = true;
                         break false;
                     }
                     if scanner.missing(0) > MAX_REQUEST {
@@ -299,6 +308,7 @@ impl Session {
                 }
             };
             if step == Step::Wait {
+                self.held_up = true;
                 break false;
             }
             commands += 1;
@@ -393,8 +403,11 @@ impl Session {
     /// one whose next command waits for the feed: as Redis does with a client that waits in it.
     fn is_answered(&self) -> bool {
         let hopeless = self.ended && self.is_monitoring();
+        // What it has said in full is done, although it says no more: a fill, perhaps, whose link is yet to be opened.
+        let has_more = self.held_up && !self.closing && self.waiting.is_none();
         hopeless
-            || (self.client.outstanding() == 0
+            || (!has_more
+                && self.client.outstanding() == 0
                 && self.client.own_waiting() == 0
                 && self.client.waiting() == 0)
     }
