@@ -36,7 +36,7 @@ fn gate(redis: &str) -> (Arc<Gate>, UnboundedReceiver<Abandoned>) {
     let limits =
         Limits { history: 1, lease_ttl: 1, longest_cap: 1, max_keys: 1, max_leases: 1, guards: 0, shards: 2 };
     let (fence, started) = (Arc::new(Fence::new(limits)), std::time::Instant::now());
-    let (upstreams, abandoned) = Upstreams::new("cachefence:test".into());
+    let (upstreams, handed) = Upstreams::new("cachefence:test".into());
     let gate = Gate {
         positions: Arc::new(Positions::new(fence.clone(), &[], started)),
         fence,
@@ -54,7 +54,7 @@ fn gate(redis: &str) -> (Arc<Gate>, UnboundedReceiver<Abandoned>) {
         newer_counts: true,
         started,
     };
-    (Arc::new(gate), abandoned)
+    (Arc::new(gate), handed.abandoned)
 }
 
 /// The task of a link that has had a panic is dropped where it waits, as one that is aborted. Deletions wait for its fills:
