@@ -23,6 +23,7 @@ pub mod admin;
 pub mod cache;
 pub mod check;
 pub mod command;
+mod complaint;
 pub mod config;
 pub mod demo;
 pub mod failpoint;

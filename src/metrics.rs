@@ -172,6 +172,10 @@ pub struct Metrics {
     pub tasks: IntGauge,
     /// Tasks of the threads that serve clients: sessions, links to Redis, and reads that wait.
     client_tasks: IntGauge,
+    /// Bytes that are held for all clients.
+    pub buffered_bytes: IntGauge,
+    /// Clients that were closed because all of them held too much.
+    pub evicted_clients: IntCounter,
     /// Commands of clients. Shared by all threads: add to it once per batch, not per command.
     pub commands: IntCounter,
     /// Connections to Redis made anew after one was lost.
@@ -269,6 +273,8 @@ impl Metrics {
             clients: gauge(&r, "clients", "Connected clients.")?,
             tasks: tasks.with_label_values(&["feed"]),
             client_tasks: tasks.with_label_values(&["clients"]),
+            buffered_bytes: gauge(&r, "buffered_bytes", "Bytes that are held for all clients, about.")?,
+            evicted_clients: counter(&r, "evicted_clients_total", "Clients closed for what they held.")?,
             commands: counter(&r, "commands_total", "Commands of clients.")?,
             upstream_reconnects: counter(&r, "upstream_reconnects_total", "Connections to Redis made anew.")?,
             registry: r,

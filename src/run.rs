@@ -32,7 +32,7 @@ use crate::lifecycle::notify::Notifier;
 use crate::lifecycle::{panics, signals};
 use crate::metrics::Metrics;
 use crate::position::Lsn;
-use crate::proxy::{Coalescing, Gate, Greeting, ListenError, Listener, Threads};
+use crate::proxy::{Buffered, Gate, Greeting, ListenError, Listener, Threads};
 use crate::reload::{self, Reloader, Reloads};
 use crate::tls::TlsError;
 
@@ -141,8 +141,8 @@ pub async fn run(
         cache: cache_state.clone(),
         upstreams: upstreams.clone(),
         address: redis.clone(),
+        buffered: Buffered::new(config.proxy.max_buffered, metrics.clone()),
         observe,
-        coalescing: Coalescing::default(),
         newer_counts: config.postgres.contract == Contract::Bounded,
         started,
     });

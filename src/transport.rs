@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::io::{self, Write};
 use std::ops::DerefMut;
+use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -61,6 +62,16 @@ impl Transport {
     #[must_use]
     pub fn holding(self, held: impl Any + Send) -> Self {
         Self { _held: Some(Box::new(held)), ..self }
+    }
+
+    /// The number of its descriptor.
+    pub fn descriptor(&self) -> RawFd {
+        match &self.stream {
+            Stream::Tcp(stream) => stream.as_raw_fd(),
+            Stream::Unix(stream) => stream.as_raw_fd(),
+            Stream::TlsServer(tls) => tls.stream.as_raw_fd(),
+            Stream::TlsClient(tls, _) => tls.stream.as_raw_fd(),
+        }
     }
 
     fn new(stream: Stream) -> Self {

@@ -296,6 +296,17 @@ async fn a_half_closed_client_gets_its_answers() -> Outcome {
         let answers = wire.rest().await?;
         assert_eq!(answers.len(), 4 + 18 + (3_000_000 + 12) + 10, "{}", answers.len());
         assert!(answers.ends_with(b"$4\r\nlast\r\n"));
+        // A fill as well, which waits until Redis knows the connection that it goes over, be it the first of its thread.
+        let mut filling = Vec::new();
+        for _ in 0..8 {
+            let mut wire = Wire::connect(stand.proxy.address()).await?;
+            wire.send(&encode(&["SET", "user:1", "v"])).await?;
+            wire.finish().await?;
+            filling.push(wire);
+        }
+        for mut wire in filling {
+            assert_eq!(wire.rest().await?, b"+OK\r\n");
+        }
     }
     Ok(())
 }

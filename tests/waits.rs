@@ -237,7 +237,46 @@ async fn one_reader_fills_and_the_others_wait_for_it() -> Outcome {
     for other in &mut others {
         assert_eq!(other.receive().await?, Reply::bulk("v1"));
     }
+    // Whoever goes waits no longer.
+    assert_eq!(free.cmd(&["GET", "user:3"]).await?, Reply::Nil);
+    let clients = world.proxy.metric("cachefence_clients").await?;
+    let mut gone = readers(&world, 3, "user:3").await?;
+    assert_eq!(gone[2].receive_within(A_WHILE).await?, None, "they wait");
+    drop(gone);
+    let what = "those that are gone to be counted no more";
+    let left = async || world.proxy.metric("cachefence_clients").await.is_ok_and(|now| now == clients);
+    wait_until(what, PATIENCE, left).await?;
     Ok(())
+}
+
+/// A fill whose connection breaks is ended from outside, and with it the wait for it.
+#[tokio::test]
+async fn whoever_waits_for_a_fill_that_is_ended_is_woken() -> Outcome {
+    let mut setup = coalescing("60s");
+    setup.replace("[redis]\n", "[redis]\nupstream = \"pinned\"\n");
+    let world = setup.start().await?;
+    let (mut filler, mut operator) = (world.client().await?, world.redis.client().await?);
+    assert_eq!(filler.cmd(&["GET", "user:1"]).await?, Reply::Nil);
+    assert_eq!(operator.cmd(&["CLIENT", "PAUSE", "60000", "WRITE"]).await?, Reply::ok());
+    filler.send(&["SET", "user:1", "v1"]).await?;
+    let mut reader = readers(&world, 1, "user:1").await?.remove(0);
+    assert_eq!(reader.receive_within(A_WHILE).await?, None, "it waits");
+    let listed = operator.cmd(&["CLIENT", "LIST"]).await?.text().unwrap_or_default();
+    // The proxy's own connection has no number behind its name.
+    let fills = |line: &&str| line.contains(" cmd=set ") && line.contains(":cachefence:") && numbered(line);
+    let id = listed.lines().find(fills).and_then(|line| line.strip_prefix("id=")?.split(' ').next());
+    let id = id.ok_or(format!("no fill in {listed}"))?;
+    assert_eq!(operator.cmd(&["CLIENT", "KILL", "ID", id]).await?, Reply::Int(1));
+    assert!(matches!(filler.receive().await?, Reply::Error(_)));
+    assert_eq!(reader.receive_within(A_WHILE).await?, None, "the fill may come yet");
+    assert_eq!(operator.cmd(&["CLIENT", "UNPAUSE"]).await?, Reply::ok());
+    assert_eq!(reader.receive().await?, Reply::Nil);
+    Ok(())
+}
+
+fn numbered(line: &str) -> bool {
+    let name = line.split(' ').find_map(|field| field.strip_prefix("name="));
+    name.is_some_and(|name| name.matches(':').count() == 3)
 }
 
 /// Whoever was told to fill may never do it, or may be refused, or be gone. The others wait no longer than they are told

@@ -2,7 +2,7 @@
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, ORIGIN};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
 use hyper::header::{REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Method, Request, Response, StatusCode};
 
@@ -52,15 +52,16 @@ pub(super) async fn answer<B>(
     }
 }
 
+/// For who must not ask.
+pub(super) fn forbid(why: &'static str) -> Response<Full<Bytes>> {
+    respond(StatusCode::FORBIDDEN, TEXT, why)
+}
+
 async fn reload<B>(request: &Request<B>, reloads: Option<&Reloads>) -> Response<Full<Bytes>> {
     if request.method() != Method::POST {
         let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only POST\n");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
         return response;
-    }
-    // Only a browser names one: some page that somebody looks at, who has no say here.
-    if request.headers().contains_key(ORIGIN) {
-        return respond(StatusCode::FORBIDDEN, TEXT, "not from a page of a browser\n");
     }
     let Some(reloads) = reloads else { return respond(StatusCode::NOT_FOUND, TEXT, "nothing to reload\n") };
     match reloads.ask().await {

@@ -3,6 +3,7 @@
 mod answer;
 mod health;
 mod info;
+mod origin;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -16,6 +17,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
+
+use crate::complaint::Complaint;
 
 pub use health::{HealthError, health};
 pub use info::info;
@@ -84,12 +87,16 @@ pub async fn serve(
     keys: Arc<dyn Explain>,
 ) -> Infallible {
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
+    let mut complaint = Complaint::default();
+    let loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Out of file descriptors, mostly: trying again at once would only spin.
-                tracing::warn!(%error, "the admin port cannot accept a connection");
+                if complaint.is_due() {
+                    tracing::warn!(%error, "the admin port cannot accept a connection");
+                }
                 sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -100,14 +107,21 @@ pub async fn serve(
         {
             oldest.abort();
         }
-        open.push_back(tokio::spawn(connection(stream, source.clone(), keys.clone())).abort_handle());
+        open.push_back(
+            tokio::spawn(connection(stream, loopback, source.clone(), keys.clone())).abort_handle(),
+        );
     }
 }
 
-async fn connection(stream: TcpStream, source: Arc<dyn AdminSource>, keys: Arc<dyn Explain>) {
+async fn connection(stream: TcpStream, loopback: bool, source: Arc<dyn AdminSource>, keys: Arc<dyn Explain>) {
     let service = service_fn(|request| {
         let (source, keys) = (source.clone(), keys.clone());
-        async move { Ok::<_, Infallible>(answer::answer(&request, source.as_ref(), keys.as_ref()).await) }
+        async move {
+            Ok::<_, Infallible>(match origin::objection(&request, loopback) {
+                Some(why) => answer::forbid(why),
+                None => answer::answer(&request, source.as_ref(), keys.as_ref()).await,
+            })
+        }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())

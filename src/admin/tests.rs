@@ -38,7 +38,7 @@ async fn start(ready: Result<Vec<String>, Vec<String>>) -> std::net::SocketAddr 
 /// Sends a request's head, reads to the end.
 async fn ask(address: std::net::SocketAddr, line: &str) -> String {
     let mut stream = TcpStream::connect(address).await.expect("a connection");
-    let request = format!("{line} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let request = format!("{line} HTTP/1.1\r\nHost: localhost\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("sent");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.expect("an answer");
@@ -79,6 +79,20 @@ async fn every_path_answers() {
     assert!(ask(address, &long).await.starts_with("HTTP/1.1 400"));
     let head = ask(address, "HEAD /livez").await;
     assert!(head.contains("content-length: 6\r\n") && head.ends_with("\r\n\r\n"), "{head}");
+}
+
+/// A page whose name was made to resolve to this host.
+#[tokio::test]
+async fn who_calls_a_loopback_port_by_another_name_is_told_nothing() {
+    let address = start(Ok(vec![])).await;
+    for path in ["/status", "/explain?key=a", "/metrics", "/livez"] {
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: rebound.example:9187\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("localhost or an address"), "{answer}");
+    }
 }
 
 #[tokio::test]

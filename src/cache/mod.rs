@@ -6,6 +6,7 @@
 //! confirms to Postgres. The [reaper](Reaper) ends fills whose connection broke. The
 //! [stranger](Stranger) watches what clients may do that have not logged in.
 
+mod coalescing;
 mod connection;
 mod deleted;
 mod endpoint;
@@ -20,6 +21,7 @@ mod upstreams;
 mod witness;
 mod worker;
 
+pub use coalescing::Coalescing;
 pub use connection::{CacheError, Connection, Reply};
 pub(crate) use connection::{info_field, is_too_old, text};
 pub use endpoint::{Endpoint, EndpointError};

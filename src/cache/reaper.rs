@@ -59,6 +59,7 @@ impl Reaper {
             *self.state.unreaped.lock().unwrap_or_else(PoisonError::into_inner) = None;
             for fill in &abandoned.fills {
                 self.fence.finish(fill.hash, fill.id);
+                self.upstreams.coalescing.ended(fill.hash);
             }
             self.upstreams.ended.notify_waiters();
         }

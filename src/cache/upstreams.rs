@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dashmap::DashMap;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::{Question, Strangers, Turns};
+use super::{Coalescing, Question, Strangers, Turns};
 use crate::fence::{FillId, KeyHash};
 use crate::guard::GuardedKey;
 
@@ -177,6 +177,8 @@ pub struct Upstreams {
     open: DashMap<u32, Arc<Upstream>>,
     /// Woken when a fill ends that somebody waits for.
     pub ended: Notify,
+    /// The readers that wait for somebody else's fill.
+    pub coalescing: Coalescing,
     /// Has every thread say that what it had in its hands is sent.
     pub turns: Turns,
     /// What Redis makes of those that have not logged in.
@@ -216,6 +218,7 @@ impl Upstreams {
                 turns: Turns::default(),
                 moved: Notify::new(),
                 elsewhere: Mutex::default(),
+                coalescing: Coalescing::default(),
                 strangers: Arc::default(),
                 abandoned,
                 questions,

@@ -495,9 +495,7 @@ impl Worker {
         };
         if let Some(reason) = purge {
             self.state.purging.store(true, Ordering::Relaxed);
-            // Whoever finds a purge that was not finished has to do it again, and may have no other reason to: what the
-            // feed has missed is not sent to the next process either.
-            self.unlink(&[], Lsn(0), self.marking()).await?;
+            self.void_marker().await?;
             // Where it fails, the connection is given up first.
             self.purge(reason, |_| true).await?;
         } else if !added.is_empty() {
@@ -509,6 +507,16 @@ impl Worker {
             info!(%applied, keys = again.len(), "this Redis is behind: deleting again");
         }
         self.unlink(&again.iter().collect::<Vec<_>>(), applied, self.marking()).await
+    }
+
+    /// Whoever finds a purge that was not finished has to do it again, and may have no other reason to: what the feed has
+    /// missed is not sent to the next process either. Where a full Redis takes no marker that says so, none says it too.
+    async fn void_marker(&mut self) -> Result<(), CacheError> {
+        self.unlink(&[], Lsn(0), self.marking()).await?;
+        if let (Some(connection), Some(_)) = (&mut self.connection, self.state.unmarked()) {
+            connection.call(&[b"UNLINK", marker_key(&self.settings.slot).as_bytes()]).await?;
+        }
+        Ok(())
     }
 
     /// Deletes every key of the guards.

@@ -253,8 +253,9 @@ mod tests {
             what("CACHEFENCE_REDIS_URL").starts_with("it names no setting; allowed here: CACHEFENCE_PROXY,")
         );
         assert!(
-            what("CACHEFENCE_REDIS__URI")
-                .ends_with("CACHEFENCE_REDIS__URL, CACHEFENCE_REDIS__UPSTREAM, CACHEFENCE_REDIS__TLS")
+            what("CACHEFENCE_REDIS__URI").ends_with(
+                "CACHEFENCE_REDIS__UPSTREAM, CACHEFENCE_REDIS__REPLY_TIMEOUT, CACHEFENCE_REDIS__TLS"
+            )
         );
         assert!(what("CACHEFENCE_GUARD__X__TABLE").contains("CACHEFENCE_GUARD__0"));
         assert!(what("CACHEFENCE_REDIS__URL__X").contains("redis.url has no parts"));

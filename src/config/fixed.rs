@@ -20,7 +20,7 @@ pub fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
     let Config { proxy, redis, postgres, sources: _, fence, guards: _, admin } = old;
     let mut found = Vec::new();
     differing!(found, proxy, &new.proxy, "proxy", Proxy {
-        fixed: listen, mode, max_clients, threads, tcp_keepalive, proxy_protocol, unix_socket_mode, shutdown_grace,
+        fixed: listen, mode, max_clients, max_buffered, threads, tcp_keepalive, proxy_protocol, unix_socket_mode, shutdown_grace,
                shutdown_delay; live: tls
     });
     // Which files they are can change, but not what clients have to speak.

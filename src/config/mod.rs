@@ -70,6 +70,8 @@ pub struct Proxy {
     pub mode: Mode,
     /// Clients beyond this are answered as Redis does and closed.
     pub max_clients: usize,
+    /// Bytes that are held for all clients together, at most.
+    pub max_buffered: usize,
     /// Runtime threads that serve clients; 0 is one per core.
     pub threads: usize,
     /// TLS towards clients, on every TCP address.
@@ -491,6 +493,7 @@ impl Default for Proxy {
             listen: vec!["127.0.0.1:6380".into()],
             mode: Mode::Enforce,
             max_clients: 10_000,
+            max_buffered: 2 * 1024 * 1024 * 1024,
             threads: 0,
             tls: None,
             tcp_keepalive: Duration::from_secs(300),

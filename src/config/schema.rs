@@ -68,6 +68,7 @@ static SETTINGS: [(&str, Node); 7] = [
             ("listen", TEXTS),
             ("mode", choice(&["enforce", "observe"])),
             ("max_clients", Node::Leaf(Kind::Count(1, 1_000_000))),
+            ("max_buffered", Node::Leaf(Kind::Count(1 << 20, 1 << 50))),
             ("threads", Node::Leaf(Kind::Count(0, 1_024))),
             (
                 "tls",

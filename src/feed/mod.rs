@@ -467,8 +467,11 @@ impl Feed {
                 }
                 if can_failover && slot.failover != settings.failover_slot {
                     // It waits where somebody has taken the slot meanwhile.
-                    let altering = alter_slot(&mut sender, settings);
-                    in_time(async { Ok::<_, CatalogError>(altering.await) }).await?;
+                    let altering = async {
+                        alter_slot(&mut sender, settings).await;
+                        Ok::<(), CatalogError>(())
+                    };
+                    in_time(altering).await?;
                 }
                 slot.confirmed
             }

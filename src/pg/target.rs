@@ -27,6 +27,9 @@ pub const SESSION: &[(&str, &str)] = &[
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
+    // Before version 15 everybody may create in `public`: a function there whose arguments fit better than those of the
+    // catalog's would run as us.
+    ("search_path", "pg_catalog"),
     // Our own transactions must not wait for a synchronous standby that may be ourselves.
     ("synchronous_commit", "local"),
 ];

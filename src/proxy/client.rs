@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::task::Waker;
 
 use bytes::{Bytes, BytesMut};
+use tokio::sync::oneshot;
 
 use super::account::{Account, Change, Login};
 use super::buffers;
@@ -45,6 +46,8 @@ pub struct Client {
     own: RefCell<VecDeque<(u64, Bytes)>>,
     /// The reply that is due is kept back: nothing more is taken from it.
     parked: Cell<bool>,
+    /// ... and whoever keeps it back hears by the end of this that nobody will wait for it.
+    patient: RefCell<Option<oneshot::Sender<()>>>,
     waker: RefCell<Option<Waker>>,
     /// What was delivered last is a part of a message, and the next bytes have to be the rest of it.
     partway: Cell<bool>,
@@ -73,6 +76,7 @@ impl Client {
             answered: Cell::new(0),
             own: RefCell::default(),
             parked: Cell::new(false),
+            patient: RefCell::default(),
             waker: RefCell::default(),
             partway: Cell::new(false),
             gone: Cell::new(false),
@@ -183,9 +187,18 @@ impl Client {
         }
     }
 
-    /// The reply that is due is kept back, until it is answered all the same.
-    pub fn park(&self) {
+    /// The reply that is due is kept back, until it is answered all the same. What is returned ends when the client
+    /// waits no longer.
+    pub fn park(&self) -> oneshot::Receiver<()> {
+        let (patient, hurried) = oneshot::channel();
         self.parked.set(true);
+        *self.patient.borrow_mut() = Some(patient);
+        hurried
+    }
+
+    /// The client will not wait for what is kept back: it has closed its side, and may be gone.
+    pub fn hurry(&self) {
+        self.patient.take();
     }
 
     /// Whether the reply that is due is kept back.
@@ -260,8 +273,14 @@ impl Client {
     /// The session is gone.
     pub fn leave(&self) {
         self.gone.set(true);
+        self.hurry();
         *self.out.borrow_mut() = BytesMut::new();
         self.own.borrow_mut().clear();
+    }
+
+    /// Whether the session is gone.
+    pub fn is_gone(&self) -> bool {
+        self.gone.get()
     }
 
     /// A reply ended in the middle.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
 use super::expect::{Delivery, Expected, Meaning};
 use super::gate::Gate;
@@ -26,7 +27,7 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.gate.coalescing.leave(self.key);
+        self.gate.upstreams.coalescing.leave(self.key);
     }
 }
 
@@ -48,15 +49,15 @@ impl Link {
         if may_wait && now < until {
             // Listening before looking: a fill that ends in between is not missed.
             let place = Place { gate: gate.clone(), key: read.key.hash };
-            let ended = gate.coalescing.join(read.key.hash).notified_owned();
+            let ended = gate.upstreams.coalescing.join(read.key.hash).notified_owned();
             if gate.fence.is_being_filled(read.key.hash, client.id, now, patience) {
-                client.park();
+                let hurried = client.park();
                 let patience = Duration::from_millis(until - now);
                 let (link, reply) = (self.me(), Bytes::copy_from_slice(reply));
                 let running = gate.metrics.running();
                 tokio::task::spawn_local(async move {
                     let _running = running;
-                    wait(place, ended, patience, expected, link, reply).await;
+                    wait(place, ended, hurried, patience, expected, link, reply).await;
                 });
                 return None;
             }
@@ -72,14 +73,25 @@ impl Link {
 async fn wait(
     place: Place,
     ended: impl Future<Output = ()>,
+    hurried: oneshot::Receiver<()>,
     patience: Duration,
-    expected: Expected,
+    mut expected: Expected,
     link: Option<Rc<Link>>,
     missed: Bytes,
 ) {
-    // Whether it came in time shows when the read is repeated.
-    let _ = tokio::time::timeout(patience, ended).await;
-    let Meaning::Coalesced(read) = &expected.meaning else { return };
+    let hurried = tokio::select! {
+        // Whether it came in time shows when the read is repeated.
+        _ = tokio::time::timeout(patience, ended) => false,
+        _ = hurried => true,
+    };
+    if expected.client.is_gone() {
+        // Nobody hears of a miss, so none is outstanding.
+        return expected.client.answered();
+    }
+    let Meaning::Coalesced(read) = &mut expected.meaning else { return };
+    if hurried {
+        read.until = Some(0);
+    }
     let request = read.request.clone();
     if let Some(link) = link.filter(|link| link.is_open()) {
         link.send_again(&request, expected);

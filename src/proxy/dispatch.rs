@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
+use tracing::warn;
 
 use super::expect::{Delivery, Expected, Meaning};
 use super::held::Held;
@@ -18,6 +19,9 @@ impl Session {
     /// Takes a command that is there as a whole.
     pub(super) fn take(&mut self, arguments: Arguments<'_>) -> Step {
         let command = self.gate.commands.load().of(arguments);
+        if command == Command::Unknown && is_http(arguments) {
+            return self.end_http();
+        }
         let was_muted = self.muted;
         self.muted = self.replies != Replies::On;
         let step = if self.is_monitoring() || self.is_only_subscribed() {
@@ -273,10 +277,24 @@ impl Session {
         }
     }
 
+    /// A browser that a page of somebody else has made to send requests here, or somebody who is at the wrong port. What
+    /// follows the lines of HTTP may look like commands, and must not be executed. Redis does the same.
+    fn end_http(&mut self) -> Step {
+        warn!("a client speaks HTTP: closing its connection");
+        self.closing = true;
+        Step::Done
+    }
+
     fn refuse_in_transaction(&mut self) -> Step {
         if let Some(transaction) = &mut self.transaction {
             transaction.aborted = true;
         }
         self.own("-ERR cachefence: this command cannot be part of a transaction\r\n")
     }
+}
+
+/// Whether a request is a line of HTTP: of one with a body, or the header that every request has.
+fn is_http(arguments: Arguments<'_>) -> bool {
+    let name = arguments.get(0).unwrap_or_default();
+    name.eq_ignore_ascii_case(b"POST") || name.eq_ignore_ascii_case(b"Host:")
 }

@@ -70,7 +70,7 @@ impl Session {
         let meaning = Meaning::Queued(queued.collect());
         link.send(|out| out.extend_from_slice(arguments.unsent()), self.expect(meaning));
         if let Some(transaction) = &mut self.transaction {
-            transaction.expiries.push(QueuedExpiry { keys, own_ttl: expiry(arguments) });
+            transaction.queue_expiry(QueuedExpiry { keys, own_ttl: expiry(arguments) });
         }
         Step::Done
     }

@@ -71,6 +71,8 @@ impl Session {
         let Some(link) = self.link(request.len() > LANE_REQUEST) else { return Step::Wait };
         let delivery = Delivery::Replace(what(self));
         link.send(|out| out.extend_from_slice(&request), self.expect_as(delivery, Meaning::None));
+        // One at a time: while Redis does not answer, a client must not have thousands of texts made and kept.
+        self.barrier = true;
         Step::Done
     }
 }

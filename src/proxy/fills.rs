@@ -344,7 +344,7 @@ impl Session {
         link.send(|out| out.extend_from_slice(arguments.unsent()), self.expect(meaning));
         if let (false, Some(transaction)) = (keys.is_empty(), &mut self.transaction) {
             let own_ttl = own_ttl(form.syntax, arguments);
-            transaction.fills.push(QueuedFill { keys, form, proof, can_cap, own_ttl });
+            transaction.queue_fill(QueuedFill { keys, form, proof, can_cap, own_ttl });
         }
         Step::Done
     }

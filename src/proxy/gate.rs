@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tracing::debug;
 
-use super::coalescing::Coalescing;
+use super::buffered::Buffered;
 use crate::admin::AdminSource;
 use crate::cache::{AbandonedFill, CacheState, Endpoint, Fate, Upstreams};
 use crate::command::{CommandTable, FillForm};
@@ -47,10 +47,10 @@ pub struct Gate {
     pub upstreams: Arc<Upstreams>,
     /// Where Redis is.
     pub address: Endpoint,
+    /// What is held for all clients together.
+    pub buffered: Buffered,
     /// Judge and count; change nothing.
     pub observe: bool,
-    /// The readers that wait for somebody else's fill.
-    pub coalescing: Coalescing,
     /// A fill can be newer than the feed: commits do not wait for the proxy.
     pub newer_counts: bool,
     /// The origin of the fence's clock.
@@ -216,7 +216,7 @@ impl Gate {
         self.count(filling, verdict, &admission, now);
         if matches!(admission, Admission::Refuse(_)) {
             // Whoever waits for it waits in vain.
-            self.coalescing.ended(filling.guarded.hash);
+            self.upstreams.coalescing.ended(filling.guarded.hash);
         }
         if !matches!(admission, Admission::Refuse(_)) {
             failpoint::pass(Point::Admitted);
@@ -342,7 +342,7 @@ impl Gate {
         for fill in fills {
             let answered = self.fence.answered(fill.hash, fill.id, ok && fill.replaces, now);
             waited_for |= answered.waited_for;
-            self.coalescing.ended(fill.hash);
+            self.upstreams.coalescing.ended(fill.hash);
             if answered.overtaken {
                 self.upstreams.abandon(Fate::Unfinished, vec![fill]);
             }
@@ -357,7 +357,7 @@ impl Gate {
         let mut waited_for = false;
         for fill in fills {
             waited_for |= self.fence.finish(fill.hash, fill.id);
-            self.coalescing.ended(fill.hash);
+            self.upstreams.coalescing.ended(fill.hash);
         }
         if waited_for {
             self.upstreams.ended.notify_waiters();

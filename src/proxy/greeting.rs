@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,14 @@ pub enum Accepted {
 }
 
 impl Accepted {
+    /// The number of its descriptor.
+    pub fn descriptor(&self) -> RawFd {
+        match self {
+            Self::Tcp(stream, _) => stream.as_raw_fd(),
+            Self::Unix(stream) => stream.as_raw_fd(),
+        }
+    }
+
     /// Where the client is, as far as the connection tells.
     pub fn from(&self) -> ClientAddress {
         match self {

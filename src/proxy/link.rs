@@ -8,6 +8,7 @@ use std::cell::{Cell, Ref, RefCell, RefMut};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
+use std::os::fd::RawFd;
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use tokio_util::io::poll_read_buf;
 use super::account::Account;
 use super::buffers;
 use super::client::Client;
+use super::descriptors::{is_kept_from_clients, is_kept_from_lanes};
 use super::expect::{Delivery, Expected, Meaning};
 use super::gate::Gate;
 use super::reading::Reading;
@@ -298,6 +300,11 @@ impl Link {
         self.outcast.get()
     }
 
+    /// The room that requests take which Redis has not taken, in bytes.
+    pub(super) fn unsent(&self) -> usize {
+        self.out.borrow().capacity()
+    }
+
     /// Whether the session has to wait before it sends more.
     pub fn is_crowded(&self, client: &Rc<Client>) -> bool {
         // One that has ended will never have room, and need not: it takes nothing.
@@ -355,11 +362,19 @@ impl Link {
     pub async fn run(self: Rc<Self>) {
         let _ending = Ending(self.clone());
         let why = match timeout(CONNECT_TIMEOUT, self.gate.address.connect()).await {
+            Ok(Ok(stream)) if self.may_not_have(stream.descriptor()) => {
+                "no file descriptor is left for clients".to_owned()
+            }
             Ok(Ok(stream)) => self.serve(stream).await,
             Ok(Err(error)) => error.to_string(),
             Err(_) => "no answer to the connection request, or to the TLS handshake".to_owned(),
         };
         self.end(&why);
+    }
+
+    fn may_not_have(&self, descriptor: RawFd) -> bool {
+        let is_pin = self.owner.borrow().is_some();
+        if is_pin { is_kept_from_clients(descriptor) } else { is_kept_from_lanes(descriptor) }
     }
 
     async fn serve(&self, mut stream: Transport) -> String {

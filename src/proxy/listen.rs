@@ -13,8 +13,10 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
+use super::descriptors::is_kept_from_clients;
 use super::greeting::Accepted;
 use super::threads::Threads;
+use crate::complaint::Complaint;
 
 /// Connections that wait to be accepted, as tokio has it.
 const BACKLOG: i32 = 1024;
@@ -66,22 +68,25 @@ impl Listener {
     pub async fn run(self, threads: Arc<Threads>, max_clients: usize, stop: impl Future<Output = ()>) {
         info!(address = %self.address(), "listening");
         let mut stop = pin!(stop);
+        let (mut failed, mut none_left) = (Complaint::default(), Complaint::default());
         loop {
             let accepted = tokio::select! {
                 accepted = self.accept() => accepted,
                 () = &mut stop => break,
             };
             match accepted {
-                Ok(accepted) => take(accepted, &threads, max_clients).await,
+                Ok(accepted) => take(accepted, &threads, max_clients, &mut none_left).await,
                 Err(error) => {
-                    // Out of file descriptors, perhaps: the clients that are there go on.
-                    warn!(%error, "cannot accept a client");
+                    // Of the system's descriptors or memory, perhaps: the clients that are there go on.
+                    if failed.is_due() {
+                        warn!(%error, "cannot accept a client");
+                    }
                     sleep(Duration::from_millis(100)).await;
                 }
             }
         }
         while let Ok(Ok(accepted)) = timeout(Duration::ZERO, self.accept()).await {
-            take(accepted, &threads, max_clients).await;
+            take(accepted, &threads, max_clients, &mut none_left).await;
         }
     }
 
@@ -106,13 +111,21 @@ impl Listener {
     }
 }
 
-async fn take(accepted: Accepted, threads: &Threads, max_clients: usize) {
-    if threads.clients() < max_clients {
+async fn take(accepted: Accepted, threads: &Threads, max_clients: usize, none_left: &mut Complaint) {
+    let is_last = is_kept_from_clients(accepted.descriptor());
+    if is_last && none_left.is_due() {
+        let clients = threads.clients();
+        warn!(
+            clients,
+            "no file descriptor is left for clients: raise the limit (ulimit -n), or lower max_clients"
+        );
+    }
+    if !is_last && threads.clients() < max_clients {
         return threads.serve(accepted);
     }
     debug!(client = %accepted.from(), "one client too many");
     if let Err(error) = threads.greeting().refuse(accepted).await {
-        warn!(%error, "cannot refuse a client in words");
+        debug!(%error, "cannot refuse a client in words");
     }
 }
 

@@ -15,12 +15,13 @@
 
 mod account;
 mod after;
+mod buffered;
 mod buffers;
 mod cap;
 mod client;
 mod coalesce;
-mod coalescing;
 mod connection;
+mod descriptors;
 mod dispatch;
 mod drain;
 mod evidence;
@@ -49,7 +50,7 @@ mod threads;
 mod transaction;
 mod wait;
 
-pub use coalescing::Coalescing;
+pub use buffered::Buffered;
 pub use gate::Gate;
 pub use greeting::Greeting;
 pub use listen::{ListenError, Listener};

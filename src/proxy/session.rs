@@ -17,9 +17,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 use tokio_util::io::poll_read_buf;
 
+use super::buffered::Share;
 use super::buffers;
 use super::client::Client;
 use super::drain::Stage;
+use super::expect::Expected;
 use super::gate::Gate;
 use super::held::Held;
 use super::link::Link;
@@ -35,7 +37,7 @@ const MAX_OUTSTANDING: u64 = 16 * 1024;
 const OUT_HIGH_WATER: usize = 1024 * 1024;
 /// Requests that are read ahead while commands have to wait, in bytes.
 const READ_AHEAD: usize = 64 * 1024;
-/// ... and while it waits in Redis.
+/// ... and while it waits in Redis, for the feed, or for somebody else's fill.
 const READ_AHEAD_BLOCKED: usize = 64 * 1024 * 1024;
 /// The largest request, in bytes, as Redis's default `client-query-buffer-limit`.
 const MAX_REQUEST: usize = 1024 * 1024 * 1024;
@@ -81,6 +83,10 @@ pub struct Session {
     /// No more commands are taken; it is closed when all replies are out.
     pub(super) closing: bool,
     ended: bool,
+    /// A command that is there has yet to be taken.
+    held_up: bool,
+    /// What is held for it.
+    share: Share,
     /// When a client that lets its replies pile up is cut off.
     cut_off: Option<Pin<Box<Sleep>>>,
     /// All is said; until when the other side is waited for.
@@ -127,6 +133,7 @@ impl Session {
     /// A session on a new connection.
     pub fn new(gate: Arc<Gate>, links: Rc<Links>, client: Rc<Client>, stream: Transport) -> Self {
         links.served.came(&client);
+        let share = Share::new(client.id);
         Self {
             gate,
             links,
@@ -147,6 +154,8 @@ impl Session {
             muted: false,
             closing: false,
             ended: false,
+            held_up: false,
+            share,
             cut_off: None,
             lingering: None,
         }
@@ -195,12 +204,16 @@ impl Session {
                 // As if the client were connected to Redis itself: it answers what it can, and then closes.
                 pin.finish();
             }
+            if self.ended {
+                self.client.hurry();
+            }
             if (self.closing || self.ended) && self.is_answered() {
                 let is_wanted = !self.ended && stage > Stage::Serving;
                 return if is_wanted { self.linger(cx) } else { Poll::Ready(Ok(())) };
             }
-            // While it waits in Redis, perhaps for ever, nothing but its socket can tell that it is gone.
-            let ahead = if self.blocking { READ_AHEAD_BLOCKED } else { READ_AHEAD };
+            // While it waits in Redis, for the feed or for a fill, perhaps for long, nothing but its socket can tell that it is gone.
+            let waits = self.blocking || self.waiting.is_some() || self.client.is_parked();
+            let ahead = if waits { READ_AHEAD_BLOCKED } else { READ_AHEAD };
             let full = !starved && self.incoming.len() >= ahead;
             if self.closing || self.ended || full {
                 return Poll::Pending;
@@ -270,6 +283,7 @@ impl Session {
         let mut scanner = std::mem::take(&mut self.scanner);
         let mut taken = 0;
         let mut commands = 0;
+        self.held_up = false;
         let starved = loop {
             if self.closing || self.has_to_wait() {
                 break false;
@@ -280,6 +294,7 @@ impl Session {
                 Ok(Scanned::Partial) => {
                     incoming.advance(std::mem::take(&mut taken));
                     if self.pass_on(&mut scanner, &mut incoming) == Passing::Wait {
+                        self.held_up = true;
                         break false;
                     }
                     if scanner.missing(0) > MAX_REQUEST {
@@ -299,6 +314,7 @@ impl Session {
                 }
             };
             if step == Step::Wait {
+                self.held_up = true;
                 break false;
             }
             commands += 1;
@@ -376,6 +392,10 @@ impl Session {
         if self.client.is_broken() {
             return Err(io::Error::other("its upstream connection was lost"));
         }
+        let held = self.held();
+        if !self.share.hold(&self.gate.buffered, held, cx.waker()) {
+            return Err(io::Error::other("all clients together hold more than proxy.max_buffered"));
+        }
         let waiting = self.client.waiting();
         let (soft, time) = OUT_SOFT_LIMIT;
         if waiting <= soft {
@@ -389,12 +409,24 @@ impl Session {
         Ok(())
     }
 
+    /// What is held for it, in bytes, about: all that it can make grow.
+    fn held(&mut self) -> usize {
+        let out = self.client.out().capacity();
+        let pin = self.pin.as_ref().map_or(0, |pin| pin.unsent());
+        let queued = self.transaction.as_ref().map_or(0, |transaction| transaction.bytes);
+        let expected = self.client.outstanding() as usize * size_of::<Expected>();
+        self.share.of_buffers(self.incoming.capacity(), out) + pin + queued + expected
+    }
+
     /// Nothing is left to wait for. A client that has closed its side of a stream has nothing to wait for either, nor has
     /// one whose next command waits for the feed: as Redis does with a client that waits in it.
     fn is_answered(&self) -> bool {
         let hopeless = self.ended && self.is_monitoring();
+        // What it has said in full is done, although it says no more: a fill, perhaps, whose link is yet to be opened.
+        let has_more = self.held_up && !self.closing && self.waiting.is_none();
         hopeless
-            || (self.client.outstanding() == 0
+            || (!has_more
+                && self.client.outstanding() == 0
                 && self.client.own_waiting() == 0
                 && self.client.waiting() == 0)
     }
@@ -404,6 +436,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.links.served.left(self.client.id);
         self.client.leave();
+        self.share.release(&self.gate.buffered);
         if let Some(large) = self.large.take() {
             self.abandon(&large);
         }

@@ -2,6 +2,7 @@
 
 use super::proof::Proof;
 use crate::command::FillForm;
+use crate::fence::Evidence;
 use crate::guard::{GuardId, GuardList, GuardedKey};
 
 /// A guarded key of a command, by its name.
@@ -19,10 +20,34 @@ pub struct Transaction {
     /// The dbs that queued SELECTs name, which Redis will try when it executes them. What is queued after one
     /// that fails goes to the db before it.
     pub dbs: Vec<u32>,
+    /// The memory that the queued fills and expiries take, about.
+    pub bytes: usize,
     /// The youngest guard when it began. With a younger one, what was queued without a guard may have one now.
     pub youngest: Option<GuardId>,
     /// The proxy refused a command: EXEC aborts, as Redis's would.
     pub aborted: bool,
+}
+
+impl Transaction {
+    /// A fill of guarded keys is queued.
+    pub fn queue_fill(&mut self, fill: QueuedFill) {
+        let evidence = match &fill.proof.position {
+            Some(Evidence::Snapshot(snapshot)) => size_of_val(snapshot.in_progress()),
+            _ => 0,
+        };
+        self.bytes += size_of::<QueuedFill>() + weight(&fill.keys) + evidence;
+        self.fills.push(fill);
+    }
+
+    /// A command is queued that changes how long guarded keys live.
+    pub fn queue_expiry(&mut self, expiry: QueuedExpiry) {
+        self.bytes += size_of::<QueuedExpiry>() + weight(&expiry.keys);
+        self.expiries.push(expiry);
+    }
+}
+
+fn weight(keys: &[NamedKey]) -> usize {
+    keys.iter().map(|(key, _)| size_of::<NamedKey>() + key.len()).sum()
 }
 
 /// A fill that waits for EXEC.

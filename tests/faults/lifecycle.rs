@@ -48,8 +48,8 @@ async fn stopped_at_once(stand: &mut Stand, _: &Load, dice: &mut Dice) -> Outcom
     stand.proxy.signal(Signal::TERM)?;
     tokio::time::sleep(dice.millis(20)).await;
     stand.proxy.signal(Signal::INT)?;
-    // It may have been done already.
+    // It may have been done already; and of two that come at one moment, either can be taken for the second.
     let status = stand.proxy.ended().await?;
-    assert!(matches!(status, Some(0 | 130)), "{status:?}");
+    assert!(matches!(status, Some(0 | 130 | 143)), "{status:?}");
     Ok(stand.proxy.relaunch().await?)
 }

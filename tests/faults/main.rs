@@ -12,6 +12,7 @@
 //! ```
 #![allow(dead_code, reason = "what a fault can use is not all used by those that are built")]
 
+mod clients;
 mod crash;
 mod dice;
 mod fault;
@@ -41,7 +42,7 @@ use table::Table;
 
 /// All of them, by what breaks.
 const FAULTS: &[&[Fault]] =
-    &[crash::FAULTS, lifecycle::FAULTS, postgres::FAULTS, redis::FAULTS, sources::FAULTS];
+    &[clients::FAULTS, crash::FAULTS, lifecycle::FAULTS, postgres::FAULTS, redis::FAULTS, sources::FAULTS];
 /// And those that need failpoints in the proxy.
 const AT_POINTS: &[Fault] = if cfg!(feature = "failpoints") { crash::AT_POINTS } else { &[] };
 

@@ -29,6 +29,18 @@ impl Resources {
     }
 }
 
+/// The most memory that a process has had since it was forgotten, in KiB.
+pub fn peak_kib(pid: u32) -> Fallible<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next());
+    Ok(peak.ok_or("no VmHWM")?.parse()?)
+}
+
+/// Forgets the most memory that a process has had.
+pub fn forget_peak(pid: u32) -> Fallible<()> {
+    Ok(fs::write(format!("/proc/{pid}/clear_refs"), "5")?)
+}
+
 impl fmt::Display for Resources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { rss_kib, descriptors, threads } = self;

@@ -11,7 +11,6 @@ use crate::feed::{FeedState, Positions};
 use crate::fence::{ConnId, Fence, KeyHash, Limits};
 use crate::guard::Guards;
 use crate::metrics::Metrics;
-use crate::proxy::Coalescing;
 
 struct Nobody;
 
@@ -37,10 +36,11 @@ fn gate(redis: &str) -> (Arc<Gate>, UnboundedReceiver<Abandoned>) {
         Limits { history: 1, lease_ttl: 1, longest_cap: 1, max_keys: 1, max_leases: 1, guards: 0, shards: 2 };
     let (fence, started) = (Arc::new(Fence::new(limits)), std::time::Instant::now());
     let (upstreams, handed) = Upstreams::new("cachefence:test".into());
+    let metrics = Arc::new(Metrics::new(&guards, &[] as &[&str]).expect("metrics"));
     let gate = Gate {
         positions: Arc::new(Positions::new(fence.clone(), &[], started)),
         fence,
-        metrics: Arc::new(Metrics::new(&guards, &[] as &[&str]).expect("metrics")),
+        metrics: metrics.clone(),
         guards: Arc::new(arc_swap::ArcSwap::from_pointee(guards)),
         commands: Arc::new(arc_swap::ArcSwap::from_pointee(CommandTable::known())),
         named: config::Guard::of_messages(Contract::Bounded),
@@ -49,8 +49,8 @@ fn gate(redis: &str) -> (Arc<Gate>, UnboundedReceiver<Abandoned>) {
         cache: Arc::new(CacheState::default()),
         upstreams: Arc::new(upstreams),
         address: Endpoint::new(&config).expect("an endpoint"),
+        buffered: crate::proxy::Buffered::new(1 << 30, metrics.clone()),
         observe: false,
-        coalescing: Coalescing::default(),
         newer_counts: true,
         started,
     };

@@ -1,7 +1,5 @@
 //! Failovers: the replica is promoted, a new one is made, and applications and the proxy go there. The slot is not.
 
-use cachefence::config::Contract;
-use cachefence::demo::client::Reply;
 use cachefence::demo::servers::{Postgres, StopMode, wait_until};
 
 use super::{PLAIN, gaps, launch, one_more_gap};
@@ -52,8 +50,7 @@ async fn nothing_lost(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
     stand.name_standby().await
 }
 
-/// The replica had received nothing for a while. What the proxy has applied, and what is cached, was never there; nor was
-/// what somebody read of it and puts into the cache only now.
+/// The replica had received nothing for a while. What the proxy has applied, and what is cached, was never there.
 async fn commits_lost(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
     let before = gaps(stand, "new_timeline").await?;
     let replica = stand.replica.client().await?;
@@ -64,14 +61,6 @@ async fn commits_lost(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
     })
     .await?;
     load.written(50).await?;
-    let sql = stand.sql().await?;
-    sql.batch_execute("UPDATE users SET version = 1000000 WHERE id = 0").await?;
-    // So that what is given out again takes long to come to where it was.
-    sql.batch_execute(
-        "DO $$ BEGIN FOR i IN 1..20000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$",
-    )
-    .await?;
-    let lost = text(&sql, "SELECT cachefence.asof()").await?;
     stand.level().await?;
     stand.primary.stop(StopMode::Immediate).await?;
     stand.not_ready("").await?;
@@ -80,23 +69,7 @@ async fn commits_lost(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
     promote(stand, load).await?;
     stand.lines()?.primary.switch(stand.primary.port());
     one_more_gap(stand, "new_timeline", before).await?;
-    if stand.contract == Contract::Bounded {
-        late_evidence(stand, &lost).await?;
-    }
     stand.name_standby().await
-}
-
-/// It is brought along from before fills get in until after that.
-async fn late_evidence(stand: &Stand, evidence: &str) -> Outcome {
-    let (mut client, mut redis) = (stand.proxy.client().await?, stand.redis.client().await?);
-    let mut ready = false;
-    while !ready {
-        ready = stand.proxy.get("/readyz").await?.0 == 200;
-        let late = client.cmd(&["ASOF", evidence, "SET", "user:0", "1000000"]).await?;
-        let held = redis.cmd(&["GET", "user:0"]).await?;
-        assert_eq!(held, Reply::Nil, "evidence of what was lost: {late:?}");
-    }
-    Ok(())
 }
 
 async fn several_hosts(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {

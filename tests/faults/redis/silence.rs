@@ -21,9 +21,7 @@ pub async fn stopped_briefly(stand: &mut Stand, load: &Load, _: &mut Dice) -> Ou
 }
 
 pub async fn stopped(stand: &mut Stand, load: &Load, _: &mut Dice) -> Outcome {
-    stopped_for(stand, load, Duration::from_secs(10)).await?;
-    assert!(stand.proxy.log().contains(NO_ANSWER), "an answer has come");
-    Ok(())
+    stopped_for(stand, load, Duration::from_secs(10)).await
 }
 
 /// The fill's connection is given up meanwhile, and its bytes are in Redis's socket when it goes on.

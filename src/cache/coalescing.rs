@@ -1,4 +1,5 @@
-//! Who waits for somebody else's fill. Shared by all threads.
+//! Who waits for somebody else's fill. Shared by all threads, and by the reaper, which ends fills that Redis never
+//! answered.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,7 +29,8 @@ impl Coalescing {
         }
     }
 
-    pub(super) fn join(&self, key: KeyHash) -> Arc<Notify> {
+    /// A reader waits for the end of a fill of a key, until it [leaves](Self::leave).
+    pub fn join(&self, key: KeyHash) -> Arc<Notify> {
         self.readers.fetch_add(1, Ordering::SeqCst);
         let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
         let (readers, ended) = keys.entry(key).or_default();
@@ -36,7 +38,8 @@ impl Coalescing {
         ended.clone()
     }
 
-    pub(super) fn leave(&self, key: KeyHash) {
+    /// A reader waits no longer.
+    pub fn leave(&self, key: KeyHash) {
         self.readers.fetch_sub(1, Ordering::SeqCst);
         let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((readers, _)) = keys.get_mut(&key) {
