@@ -57,7 +57,7 @@ async fn every_path_answers() {
         ("GET /explain?key=a%3Ab+%ff", "200", "97,\n    58,\n    98,\n    32,\n    255\n"),
         ("GET /reload", "405", "\r\n\r\nonly POST\n"),
         ("POST /reload", "404", "nothing to reload"),
-        ("POST /reload HTTP/1.1\r\nOrigin: http://x\r\nX:", "403", "not from a page"),
+        ("POST /reload HTTP/1.1\r\nOrigin: http://x\r\nX:", "403", "a page of another site"),
         ("GET /explain?db=3&key=a", "200", "\"db\": 3"),
         ("GET /explain?key=a", "200", "\"db\": null"),
         ("GET /explain?key=a&db=x", "400", "&db=0"),
