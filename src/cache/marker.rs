@@ -48,9 +48,9 @@ impl Standing {
             // Behind the slot's position, what is in between was confirmed by somebody else, or is not known to
             // Redis any more: nobody knows whether it was visible then.
             Standing::At(lsn) | Standing::OtherGuards(lsn) => {
-                Found::Predecessor { same_history: lsn >= position }
+                Found::Predecessor { same_history: true, level: lsn >= position }
             }
-            Standing::Foreign => Found::Predecessor { same_history: false },
+            Standing::Foreign => Found::Predecessor { same_history: false, level: false },
         }
     }
 }
@@ -129,6 +129,17 @@ mod tests {
         assert_eq!(marker().judge(Some(&marker().to_string())), Standing::At(Lsn(0x16B_3748)));
         let unseen = Marker { unseen: true, ..marker() };
         assert_eq!(Marker::parse(&unseen.to_string()), Some(unseen));
+    }
+
+    #[test]
+    fn a_slot_that_is_ahead_is_no_other_history() {
+        let found = |standing: Standing| standing.found(Lsn(100));
+        let of = |same_history, level| Found::Predecessor { same_history, level };
+        assert_eq!(found(Standing::Missing), Found::Nothing);
+        assert_eq!(found(Standing::At(Lsn(100))), of(true, true));
+        assert_eq!(found(Standing::At(Lsn(99))), of(true, false), "a slot that was lost, and made anew");
+        assert_eq!(found(Standing::OtherGuards(Lsn(99))), of(true, false));
+        assert_eq!(found(Standing::Foreign), of(false, false));
     }
 
     #[test]

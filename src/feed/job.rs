@@ -143,8 +143,10 @@ pub enum Found {
     Nothing,
     /// The marker of another incarnation. Misses that it answered may still be filled.
     Predecessor {
-        /// It followed this slot in this history: what it confirmed was visible on the primary.
+        /// It followed this history: the database lacks no commits that it had.
         same_history: bool,
+        /// And the slot was confirmed by it, up to its position: what it confirmed was visible on the primary.
+        level: bool,
     },
 }
 
