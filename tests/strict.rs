@@ -380,6 +380,8 @@ async fn a_lost_slot_has_a_way_out(world: &mut World) -> Outcome {
         world.sql.execute("SELECT pg_drop_replication_slot('cachefence_a')", &[]).await.is_ok()
     })
     .await?;
+    // To wait for the one that comes next is no way out: it is not there.
+    name(world, "FIRST 1 (cachefence_a, nobody)").await?;
     let commit = HeldCommit::begin(world, "UPDATE users SET name = 'v3' WHERE id = 8").await?;
     assert!(commit.is_held(world).await?, "the commit did not wait for the proxy");
     world.proxy = Cachefence::launch(Path::new(BINARY), &(world.servers.clone() + GUARD))?;

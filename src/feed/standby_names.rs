@@ -115,12 +115,15 @@ impl StandbyNames {
         format!("FIRST {} ({})", number + 1, others.join(", "))
     }
 
-    /// What to run so that commits wait for this standby no longer, but for as many of the others as there are.
+    /// What to run so that commits wait for this standby no longer, but for as many of the others as while it was there.
     pub fn remedy_without(&self, name: &str) -> String {
         let mut others = self.others(name);
         // It would still be any.
         others.retain(|other| other != "*");
-        let number = self.number.min(others.len());
+        // Where it had to be one of them, the next one is not asked to take its place: that one may not be there at all, and
+        // commits that wait for this one would wait on.
+        let number = self.number.saturating_sub(usize::from(self.requires(name).is_ok()));
+        let number = number.min(others.len());
         let method = if self.method == Method::Any { "ANY" } else { "FIRST" };
         set(&if number == 0 { String::new() } else { format!("{method} {number} ({})", others.join(", ")) })
     }
@@ -295,7 +298,15 @@ mod tests {
         };
         assert_eq!(without("cachefence").as_deref(), Some(""));
         assert_eq!(without("FIRST 2 (cachefence, s1)").as_deref(), Some("FIRST 1 (s1)"));
+        assert_eq!(without("FIRST 1 (cachefence, s1)").as_deref(), Some(""), "s1 only stands in for it");
+        assert_eq!(without("FIRST 2 (s1, cachefence, s2)").as_deref(), Some("FIRST 1 (s1, s2)"));
+        assert_eq!(
+            without("FIRST 1 (s1, cachefence)").as_deref(),
+            Some("FIRST 1 (s1)"),
+            "it stands in for s1"
+        );
         assert_eq!(without("ANY 2 (cachefence, s1, s2)").as_deref(), Some("ANY 2 (s1, s2)"));
+        assert_eq!(without("ANY 3 (cachefence, s1, s2)").as_deref(), Some("ANY 2 (s1, s2)"));
         assert_eq!(without("*").as_deref(), Some(""));
         assert_eq!(
             remedy("", "it's"),
