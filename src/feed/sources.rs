@@ -236,7 +236,8 @@ const POLL_REPLICA: &str = "\
     SELECT pg_is_in_recovery(), pg_postmaster_start_time()::text, \
            coalesce(pg_last_wal_replay_lsn(), '0/0')::text, \
            coalesce((SELECT received_tli FROM pg_stat_wal_receiver), 0)::int8, \
-           (SELECT timeline_id FROM pg_control_checkpoint())::int8";
+           greatest((SELECT timeline_id FROM pg_control_checkpoint()), \
+                    (SELECT min_recovery_end_timeline FROM pg_control_recovery()))::int8";
 // Not idle any more between the two reads of a row? It was idle when its state was read, and that is what counts.
 // A prepared transaction has not begun to commit either.
 const IDLE_TRANSACTIONS: &str = "\
@@ -489,15 +490,8 @@ impl Session {
         if row.get::<_, &str>(1) != self.started {
             return Err(PollError::Restarted);
         }
-        let (received, checkpoint): (i64, i64) = (row.get(3), row.get(4));
-        let expected = feed.timeline;
-        // Between a failover and its next restartpoint a standby's control file still names the old timeline;
-        // a newer one than the feed's it can never name rightly. What it receives must be the feed's.
-        let wrong = |timeline: i64| timeline > i64::from(expected);
-        if wrong(checkpoint) || (received != 0 && received != i64::from(expected)) {
-            let found = u32::try_from(if received != 0 { received } else { checkpoint }).unwrap_or_default();
-            return Err(PollError::Timeline { found, expected });
-        }
+        let (received, known) = (row.get(3), row.get(4));
+        follows(received, known, feed.timeline)?;
         parse(row.get(2))
     }
 
@@ -508,6 +502,21 @@ impl Session {
     }
 }
 
+/// Whether a standby is on the feed's timeline: by what it receives, 0 if that is nothing, and by what its control file knows.
+///
+/// After a failover the control file can name the old timeline until the next restartpoint; what the standby receives then tells
+/// that it follows. One that receives nothing may have replayed, before the failover, what the promoted one has never had: it
+/// cannot follow, and its position is beyond those of commits that it will never show. A newer timeline than the feed's is never
+/// right.
+fn follows(received: i64, known: i64, expected: u32) -> Result<(), PollError> {
+    let feed = i64::from(expected);
+    let on = if received == 0 { known } else { received };
+    if on == feed && known <= feed {
+        return Ok(());
+    }
+    Err(PollError::Timeline { found: u32::try_from(on.max(known)).unwrap_or_default(), expected })
+}
+
 fn parse<T: std::str::FromStr>(text: &str) -> Result<T, PollError> {
     text.parse().map_err(|_| PollError::Answer(text.chars().take(80).collect()))
 }
@@ -515,6 +524,16 @@ fn parse<T: std::str::FromStr>(text: &str) -> Result<T, PollError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_standby_that_has_not_been_seen_to_follow_is_on_another_timeline() {
+        for (received, known) in [(2, 2), (2, 1), (0, 2)] {
+            assert!(follows(received, known, 2).is_ok(), "{received} {known}");
+        }
+        for (received, known) in [(0, 1), (1, 1), (1, 2), (2, 3), (0, 3), (3, 3)] {
+            assert!(follows(received, known, 2).is_err(), "{received} {known}");
+        }
+    }
 
     #[test]
     fn another_history_is_remembered_until_a_poll_is_right() {

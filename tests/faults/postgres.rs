@@ -130,6 +130,7 @@ pub const FAULTS: &[Fault] = &[
     failover::NOTHING_LOST,
     failover::COMMITS_LOST,
     failover::SEVERAL_HOSTS,
+    failover::ANOTHER_AHEAD,
     line::STRANDED,
     line::SWALLOWED,
     line::CUT,

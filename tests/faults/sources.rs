@@ -254,7 +254,7 @@ async fn consume_xids(session: &tokio_postgres::Client) -> Outcome {
 }
 
 /// By itself it would prove what is not so: of row 0, which the load leaves alone, it does not show the last version.
-async fn evidence_is_not_believed(stand: &Stand, evidence: &str) -> Outcome {
+pub async fn evidence_is_not_believed(stand: &Stand, evidence: &str) -> Outcome {
     let sql = stand.sql().await?;
     sql.batch_execute("UPDATE users SET version = version + 1 WHERE id = 0").await?;
     stand.level().await?;
