@@ -159,7 +159,7 @@ pub struct Feed {
     regap: Option<GapReason>,
     /// The stream did not find the publication: if there is one now, it is newer than the slot.
     outdated: bool,
-    /// The walsender that we were the last to have take the slot.
+    /// The walsender that we were the last to have make or take the slot.
     reader: Option<Backend>,
 }
 
@@ -296,6 +296,7 @@ impl Feed {
             // was confirmed than the primary had settled.
             self.positions.restart(ready.identity, position, ready.floor, true);
             self.stream.confirmed = position;
+            self.stream.patience.restart(position);
             if ready.gap.is_some_and(GapReason::abandons_history) {
                 self.distrust_evidence();
             }
@@ -367,13 +368,13 @@ impl Feed {
 
     /// Takes over from the process before.
     fn succeed(&self, found: Found, ready: &Ready) {
-        let Found::Predecessor { same_history } = found else { return };
+        let Found::Predecessor { same_history, level } = found else { return };
         if !same_history {
             self.distrust_evidence();
         }
         // Where commits waited for us, or for the process before, more was confirmed than was visible.
         let unseen = self.state.confirms_unseen() || self.state.unseen.load(Ordering::Relaxed);
-        if same_history && ready.gap.is_none() && !unseen {
+        if level && ready.gap.is_none() && !unseen {
             self.positions.restart(ready.identity, ready.position, ready.floor, false);
         }
         let fence = self.positions.fence();
@@ -490,6 +491,8 @@ impl Feed {
                     (false, true) => Lasts::Failover,
                     (false, false) => Lasts::Server,
                 };
+                // It holds the slot while it makes it, which can take long: should the line be cut, nobody else ends that.
+                self.reader = Some(backend.clone());
                 create_slot(&mut sender, &client, settings, lasts, &self.state, &system).await?
             }
         };

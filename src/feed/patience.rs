@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::position::Lsn;
+
 /// A stream that has been silent for so many times `feed_lost_after` is given up.
 const BASE: u32 = 4;
 /// No more than so many doublings: at the default of 20 s that is more than ten minutes.
@@ -18,12 +20,20 @@ const LEAST_SENDER_TIMEOUT: Duration = Duration::from_secs(20);
 pub struct Patience {
     base: Duration,
     doublings: u32,
+    /// How far any stream of this history has come. A stream begins where was confirmed, and that can be further back: to be
+    /// sent the same again is not to come further.
+    furthest: Lsn,
 }
 
 impl Patience {
     /// The stream counts as lost after this long without a message; it is given up later.
     pub fn new(feed_lost_after: Duration) -> Self {
-        Self { base: feed_lost_after.saturating_mul(BASE), doublings: 0 }
+        Self { base: feed_lost_after.saturating_mul(BASE), doublings: 0, furthest: Lsn(0) }
+    }
+
+    /// Another history begins here.
+    pub fn restart(&mut self, position: Lsn) {
+        self.furthest = position;
     }
 
     /// How long the next stream may be silent.
@@ -37,9 +47,10 @@ impl Patience {
         self.limit().max(LEAST_SENDER_TIMEOUT)
     }
 
-    /// A stream has ended, and something had come of it or not.
-    pub fn ended(&mut self, came_further: bool) {
-        self.doublings = if came_further { 0 } else { (self.doublings + 1).min(DOUBLINGS) };
+    /// A stream has ended that had come so far.
+    pub fn ended(&mut self, received: Lsn) {
+        self.doublings = if received > self.furthest { 0 } else { (self.doublings + 1).min(DOUBLINGS) };
+        self.furthest = self.furthest.max(received);
     }
 }
 
@@ -51,15 +62,20 @@ mod tests {
     fn it_doubles_while_nothing_comes_and_is_bounded() {
         let seconds = Duration::from_secs;
         let mut patience = Patience::new(seconds(5));
+        patience.restart(Lsn(100));
         let mut limits = Vec::new();
         for _ in 0..8 {
             limits.push(patience.limit().as_secs());
             assert_eq!(patience.sender_timeout(), patience.limit());
-            patience.ended(false);
+            // Each is sent what none has confirmed, and comes as far as the one before.
+            patience.ended(Lsn(100));
         }
         assert_eq!(limits, [20, 40, 80, 160, 320, 640, 640, 640]);
-        patience.ended(true);
+        patience.ended(Lsn(101));
         assert_eq!(patience.limit(), seconds(20));
+        patience.restart(Lsn(50));
+        patience.ended(Lsn(51));
+        assert_eq!(patience.limit(), seconds(20), "positions of another history");
         let hasty = Patience::new(Duration::from_millis(100));
         assert_eq!(hasty.limit(), Duration::from_millis(400));
         assert_eq!(hasty.sender_timeout(), LEAST_SENDER_TIMEOUT);

@@ -153,7 +153,7 @@ impl Stream {
         };
         let ended = self.follow(sender, &mut progress).await;
         if matches!(ended, Err(StreamError::Silent(_) | StreamError::Postgres(_))) {
-            self.patience.ended(progress.received > start);
+            self.patience.ended(progress.received);
         }
         ended
     }
