@@ -9,6 +9,11 @@ const INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) struct Complaint(Option<Instant>);
 
 impl Complaint {
+    /// Not made yet.
+    pub(crate) const fn none() -> Self {
+        Self(None)
+    }
+
     /// Whether it is to be made once more.
     pub(crate) fn is_due(&mut self) -> bool {
         let due = self.0.is_none_or(|last| last.elapsed() >= INTERVAL);

@@ -162,11 +162,11 @@ async fn systemd_is_told_and_descriptors_are_counted() -> Outcome {
     told("WATCHDOG=1")?;
     told("WATCHDOG=1")?;
 
-    // 300, of which 134 are the proxy's own, and two for each client.
+    // 300, of which 128 are kept and 70 the proxy's own, and two for each client.
     let log = stand.proxy.log();
-    assert!(log.contains("no more than 83 clients are taken"), "{log}");
+    assert!(log.contains("no more than 51 clients are taken"), "{log}");
     let mut clients = Vec::new();
-    for _ in 0..83 {
+    for _ in 0..51 {
         let mut client = stand.proxy.client().await?;
         assert_eq!(client.cmd(&["PING"]).await?, Reply::Simple("PONG".into()));
         // Each with a connection to Redis of its own.

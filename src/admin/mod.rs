@@ -88,7 +88,7 @@ pub async fn serve(
 ) -> Infallible {
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
     let mut complaint = Complaint::default();
-    let loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+    let loopback = listener.local_addr().is_ok_and(|address| origin::is_loopback(address.ip()));
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,

@@ -9,6 +9,11 @@ use std::net::{IpAddr, SocketAddr};
 use hyper::header::{HOST, ORIGIN};
 use hyper::{Method, Request};
 
+/// Whether only this host reaches an address. What IPv4 looks like in IPv6 is IPv4.
+pub(super) fn is_loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}
+
 /// Whether a request must not be answered, and why.
 pub(super) fn objection<B>(request: &Request<B>, listens_on_loopback: bool) -> Option<&'static str> {
     let host = request.headers().get(HOST).map(|host| host.to_str().unwrap_or_default());
@@ -49,6 +54,21 @@ mod tests {
             .iter()
             .fold(Request::builder().method(method), |request, (name, value)| request.header(*name, *value));
         objection(&request.body(()).expect("a request"), loopback).is_none()
+    }
+
+    #[test]
+    fn loopback_has_several_names() {
+        for (address, loopback) in [
+            ("127.0.0.1", true),
+            ("127.9.9.9", true),
+            ("::1", true),
+            ("::ffff:127.0.0.1", true),
+            ("0.0.0.0", false),
+            ("::", false),
+            ("10.0.0.1", false),
+        ] {
+            assert_eq!(is_loopback(address.parse().expect("an address")), loopback, "{address}");
+        }
     }
 
     #[test]

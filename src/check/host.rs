@@ -91,10 +91,10 @@ mod tests {
         )
         .expect("settings");
         assert_eq!(descriptors(&config, 1 << 20).standing, Standing::Good);
-        assert_eq!(descriptors(&config, 1200).standing, Standing::Good);
-        let row = descriptors(&config, 1134);
+        assert_eq!(descriptors(&config, 1265).standing, Standing::Good);
+        let row = descriptors(&config, 1198);
         assert_eq!(row.standing, Standing::Warning);
-        assert_eq!(row.remedy.map(|remedy| remedy.run).as_deref(), Some("ulimit -n 2134"));
+        assert_eq!(row.remedy.map(|remedy| remedy.run).as_deref(), Some("ulimit -n 2198"));
         assert!(row.means.is_some_and(|means| means.contains("no more than 500 clients")));
     }
 }

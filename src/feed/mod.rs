@@ -56,6 +56,7 @@ pub use strict::Strict;
 
 use crate::fence::Millis;
 use crate::guard::{GuardId, Guards};
+use crate::lifecycle::panics;
 use crate::pg::replication::{Backend, Lasts, System, Walsender, identifier};
 use crate::pg::target::Target;
 use crate::position::Lsn;
@@ -226,6 +227,8 @@ impl Feed {
     ///
     /// # Errors
     /// Before the first stream: what a person has to mend. Later: only if the cache's task has ended.
+    /// # Panics
+    /// When a task has that watches the database for it.
     pub async fn run(mut self) -> Result<(), FeedError> {
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(sources::poll_all(
@@ -238,7 +241,14 @@ impl Feed {
         tasks.spawn(judge_health(self.state.clone(), self.positions.clone(), self.settings.clone()));
         tasks.spawn(watch_catalog(self.state.clone(), self.guards.clone(), self.settings.clone()));
         tasks.spawn(watch_strict::watch(self.state.clone(), self.settings.clone()));
+        tokio::select! {
+            ended = self.follow() => ended,
+            // Without one of them nobody would see that the feed is lost, say, or that commits do not wait any more.
+            never = panics::share(&mut tasks) => match never {},
+        }
+    }
 
+    async fn follow(&mut self) -> Result<(), FeedError> {
         let mut backoff = Backoff::default();
         loop {
             let streaming_since = std::time::Instant::now();

@@ -19,6 +19,7 @@ use super::catalog::CatalogError;
 use super::positions::{Epoch, Positions};
 use super::state::FeedState;
 use crate::fence::SourceKind;
+use crate::lifecycle::panics;
 use crate::pg::session::{self, Ended};
 use crate::pg::target::{Host, Target};
 use crate::position::{Lsn, Snapshot, Xid};
@@ -159,7 +160,12 @@ pub(super) async fn poll_all(
                 poll_interval,
             ));
         }
-        if lists.changed().await.is_err() {
+        let changed = tokio::select! {
+            changed = lists.changed() => changed,
+            // What is settled would stay where it is for good.
+            never = panics::share(&mut polls) => match never {},
+        };
+        if changed.is_err() {
             return;
         }
         // Each knows its source by its place. None may be left when the places change.

@@ -566,7 +566,7 @@ async fn a_commit_that_is_held_invisible_is_not_settled_and_not_confirmed() {
         for id in 1.. {
             let before = flushed(&db.client).await;
             let writer = catalog::connect(&db.target, "writer").await.expect("a connection");
-            let insert = format!("SET synchronous_commit = on; INSERT INTO users VALUES ({id})");
+            let insert = format!("SET synchronous_commit = on; INSERT INTO public.users VALUES ({id})");
             let commit = tokio::spawn(async move { writer.batch_execute(&insert).await });
             while !commit.is_finished() {
                 let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";

@@ -4,8 +4,11 @@ use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What the proxy opens for itself: its ports, the admin port's connections (64), those of the feed and the deletions.
-const OWN: u64 = 128;
+/// The last ones, which clients and their connections to Redis do not get (see `proxy::descriptors`): for shared connections,
+/// and for what the proxy has to open when clients have taken all others.
+const KEPT_FROM_CLIENTS: u64 = 128;
+/// What the proxy opens for itself before clients come: its ports, the connections of the feed and the deletions, ...
+const OWN: u64 = 64;
 /// ... for each thread that serves clients, to wait for sockets,
 const PER_THREAD: u64 = 4;
 /// ... for each source,
@@ -31,15 +34,21 @@ impl Wanted {
 
     /// How many descriptors that takes, at worst.
     pub fn descriptors(&self) -> u64 {
-        self.own() + PER_CLIENT * self.clients as u64
+        let used = self.own() + PER_CLIENT * self.clients as u64;
+        used + used.min(KEPT_FROM_CLIENTS)
     }
 
     /// How many clients this limit is enough for; at least one. The feed must not run out of descriptors because of clients:
     /// without a connection to Redis nothing is deleted.
     pub fn clients_within(&self, limit: u64) -> usize {
-        let room = limit.saturating_sub(self.own()) / PER_CLIENT;
+        let room = (limit - kept_from_clients(limit)).saturating_sub(self.own()) / PER_CLIENT;
         self.clients.min(usize::try_from(room).unwrap_or(usize::MAX)).max(1)
     }
+}
+
+/// How many of so many descriptors clients and their connections to Redis do not get. Of few, they get a half all the same.
+pub fn kept_from_clients(limit: u64) -> u64 {
+    KEPT_FROM_CLIENTS.min(limit / 2)
 }
 
 /// How many files this process may open at a time, as it was started.
@@ -77,11 +86,19 @@ mod tests {
 
     #[test]
     fn clients_get_what_the_proxy_itself_does_not_need() {
-        assert_eq!(WANTED.descriptors(), 128 + 16 + 6 + 20_000);
+        assert_eq!(WANTED.descriptors(), 128 + 64 + 16 + 6 + 20_000);
         assert_eq!(WANTED.clients_within(u64::MAX), 10_000);
         assert_eq!(WANTED.clients_within(WANTED.descriptors()), 10_000);
         assert_eq!(WANTED.clients_within(WANTED.descriptors() - 1), 9_999);
-        assert_eq!(WANTED.clients_within(1024), 437);
+        assert_eq!(WANTED.clients_within(1024), 405);
         assert_eq!(WANTED.clients_within(64), 1, "one that may not work, rather than no proxy");
+        for limit in [0, 1, 1 << 30] {
+            assert!((1..=10_000).contains(&WANTED.clients_within(limit)));
+        }
+        for clients in [1, 10, 100] {
+            let wanted = Wanted { clients, ..WANTED };
+            let needed = wanted.descriptors();
+            assert_eq!(wanted.clients_within(needed), clients, "of {needed}");
+        }
     }
 }

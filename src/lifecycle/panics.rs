@@ -1,10 +1,13 @@
 //! Panics are bugs. They are told in the log, and what can go on without the part that had one goes on.
 
 use std::backtrace::Backtrace;
-use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, set_hook};
+use std::convert::Infallible;
+use std::future::pending;
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, resume_unwind, set_hook};
 use std::thread;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tracing::error;
 
 /// Between a panic and the next try, so that one that comes every time does not fill the log.
@@ -33,6 +36,17 @@ pub fn outlast(mut work: impl FnMut()) {
     }
 }
 
+/// Watches tasks that others rely on without asking: when one of them has panicked, so does who awaits this.
+pub async fn share(tasks: &mut JoinSet<()>) -> Infallible {
+    loop {
+        match tasks.join_next().await {
+            Some(Err(error)) if error.is_panic() => resume_unwind(error.into_panic()),
+            Some(_) => {}
+            None => return pending().await,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,5 +59,26 @@ mod tests {
             assert!(times > 2, "too early");
         });
         assert_eq!(times, 3);
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_a_task_is_that_of_those_who_rely_on_it() {
+        let (end, ends) = tokio::sync::oneshot::channel::<()>();
+        let relying = tokio::spawn(async move {
+            let mut tasks = JoinSet::new();
+            tasks.spawn(async {});
+            tasks.spawn(pending());
+            tasks.spawn(async move {
+                let _ = ends.await;
+                panic!("a bug");
+            });
+            match share(&mut tasks).await {}
+        });
+        tokio::task::yield_now().await;
+        assert!(!relying.is_finished());
+        drop(end);
+        let error = relying.await.expect_err("a panic");
+        let payload = error.into_panic();
+        assert_eq!(payload.downcast_ref::<&str>(), Some(&"a bug"));
     }
 }

@@ -6,33 +6,33 @@
 
 use std::os::fd::RawFd;
 
-use rustix::process::{Resource, getrlimit};
-
-/// Those that clients and their pins do not get: lanes, which many clients need, and the proxy's own.
-const KEPT_FROM_CLIENTS: u64 = 128;
-/// ... and those of them that lanes do not get either: for the feed, the sources, the proxy's own connections to Redis,
-/// the admin port, and names and certificates that are looked up.
-const KEPT_FROM_LANES: u64 = 96;
+use crate::lifecycle::descriptors::{kept_from_clients, limit};
 
 /// Whether a descriptor is one of the last, which a client or its pin does not get.
 pub(super) fn is_kept_from_clients(descriptor: RawFd) -> bool {
-    is_among_last(descriptor, KEPT_FROM_CLIENTS, limit())
+    let limit = now();
+    is_among_last(descriptor, kept_from_clients(limit), limit)
 }
 
 /// Whether a descriptor is one of the last, which a lane does not get.
 pub(super) fn is_kept_from_lanes(descriptor: RawFd) -> bool {
-    is_among_last(descriptor, KEPT_FROM_LANES, limit())
+    let limit = now();
+    is_among_last(descriptor, kept_from_lanes(limit), limit)
+}
+
+/// Of those that clients do not get, three in four are not for lanes either: they are for the feed, the sources, the proxy's
+/// own connections to Redis, the admin port, and names and certificates that are looked up.
+fn kept_from_lanes(limit: u64) -> u64 {
+    kept_from_clients(limit) / 4 * 3
 }
 
 /// How many there can be. That can be changed while the process runs.
-fn limit() -> u64 {
-    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+fn now() -> u64 {
+    limit().current.unwrap_or(u64::MAX)
 }
 
 /// The system gives the lowest number that is free, so that tells how many there are.
 fn is_among_last(descriptor: RawFd, kept: u64, limit: u64) -> bool {
-    // Of few, clients get a half all the same.
-    let kept = if limit < 2 * KEPT_FROM_CLIENTS { kept * limit / (2 * KEPT_FROM_CLIENTS) } else { kept };
     u64::try_from(descriptor).is_ok_and(|number| number >= limit - kept)
 }
 
@@ -42,13 +42,13 @@ mod tests {
 
     #[test]
     fn the_last_ones_are_kept() {
-        for (limit, clients, lanes) in [(1024, 896, 928), (256, 128, 160), (100, 50, 63)] {
-            for (kept, first) in [(KEPT_FROM_CLIENTS, clients), (KEPT_FROM_LANES, lanes)] {
+        for (limit, clients, lanes) in [(1024, 896, 928), (256, 128, 160), (100, 50, 64)] {
+            for (kept, first) in [(kept_from_clients(limit), clients), (kept_from_lanes(limit), lanes)] {
                 assert!(!is_among_last(first - 1, kept, limit), "{first} of {limit}");
                 assert!(is_among_last(first, kept, limit), "{first} of {limit}");
             }
         }
-        assert!(!is_among_last(RawFd::MAX, KEPT_FROM_CLIENTS, u64::MAX));
-        assert!(!is_among_last(-1, KEPT_FROM_CLIENTS, 1024));
+        assert!(!is_among_last(RawFd::MAX, 128, u64::MAX));
+        assert!(!is_among_last(-1, 128, 1024));
     }
 }

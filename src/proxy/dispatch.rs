@@ -1,6 +1,7 @@
 //! A command's way: which link it takes, and what the proxy answers itself.
 
 use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -13,6 +14,7 @@ use super::route::LANE_REQUEST;
 use super::session::{Replies, Session, Step};
 use super::transaction::Transaction;
 use crate::command::{Command, FillForm};
+use crate::complaint::Complaint;
 use crate::resp::{Arguments, integer};
 
 impl Session {
@@ -280,7 +282,11 @@ impl Session {
     /// A browser that a page of somebody else has made to send requests here, or somebody who is at the wrong port. What
     /// follows the lines of HTTP may look like commands, and must not be executed. Redis does the same.
     fn end_http(&mut self) -> Step {
-        warn!("a client speaks HTTP: closing its connection");
+        // Anybody can do this as often as connections can be made.
+        static COMPLAINT: Mutex<Complaint> = Mutex::new(Complaint::none());
+        if COMPLAINT.lock().unwrap_or_else(PoisonError::into_inner).is_due() {
+            warn!("a client speaks HTTP: closing its connection");
+        }
         self.closing = true;
         Step::Done
     }

@@ -85,7 +85,9 @@ impl Listener {
                 }
             }
         }
-        while let Ok(Ok(accepted)) = timeout(Duration::ZERO, self.accept()).await {
+        // No more than can wait: those who come while these are taken must not keep the port open.
+        for _ in 0..BACKLOG {
+            let Ok(Ok(accepted)) = timeout(Duration::ZERO, self.accept()).await else { break };
             take(accepted, &threads, max_clients, &mut none_left).await;
         }
     }

@@ -155,5 +155,7 @@ pub async fn browsers_are_not_obeyed(servers: &Servers) -> Outcome {
     }
     let kept = servers.direct().await?.cmd(&["EXISTS", "smuggled"]).await?;
     assert_eq!(kept, cachefence::demo::client::Reply::Int(0));
+    // Anybody can do it as often as connections can be made: it must not fill the log.
+    assert_eq!(proxy.log().matches("a client speaks HTTP").count(), 1, "{}", proxy.log());
     Ok(())
 }
