@@ -254,7 +254,6 @@ pub async fn run(
         }
     });
     tokio::spawn(reloader.run(requests, hangup));
-    tokio::spawn(witness.run());
     tokio::spawn(herald::run(notifier.clone(), status, threads.clone()));
     // A task of its own: a purge must not delay an acknowledgement.
     let mut feed = tokio::spawn(feed.run());
@@ -265,6 +264,8 @@ pub async fn run(
             // It ends when the feed does, which alone knows why.
             () = worker => feed_ended((&mut feed).await),
             ended = tokio::spawn(reaper.run()) => task_ended("the reaper", ended),
+            // Without it no connection is taken any more.
+            ended = tokio::spawn(witness.run()) => task_ended("the witness", ended),
         }
     };
     tokio::pin!(parts);

@@ -53,6 +53,8 @@ impl Witness {
             match timeout(LOOK_AFTER, self.questions.recv_many(&mut batch, MAX_BATCH)).await {
                 Ok(0) => return,
                 Ok(_) => {
+                    // Whoever has given up meanwhile has closed his: looked for in vain, it would cost another look.
+                    batch.retain(|question| !question.answer.is_closed());
                     let mut listed = self.list(&mut connection, &batch).await;
                     if !self.has_all(&listed, &batch) {
                         // It may have been lost while nobody asked, or lead to where new ones do not lead any more.
