@@ -29,6 +29,8 @@ async fn database() -> Database {
     let url = server.url();
     let target = Target::parse(&url).expect("a target");
     let client = catalog::connect(&target, "test").await.expect("a connection");
+    // Ours find nothing but the catalog; the tests' tables are where everybody's are.
+    client.batch_execute("SET search_path = public").await.expect("a setting");
     Database { url, target, client, server }
 }
 

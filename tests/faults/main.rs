@@ -90,19 +90,28 @@ async fn quick_ones_leave_the_promise_kept() -> Outcome {
 #[ignore = "long: make faults"]
 async fn every_fault_leaves_the_promise_kept() -> Outcome {
     let wanted = std::env::var("FAULT").unwrap_or_default();
-    let mut table = Table::default();
+    let (mut table, mut failed) = (Table::default(), Vec::new());
     for fault in all().filter(|fault| fault.name.contains(&wanted)) {
         let rounds = support::variable("ROUNDS", fault.rounds.into())? as u32;
         for contract in fault.contracts {
-            let row = run::run(fault, *contract, rounds).await?;
-            println!("{row}");
-            table.push(row);
+            // The others are wanted all the same: the whole takes hours.
+            match run::run(fault, *contract, rounds).await {
+                Ok(row) => {
+                    println!("{row}");
+                    table.push(row);
+                }
+                Err(error) => {
+                    println!("FAILED {error}");
+                    failed.push(fault.name);
+                }
+            }
         }
     }
     println!("\n{table}");
     if !cfg!(feature = "failpoints") {
         println!("{} faults were left out: they need --features failpoints", crash::AT_POINTS.len());
     }
+    assert!(failed.is_empty(), "failed: {failed:?}");
     assert!(!table.is_empty(), "no fault has FAULT={wanted} in its name");
     table.assert_kept()
 }
