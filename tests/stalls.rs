@@ -76,37 +76,6 @@ async fn a_fill_in_a_frozen_redis_is_ended() -> Outcome {
     Ok(())
 }
 
-/// The same when the worker has asked Redis something before, and waits for the answer itself.
-#[tokio::test]
-async fn a_fill_is_ended_also_while_the_worker_waits_for_redis() -> Outcome {
-    let mut stand = Stand::start(&[
-        ("[redis]\n", "[redis]\nreply_timeout = \"300ms\"\n"),
-        ("[postgres]\n", "[fence]\ndrain_timeout = \"300ms\"\nlease_ttl = \"60s\"\n[postgres]\n"),
-    ])
-    .await?;
-    settled(&stand.postgres, &stand.proxy).await?;
-    let mut wire = Wire::connect(stand.proxy.address()).await?;
-    assert_eq!(wire.cmd("GET user:1").await?, "$-1\r\n");
-    stand.redis.freeze()?;
-    wait_until("the worker to find Redis silent", PATIENCE, async || {
-        stand.proxy.get("/readyz").await.is_ok_and(|(_, why)| why.contains("has not answered"))
-    })
-    .await?;
-    wire.send(&encode(&["SET", "user:1", "stale"])).await?;
-    let admitted = "cachefence_fills_total{guard=\"public.users\",verdict=\"fresh\",action=\"capped\"}";
-    wait_until("the fill to be admitted", PATIENCE, async || {
-        stand.proxy.metric(admitted).await.is_ok_and(|n| n == 1.0)
-    })
-    .await?;
-    stand.postgres.client().await?.batch_execute("UPDATE users SET name = 'new' WHERE id = 1").await?;
-    let answer = wire.reply().await?;
-    assert!(answer.starts_with(b"-ERR cachefence: upstream"), "{:?}", String::from_utf8_lossy(&answer));
-    stand.redis.thaw()?;
-    stand.write("users", "user:2", 2).await?;
-    assert_eq!(stand.redis.client().await?.cmd(&["EXISTS", "user:1"]).await?, Reply::Int(0));
-    Ok(())
-}
-
 /// The database takes no new connections and the stream is cut, while a session that was there goes on writing.
 async fn lose_the_feed(stand: &Stand, operator: &tokio_postgres::Client) -> Outcome {
     operator.batch_execute("ALTER DATABASE app ALLOW_CONNECTIONS false").await?;
