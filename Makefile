@@ -92,7 +92,8 @@ bench-feed: deps
 
 lint:
 	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked -- -D warnings
+	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 
 # Installs Postgres and Redis where they are missing; does nothing where they are there.
 deps:

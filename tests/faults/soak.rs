@@ -41,10 +41,14 @@ struct Figures {
 /// Goes on for so many minutes.
 pub async fn soak(minutes: u64, seed: u64) -> Outcome {
     let mut dice = Dice::new(seed);
-    let faults: Vec<&Fault> =
-        all().filter(|fault| fault.soak && fault.contracts.contains(&Contract::Bounded)).collect();
-    let options =
-        Options { replaced: vec![("history = \"5s\"\n", LESS_ROOM)], lines: true, ..Options::default() };
+    let soaks = |fault: &&Fault| {
+        // On one stand, without lines.
+        fault.soak
+            && fault.contracts.contains(&Contract::Bounded)
+            && !(fault.options)(Options::default()).lines
+    };
+    let faults: Vec<&Fault> = all().filter(soaks).collect();
+    let options = Options { replaced: vec![("history = \"5s\"\n", LESS_ROOM)], ..Options::default() };
     let mut stand = Stand::start(Contract::Bounded, options).await?;
     let load = Load::start(&stand, &mut dice);
     for fault in &faults {

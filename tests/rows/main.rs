@@ -254,12 +254,12 @@ async fn types(world: &World) -> Outcome {
     let value = |n: usize, row: usize| TYPES[n].1.get(row).copied().unwrap_or("NULL");
     let insert = |row: usize| {
         let values: Vec<&str> = (0..TYPES.len()).map(|n| value(n, row)).collect();
-        format!("INSERT INTO types VALUES (DEFAULT, {});", values.join(", "))
+        format!("INSERT INTO public.types VALUES (DEFAULT, {});", values.join(", "))
     };
     let insert: String = (0..rows).map(insert).collect();
     session.batch_execute(&insert).await?;
     let mut keys = Vec::new();
-    for message in session.simple_query("SELECT * FROM types").await? {
+    for message in session.simple_query("SELECT * FROM public.types").await? {
         if let tokio_postgres::SimpleQueryMessage::Row(row) = message {
             let key = |n: usize| Some(format!("type{n}:{}", row.get(n + 1)?));
             keys.extend((0..TYPES.len()).filter_map(key));
