@@ -87,7 +87,9 @@ async fn guards_change_while_clients_stay() -> Outcome {
     other_keys_make_another_guard(&mut world).await?;
     a_guard_ends(&mut world).await?;
     what_is_on_its_way_does_not_outlive_the_beginning(&mut world).await?;
-    a_crash_in_the_middle_begins_again(&mut world, stayers).await
+    a_crash_in_the_middle_begins_again(&mut world, stayers).await?;
+    a_redis_of_before_a_guard_was_gone_is_not_believed(&mut world).await?;
+    nothing_is_removed_while_another_guard_is_broken(&mut world).await
 }
 
 async fn what_is_wrong_changes_nothing(world: &World) -> Outcome {
@@ -236,6 +238,47 @@ async fn a_crash_in_the_middle_begins_again(world: &mut World, stayers: Stayers)
     world.proxy.relaunch().await?;
     assert_eq!(world.purges("guards_changed").await?, 1.0, "{}", world.proxy.log());
     world.gone("badge:1").await
+}
+
+/// While a guard was gone nobody deleted its keys. A Redis that goes back to before that has a marker of the same guards.
+async fn a_redis_of_before_a_guard_was_gone_is_not_believed(world: &mut World) -> Outcome {
+    world.marked().await?;
+    plant(world, "badge:1").await?;
+    assert_eq!(world.redis(&["SAVE"]).await?, Reply::ok());
+    reloaded(world, EXACT).await?;
+    world.sql.execute("UPDATE badges SET note = 'd' WHERE id = 1", &[]).await?;
+    world.marked().await?;
+    reloaded(world, &format!("{EXACT}{BADGES}")).await?;
+    world.gone("badge:1").await?;
+    let behind = world.purges("marker_behind").await?;
+    world.redis.kill().await?;
+    world.redis.relaunch().await?;
+    wait_until("the Redis of before to be purged", PATIENCE, async || {
+        world.purges("marker_behind").await.is_ok_and(|purges| purges > behind)
+    })
+    .await?;
+    world.gone("badge:1").await
+}
+
+/// The stream that a reload starts over would not begin while any guard is broken, and take the others with it.
+async fn nothing_is_removed_while_another_guard_is_broken(world: &mut World) -> Outcome {
+    const SPARE: &str = "[[guard]]\ntable = \"spare\"\nkeys = [\"spare:<id>\"]\n";
+    world.sql.batch_execute("CREATE TABLE spare (id bigint PRIMARY KEY)").await?;
+    world.sql.batch_execute("ALTER PUBLICATION cachefence ADD TABLE spare").await?;
+    reloaded(world, &format!("{EXACT}{BADGES}{SPARE}")).await?;
+    world.sql.batch_execute("ALTER TABLE badges RENAME id TO number").await?;
+    world.sql.batch_execute("INSERT INTO badges VALUES (2, 'a')").await?;
+    wait_until("the guard to be broken", PATIENCE, async || {
+        world.proxy.get("/readyz").await.is_ok_and(|(_, said)| said.contains("guard public.badges is broken"))
+    })
+    .await?;
+    let said = refused(world, &format!("{EXACT}{BADGES}")).await?;
+    assert!(said.contains("public.badges"), "{said}");
+    plant(world, "user:3").await?;
+    world.rename(3, "v3").await?;
+    world.gone("user:3").await?;
+    // The broken one itself can go.
+    reloaded(world, EXACT).await.map(drop)
 }
 
 /// A source that is added was seen by nobody when the leases of before were given: none of them counts any more. One that is

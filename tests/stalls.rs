@@ -381,7 +381,7 @@ async fn keep_asking(
         &["SET", &key, "w"],
         &["EXEC"],
     ];
-    while !stop.load(std::sync::atomic::Ordering::Relaxed) || failed == 0 {
+    while !stop.load(std::sync::atomic::Ordering::Relaxed) || failed == 0 || answered == 0 {
         let mut client = Client::connect(address).await?;
         // A connection with state ends with Redis's; any other lives on, and gets as many replies as it sent commands.
         while let Ok(replies) = client.pipeline(&commands).await {

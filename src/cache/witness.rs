@@ -5,6 +5,7 @@
 //! it, by its id and its name, in the Redis that the worker has brought level. If it is in another one, the worker is sent
 //! after it, and the client told to try again.
 
+use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +31,9 @@ pub struct Question {
     pub answer: oneshot::Sender<Result<(), String>>,
 }
 
+/// A Redis, by its `run_id`, and the names of the connections that it has.
+type Listed = (String, HashSet<String>);
+
 /// Looks for connections in Redis.
 #[derive(Debug)]
 pub struct Witness {
@@ -53,6 +57,8 @@ impl Witness {
             match timeout(LOOK_AFTER, self.questions.recv_many(&mut batch, MAX_BATCH)).await {
                 Ok(0) => return,
                 Ok(_) => {
+                    // Whoever has given up meanwhile has closed his: looked for in vain, it would cost another look.
+                    batch.retain(|question| !question.answer.is_closed());
                     let mut listed = self.list(&mut connection, &batch).await;
                     if !self.has_all(&listed, &batch) {
                         // It may have been lost while nobody asked, or lead to where new ones do not lead any more.
@@ -72,7 +78,7 @@ impl Witness {
         &self,
         connection: &mut Option<Connection>,
         questions: &[Question],
-    ) -> Result<(String, String), CacheError> {
+    ) -> Result<Listed, CacheError> {
         let mut open = match connection.take() {
             Some(open) => open,
             None => Connection::open(&self.address, &self.name).await?,
@@ -82,25 +88,26 @@ impl Witness {
         let mut command: Vec<&[u8]> = vec![b"CLIENT", b"LIST", b"ID"];
         command.extend(ids.iter().map(String::as_bytes));
         let reply = if ids.is_empty() { open.call(&[b"PING"]).await? } else { open.call(&command).await? };
-        let (run_id, list) = (open.run_id.clone(), text(&reply).unwrap_or_default().to_owned());
+        let lines = text(&reply).unwrap_or_default().lines();
+        let names = lines.filter_map(|line| field(line, "name").map(str::to_owned)).collect();
+        let run_id = open.run_id.clone();
         *connection = Some(open);
-        Ok((run_id, list))
+        Ok((run_id, names))
     }
 
-    fn has_all(&self, listed: &Result<(String, String), CacheError>, questions: &[Question]) -> bool {
-        let Ok((_, list)) = listed else { return false };
-        questions.iter().all(|question| self.has(list, &question.upstream))
+    fn has_all(&self, listed: &Result<Listed, CacheError>, questions: &[Question]) -> bool {
+        let Ok((_, names)) = listed else { return false };
+        questions.iter().all(|question| self.has(names, &question.upstream))
     }
 
-    fn has(&self, list: &str, upstream: &Upstream) -> bool {
-        let name = self.upstreams.name(upstream);
-        list.lines().any(|line| field(line, "name") == Some(&name))
+    fn has(&self, names: &HashSet<String>, upstream: &Upstream) -> bool {
+        names.contains(&self.upstreams.name(upstream))
     }
 
-    fn answer(&self, listed: Result<(String, String), CacheError>, batch: &mut Vec<Question>) {
+    fn answer(&self, listed: Result<Listed, CacheError>, batch: &mut Vec<Question>) {
         for Question { upstream, answer } in batch.drain(..) {
             let found = match &listed {
-                Ok((run_id, list)) => self.judge(&upstream, run_id, list),
+                Ok((run_id, names)) => self.judge(&upstream, run_id, names),
                 Err(error) => Err(error.to_string()),
             };
             if let Err(why) = &found {
@@ -111,8 +118,8 @@ impl Witness {
         }
     }
 
-    fn judge(&self, upstream: &Upstream, run_id: &str, list: &str) -> Result<(), String> {
-        if !self.has(list, upstream) {
+    fn judge(&self, upstream: &Upstream, run_id: &str, names: &HashSet<String>) -> Result<(), String> {
+        if !self.has(names, upstream) {
             // Gone already, or the address has moved once more.
             self.upstreams.elsewhere(run_id);
             return Err("it leads to another Redis than other connections do".into());

@@ -214,7 +214,12 @@ impl Worker {
         let mut reached = Lsn(0);
         loop {
             let pending = reached > *self.applied.borrow();
-            let until = if pending { self.marker_written + MARKER_PACE } else { Instant::now() + LOOK_AFTER };
+            let until = match (pending, &self.connection) {
+                (true, _) => self.marker_written + MARKER_PACE,
+                // The last look has failed, and has waited.
+                (false, None) if !self.settings.observe => Instant::now(),
+                (false, _) => Instant::now() + LOOK_AFTER,
+            };
             tokio::select! {
                 received = timeout_at(until.into(), jobs.recv_many(&mut batch, MAX_BATCH)) => match received {
                     Ok(0) => return,
@@ -267,11 +272,13 @@ impl Worker {
 
     /// Nothing has come for a while. A Redis that was replaced, or would refuse deletions, has to be noticed although
     /// nothing is to be deleted in it: clients would read whatever it holds.
+    ///
+    /// Once: the connections of fills that are waited for have to be ended also while Redis answers nobody.
     async fn look_after(&mut self) {
         if self.settings.observe {
             return;
         }
-        self.retrying(async |worker| {
+        self.attempt(async |worker| {
             let doubts = worker.state.doubts.load(Ordering::Acquire);
             let begun = worker.identity.is_some();
             let connection = worker.connected().await?;
@@ -433,6 +440,12 @@ impl Worker {
             };
             let found = *found.get_or_init(|| standing.found(position));
             worker.bring_level(standing, gap, added).await?;
+            if !added.is_empty() {
+                // What was written to their tables before was not deleted. The guards can have been there before, and gone: a
+                // marker of then, should Redis go back to it, is of the same guards.
+                let applied = *worker.applied.borrow();
+                worker.deleted.restart(applied);
+            }
             failpoint::pass(Point::Level);
             worker.starting = false;
             Ok(found)
@@ -572,13 +585,21 @@ impl Worker {
     /// Tries until it succeeds: Redis away is a reason to hold the feed back, never to give up or to go on.
     async fn retrying<T>(&mut self, work: impl AsyncFn(&mut Self) -> Result<T, CacheError>) -> T {
         loop {
-            let outcome = work(self).await;
-            match outcome {
-                Ok(done) => {
-                    *self.state.error.lock().unwrap_or_else(PoisonError::into_inner) = None;
-                    return done;
-                }
-                Err(error) => self.failed(error).await,
+            if let Some(done) = self.attempt(&work).await {
+                return done;
+            }
+        }
+    }
+
+    async fn attempt<T>(&mut self, work: impl AsyncFn(&mut Self) -> Result<T, CacheError>) -> Option<T> {
+        match work(self).await {
+            Ok(done) => {
+                *self.state.error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                Some(done)
+            }
+            Err(error) => {
+                self.failed(error).await;
+                None
             }
         }
     }

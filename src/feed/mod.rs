@@ -257,12 +257,12 @@ impl Feed {
                 Err(error) => error,
             };
             self.state.ended(self.positions.now());
+            if matches!(error, FeedError::Stream(StreamError::Stopped)) || self.state.is_told_to_stop() {
+                return Ok(());
+            }
             if matches!(error, FeedError::Stream(StreamError::Regarded)) {
                 backoff.reset();
                 continue;
-            }
-            if matches!(error, FeedError::Stream(StreamError::Stopped)) || self.state.is_told_to_stop() {
-                return Ok(());
             }
             let cache_gone = matches!(error, FeedError::Stream(StreamError::CacheGone));
             if cache_gone || (error.is_permanent() && !self.ever_streamed) {
@@ -403,7 +403,9 @@ impl Feed {
     /// commits may have been missed.
     async fn prepare(&mut self) -> Result<Ready, FeedError> {
         let settings = &self.settings;
-        let broken: Vec<GuardId> = self.state.broken().collect();
+        // A look that began before a reload may have found a guard broken that is none any more.
+        let broken: Vec<GuardId> =
+            self.state.broken().filter(|guard| self.guards.get(*guard).is_some()).collect();
         // It has limits of its own, for each address: the last of several hosts may be the one that answers.
         let mut sender = catalog::walsender(&settings.target, &settings.application_name).await?;
         let setup = async {

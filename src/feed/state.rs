@@ -171,6 +171,8 @@ impl FeedState {
     /// Takes the guards of a reload. Their policies hold at once. If there are `others` than before, the stream starts over
     /// with them; those that are gone hold until then.
     pub fn set_guards(&self, guards: Arc<Guards>, others: bool) {
+        // What the catalog tells is taken at the same time, perhaps: neither may undo the other.
+        let _tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(learnt) = &self.learnt {
             learnt.store(Arc::new(learnt.load().with_policies(&guards)));
         }
@@ -188,6 +190,8 @@ impl FeedState {
 
     /// These guards are in force.
     pub(super) fn guarded_by(&self, guards: &Guards) {
+        // Not between the two things that a reload sets.
+        let _tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         self.changing.store(!self.is_still(guards), Ordering::Relaxed);
     }
 
@@ -327,7 +331,8 @@ impl FeedState {
     /// From now on rows are read by these tables. `learnt` is what the guards know by them: which texts a key can contain.
     /// When this returns, every key is matched by it.
     pub(super) fn set_tables(&self, tables: &[Table], learnt: &Guards) {
-        tables.clone_into(&mut self.tables.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut held = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        tables.clone_into(&mut held);
         if let Some(guards) = &self.learnt {
             let learnt = match self.reloaded() {
                 Some(reloaded) => learnt.with_policies(&reloaded),

@@ -154,6 +154,8 @@ impl Settlement {
     /// for them here: nothing more is settled until they are, as with a fresh slot.
     pub fn doubt(&mut self) {
         self.suspects = Suspects::Unknown;
+        // Of before: what is settled from here on is not said to be visible in it.
+        self.snapshot = None;
     }
 
     /// A fresh slot's first poll: the transactions below `next_xid` (one that was assigned after the slot was made) that `snapshot` does

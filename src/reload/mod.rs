@@ -153,7 +153,8 @@ impl Reloader {
         let target = wanted.postgres.target()?;
         let sources = sources(&wanted, &target, &self.sources.load())?;
         let guards = self.guards.reloaded(&wanted.guards, self.next, self.end)?;
-        if !guards.added.is_empty() {
+        // A stream that starts over begins only if nothing is wrong with any guard, also one that was there before.
+        if !guards.added.is_empty() || !guards.removed.is_empty() {
             self.look(&wanted, &guards.guards).await?;
         }
 

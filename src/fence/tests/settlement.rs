@@ -314,3 +314,20 @@ fn what_was_not_guarded_before_is_waited_for() {
     settlement.primary(snapshot("108:108:"));
     assert_eq!(settlement.at(), (220, 220));
 }
+
+/// A snapshot of before cannot stand for what was committed unguarded since: it is not seen there.
+#[test]
+fn what_was_not_guarded_before_is_not_covered_by_a_snapshot_of_before() {
+    let mut settlement = going_on(PRIMARY);
+    settlement.primary(snapshot("105:105:"));
+    settlement.doubt();
+    // 105 has committed unguarded, and nobody runs any more.
+    settlement.suspect(&snapshot("107:107:"), Xid(107));
+    let before = settlement.at();
+    settlement.advanced(Lsn(300));
+    assert_eq!(settlement.at(), before, "the last poll was before");
+    settlement.primary(snapshot("107:107:"));
+    assert_eq!(settlement.at(), (300, 300));
+    let seen = settlement.settled().primary.expect("a snapshot");
+    assert!(seen.sees(Xid(105)));
+}
