@@ -92,7 +92,6 @@ bench-feed: deps
 
 lint:
 	$(CARGO) fmt --check
-	$(CARGO) clippy --locked -- -D warnings
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 
 # Installs Postgres and Redis where they are missing; does nothing where they are there.
