@@ -83,6 +83,8 @@ pub struct Shared {
     /// The versions went back with the database: what was known does not count any more.
     rebased: AtomicU32,
     writing: AtomicBool,
+    /// Transactions that have begun and not ended.
+    under_way: AtomicU32,
     reading: AtomicBool,
     stopped: AtomicBool,
 }
@@ -165,6 +167,7 @@ impl Load {
             waiting,
             rebased: AtomicU32::new(0),
             writing: AtomicBool::new(true),
+            under_way: AtomicU32::new(0),
             reading: AtomicBool::new(true),
             stopped: AtomicBool::new(false),
         });
@@ -224,7 +227,14 @@ impl Load {
 
     /// Writers finish the commit that they are at, and write no more.
     pub fn stop_writing(&self) {
-        self.shared.writing.store(false, Ordering::Relaxed);
+        self.shared.writing.store(false, Ordering::SeqCst);
+    }
+
+    /// The same, and waits for those commits: one that hangs may be done after a look at the database.
+    pub async fn written_all(&self) -> Outcome {
+        self.stop_writing();
+        let ended = async || self.shared.under_way.load(Ordering::SeqCst) == 0;
+        Ok(wait_until("the last commits to end", PATIENCE, ended).await?)
     }
 
     /// And write again.
@@ -233,9 +243,9 @@ impl Load {
     }
 
     /// Everybody leaves: readers and writers close their connections.
-    pub fn leave(&self) {
+    pub async fn leave(&self) -> Outcome {
         self.shared.reading.store(false, Ordering::Relaxed);
-        self.stop_writing();
+        self.written_all().await
     }
 
     /// And comes back.

@@ -31,7 +31,7 @@ pub async fn run(fault: &Fault, contract: Contract, rounds: u32) -> Fallible<Row
     // What is read after the last is judged, too.
     let ended = async {
         load.warm().await?;
-        load.stop_writing();
+        load.written_all().await?;
         stand.level().await?;
         stand.differing().await
     };

@@ -72,7 +72,7 @@ pub async fn soak(minutes: u64, seed: u64) -> Outcome {
     }
     let last = quiet(&stand, &load).await?;
     println!("last, after {rounds} faults in {minutes} min: {last:?}");
-    load.stop_writing();
+    load.written_all().await?;
     stand.level().await?;
     let lost = stand.differing().await?;
     let example = load.stop().await?;
@@ -109,7 +109,7 @@ async fn cause(fault: &Fault, stand: &mut Stand, load: &Load, dice: &mut Dice) -
 /// What is held when everybody has left and the connections to Redis that nobody uses any more are closed.
 async fn quiet(stand: &Stand, load: &Load) -> Fallible<Figures> {
     load.warm().await?;
-    load.leave();
+    load.leave().await?;
     let gone =
         async || stand.proxy.metric("cachefence_tasks{of=\"clients\"}").await.is_ok_and(|tasks| tasks == 0.0);
     wait_until("clients and their connections to Redis to go", PATIENCE * 3, gone).await?;

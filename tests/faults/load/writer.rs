@@ -31,11 +31,15 @@ impl Writer {
     pub async fn run(mut self) {
         while !self.shared.is_stopped() {
             sleep(self.dice.millis(PAUSE)).await;
-            if !self.shared.writing.load(Ordering::Relaxed) {
+            // Counted before it is looked whether one may begin: whoever has seen none afterwards sees none begin.
+            self.shared.under_way.fetch_add(1, Ordering::SeqCst);
+            let may_write = self.shared.writing.load(Ordering::SeqCst);
+            let failed = may_write && self.transaction().await.is_err();
+            self.shared.under_way.fetch_sub(1, Ordering::SeqCst);
+            if !may_write {
                 self.session = None;
-                continue;
             }
-            if self.transaction().await.is_err() {
+            if failed {
                 // Whether it was committed nobody knows: nothing is due.
                 self.session = None;
                 sleep(AGAIN).await;
