@@ -8,6 +8,8 @@
 
 mod applied;
 mod check;
+#[path = "../support/dice.rs"]
+mod dice;
 mod history;
 mod load;
 mod reader;

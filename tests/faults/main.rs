@@ -14,6 +14,7 @@
 
 mod clients;
 mod crash;
+#[path = "../support/dice.rs"]
 mod dice;
 mod fault;
 mod lifecycle;
