@@ -10,25 +10,23 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
-use std::time::{Duration, Instant};
 
 use tracing::warn;
 
+use crate::complaint::Complaint;
 use crate::fence::ConnId;
 use crate::metrics::Metrics;
 
 /// What a client holds counts from here on, and is counted again when it has changed by so much, in bytes: a buffer as
 /// threads lend them out. Most clients never hold as much, and cost no lock.
 const STEP: usize = 16 * 1024;
-/// How often the log tells of clients that were closed.
-const SAID_EVERY: Duration = Duration::from_secs(10);
 
 /// What all clients hold.
 pub struct Buffered {
     limit: usize,
     metrics: Arc<Metrics>,
     held: Mutex<Held>,
-    said: Mutex<Option<Instant>>,
+    said: Mutex<Complaint>,
 }
 
 /// Who holds how much.
@@ -93,9 +91,7 @@ impl Buffered {
     }
 
     fn say(&self, bytes: usize) {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.is_none_or(|at| at.elapsed() > SAID_EVERY) {
-            *said = Some(Instant::now());
+        if self.said.lock().unwrap_or_else(PoisonError::into_inner).is_due() {
             let limit = self.limit;
             warn!(
                 bytes,
