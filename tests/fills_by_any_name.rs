@@ -3,9 +3,12 @@
 mod commands;
 mod wire;
 
+use std::time::Duration;
+
 use cachefence::demo::client::{Client, Reply, encode};
 use cachefence::demo::servers::{RedisOptions, wait_until};
 use commands::{FILLS, OTHERS, READS, WRONG, is_there, of_key};
+use tokio::time::timeout;
 use wire::{Outcome, PATIENCE, Stand, Wire, settled};
 
 /// Sources for fills that take from other keys.
@@ -196,6 +199,43 @@ async fn a_lease_speaks_for_what_was_read_from_the_database() -> Outcome {
     }
     assert_eq!(wire.cmd("EXEC").await?, "*-1\r\n");
     assert_eq!(wire.cmd("EXISTS order:7").await?, ":0\r\n");
+    Ok(())
+}
+
+/// A client that reads the refusal may fill the key again, by a connection of which Redis hears first: that fill must not
+/// be lost to the deletion.
+#[tokio::test]
+async fn a_refusal_is_told_when_what_it_deletes_is_gone() -> Outcome {
+    let stand = Stand::start(&[]).await?;
+    stand.write("orders", "order:7", 7).await?;
+    settled(&stand.postgres, &stand.proxy).await?;
+    let mut redis = stand.redis.client().await?;
+    for refused in [&["ASOF 0/1 RPUSH order:7 c"][..], &["MULTI", "ASOF 0/1 RPUSH order:7 c", "EXEC"]] {
+        redis.cmd(&["DEL", "order:7"]).await?;
+        redis.cmd(&["RPUSH", "order:7", "a"]).await?;
+        let mut wire = Wire::connect(stand.proxy.address()).await?;
+        let Some((last, first)) = refused.split_last() else { continue };
+        for line in first {
+            assert!(wire.cmd(line).await?.starts_with('+'), "{line}");
+        }
+        redis.cmd(&["CLIENT", "PAUSE", "60000", "WRITE"]).await?;
+        let words: Vec<&str> = last.split(' ').collect();
+        wire.send(&encode(&words)).await?;
+        wait_until("a deletion to reach Redis", PATIENCE, async || {
+            let list = redis.cmd(&["CLIENT", "LIST"]).await.ok().and_then(|list| list.text());
+            list.unwrap_or_default()
+                .lines()
+                .any(|line| line.contains("flags=b") && line.contains("cmd=unlink"))
+        })
+        .await?;
+        // Noise can only hide that it comes too soon.
+        let early = timeout(Duration::from_millis(100), wire.reply()).await;
+        assert!(early.is_err(), "{last}: {early:?}");
+        redis.cmd(&["CLIENT", "UNPAUSE"]).await?;
+        let told = String::from_utf8(wire.reply().await?)?;
+        assert!(told.starts_with("-STALE ") || told == "*-1\r\n", "{last}: {told}");
+        assert_eq!(redis.cmd(&["EXISTS", "order:7"]).await?, Reply::Int(0), "{last}");
+    }
     Ok(())
 }
 

@@ -57,9 +57,17 @@ pub enum Delivery {
     Nils(Box<[usize]>),
     /// This, in place of any reply but an error.
     Replace(Bytes),
+    /// This, in place of any reply: the command was the proxy's own, and is done before the client hears of what it has
+    /// itself asked for.
+    Instead(Bytes),
 }
 
 impl Delivery {
+    /// Whether the command was the proxy's own.
+    pub fn is_of_own(&self) -> bool {
+        matches!(self, Self::Hidden | Self::Instead(_))
+    }
+
     /// A reply's way to the client.
     pub fn pass_on(self, client: &Client, reply: &[u8], error: bool) {
         match self {
@@ -67,6 +75,7 @@ impl Delivery {
             Self::Drop => {}
             Self::SetNx if reply.starts_with(b"+") => client.deliver(b":1\r\n"),
             Self::SetNx if is_nil(reply) => client.deliver(b":0\r\n"),
+            Self::Instead(bytes) => client.deliver(&bytes),
             Self::Replace(bytes) if !error => client.deliver(&bytes),
             Self::Nils(places) if !error => client.deliver(&with_nils(reply, &places, client.protocol.get())),
             Self::Forward | Self::SetNx | Self::Nils(_) | Self::Replace(_) => client.deliver(reply),

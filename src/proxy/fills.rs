@@ -80,18 +80,18 @@ impl Session {
                 self.gate.finish(&admitted.fills);
                 self.end_large();
                 let deleted = admitted.deleted(form, &keys);
-                if !deleted.is_empty() {
-                    // A large fill that is refused costs its connection; then nothing is outstanding, and any will do.
-                    let link = if link.is_open() { link } else { self.link(false).unwrap_or(link) };
-                    self.delete_refused(&link, &deleted);
+                let reply = self.refusal_reply(form, arguments, refusal);
+                // A large fill that is refused costs its connection; then nothing is outstanding, and any will do.
+                let open = deleted.is_empty() || link.is_open();
+                let link = if open { link } else { self.link(false).unwrap_or(link) };
+                match self.delete_refused(&link, &deleted, Some(reply)) {
+                    Some(reply) => self.own(reply),
+                    None => Step::Done,
                 }
-                self.own(self.refusal_reply(form, arguments, refusal))
             }
             Some(_) => {
-                let deleted = admitted.deleted(form, &keys);
-                let step = self.send_rest(&link, form, arguments, admitted);
-                self.delete_refused(&link, &deleted);
-                step
+                self.delete_refused(&link, &admitted.deleted(form, &keys), None);
+                self.send_rest(&link, form, arguments, admitted)
             }
             _ => self.send_admitted(&link, form, arguments, admitted),
         }
@@ -233,19 +233,32 @@ impl Session {
         Step::Done
     }
 
+    /// Whether a key can be deleted on a link: the client's connection may be elsewhere, or none has room for it.
+    fn in_reach(&self, link: &Link, (_, guarded): &NamedKey) -> bool {
+        link.is_open() && self.client.db.get() == Some(guarded.db)
+    }
+
     /// Deletes what refused fills leave behind. As if it were a fill: should the connection break before Redis has
     /// answered, it is done again.
-    fn delete_refused(&self, link: &Link, keys: &[&NamedKey]) {
-        for (key, guarded) in keys {
-            let deletion = AbandonedFill::new(link.fill_id(), key, guarded);
-            if self.client.db.get() != Some(guarded.db) || !link.is_open() {
-                // The client's connection is elsewhere, or none has room for it.
-                self.gate.upstreams.abandon(Fate::Unfinished, vec![deletion]);
-                continue;
-            }
-            let expected = Expected::hidden(&self.client, Meaning::Fills([deletion].into()));
-            link.send(|out| put_request(out, &[b"UNLINK", key]), expected);
+    ///
+    /// The refusal goes out when all is deleted, and comes back where nothing was sent that it could follow: a client that
+    /// reads it, and fills the key by another connection, must not lose that fill to the deletion.
+    fn delete_refused(&self, link: &Link, keys: &[&NamedKey], mut refusal: Option<Bytes>) -> Option<Bytes> {
+        let (here, elsewhere): (Vec<&NamedKey>, Vec<&NamedKey>) =
+            keys.iter().partition(|named| self.in_reach(link, named));
+        let deletion = |(key, guarded): &NamedKey| AbandonedFill::new(link.fill_id(), key, guarded);
+        for key in elsewhere {
+            self.gate.upstreams.abandon(Fate::Unfinished, vec![deletion(key)]);
         }
+        for (n, named) in here.iter().enumerate() {
+            let is_last = n + 1 == here.len();
+            let refusal = refusal.take_if(|_| is_last && !self.muted);
+            let delivery = refusal.map_or(Delivery::Hidden, Delivery::Instead);
+            let meaning = Meaning::Fills([deletion(named)].into());
+            let expected = Expected { client: self.client.clone(), delivery, meaning };
+            link.send(|out| put_request(out, &[b"UNLINK", &named.0]), expected);
+        }
+        refusal
     }
 
     /// Whether a fill may go out on a link: Redis knows it by name. Otherwise it waits, or was answered.
@@ -402,11 +415,17 @@ impl Session {
             } else {
                 b"-EXECABORT Transaction discarded because of previous errors.\r\n"
             };
-            let delivery = Delivery::Replace(Bytes::from_static(reply));
+            let reply = Bytes::from_static(reply);
             // What comes next must not meet a transaction that Redis would not end.
             self.barrier = true;
-            link.send(|out| put_request(out, &[b"DISCARD"]), self.expect_as(delivery, Meaning::Discarded));
-            self.delete_refused(&link, &deleted);
+            let follow = !self.muted && deleted.iter().any(|named| self.in_reach(&link, named));
+            let (discarded, deletions) = if follow {
+                (Expected::hidden(&self.client, Meaning::Discarded), Some(reply))
+            } else {
+                (self.expect_as(Delivery::Replace(reply), Meaning::Discarded), None)
+            };
+            link.send(|out| put_request(out, &[b"DISCARD"]), discarded);
+            self.delete_refused(&link, &deleted, deletions);
             return Step::Done;
         }
         let fills = match transaction.dbs.last() {

@@ -210,12 +210,12 @@ impl Link {
                 self.gate.answered(fills, false);
             }
             // The cap of a fill, or the deletion of a torn value: ended by us, who have the right.
-            Meaning::Fills(fills) if error && matches!(delivery, Delivery::Hidden) => {
+            Meaning::Fills(fills) if error && delivery.is_of_own() => {
                 self.gate.upstreams.abandon(Fate::Unfinished, fills.into());
             }
             Meaning::Fills(fills) => {
-                // What a hidden command answers says nothing of the fill before it.
-                let ok = reply == b"+OK\r\n" && !matches!(delivery, Delivery::Hidden);
+                // What a command of our own answers says nothing of the fill before it.
+                let ok = reply == b"+OK\r\n" && !delivery.is_of_own();
                 self.gate.answered(fills, ok);
                 failpoint::pass(Point::Answered);
             }
