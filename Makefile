@@ -5,7 +5,7 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 # Where Postgres's programs may be besides PATH: Debian puts them outside.
 PG_BINS := $(wildcard /usr/lib/postgresql/*/bin/initdb)
 
-.PHONY: all demo test test-clients test-matrix test-servers redis-suite consistency faults soak bench bench-feed lint deps deps-test deps-clients
+.PHONY: all demo test test-clients test-matrix test-servers redis-suite consistency faults soak bench lint deps deps-test deps-clients
 
 all: test
 
@@ -80,15 +80,10 @@ faults: deps
 soak: deps
 	$(CARGO) test --release --locked --test faults what_is_held -- --ignored --nocapture
 
-# What the proxy costs: redis-benchmark straight and through it, side by side.
+# What the proxy costs, beside what its users would otherwise run; writes the tables of docs/performance.md. PART picks some
+# parts, ROUNDS says how often they take turns.
 bench: deps
-	$(CARGO) build --release --locked
-	tests/bench/compare target/release/cachefence
-
-# How much the feed follows, and how soon after a commit its keys are gone, beside pg_recvlogical. ROWS, ROUNDS, COMMITS and
-# ONLY by variables. See docs/performance.md.
-bench-feed: deps
-	$(CARGO) bench --locked --bench feed
+	$(CARGO) bench --locked --bench bench
 
 lint:
 	$(CARGO) fmt --check

@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cachefence::demo::servers::Cachefence;
 
-use crate::stand::{BINARY, Fallible, Stand};
-use crate::{median, percentile};
+use super::stand::Stand;
+use crate::{BINARY, Fallible, median, percentile};
 
 /// Commits come one by one: with so much time between them nothing is under way any more.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -21,7 +21,7 @@ const IN_TIME: Duration = Duration::from_secs(10);
 /// How long a Commit message of pgoutput is, and the line feed that pg_recvlogical puts behind each message.
 const COMMIT: usize = 26;
 
-pub async fn run(commits: usize) -> Fallible<()> {
+pub async fn run(commits: usize) -> Fallible<String> {
     let mut stand = Stand::start(1).await?;
     stand.redis_says(&["CONFIG", "SET", "notify-keyspace-events", "Kg"]).await?;
     // As applications do: without it a commit waits for nobody, and the log for its writer.
@@ -52,16 +52,18 @@ pub async fn run(commits: usize) -> Fallible<()> {
     child.wait()?;
     proxy.stop().await?;
     let times = &times[WARM_UP..];
-    println!("\nfrom commit to deleted, {commits} commits one by one, in us");
-    println!("                                          p50     p99");
-    let line = |name: &str, values: Vec<f64>| {
-        println!("  {name:<36} {:>7.0} {:>7.0}", percentile(values.clone(), 50), percentile(values, 99));
+    let row = |name: &str, values: Vec<f64>| {
+        let (p50, p99) = (percentile(values.clone(), 50), percentile(values, 99));
+        format!("| {name} | {p50:.0} | {p99:.0} |\n")
     };
-    line("pg_recvlogical and a round trip", times.iter().map(|(theirs, _)| *theirs as f64).collect());
-    line("cachefence", times.iter().map(|(_, ours)| *ours as f64).collect());
+    let theirs =
+        row("pg_recvlogical and a round trip", times.iter().map(|(theirs, _)| *theirs as f64).collect());
+    let ours = row("cachefence", times.iter().map(|(_, ours)| *ours as f64).collect());
     let ratio = median(times.iter().map(|(theirs, ours)| *ours as f64 / *theirs as f64));
-    println!("  ratio, median over the commits: {ratio:.2}");
-    Ok(())
+    Ok(format!(
+        "From commit to deleted, {commits} commits one by one, in us; the ratio, median over the commits: {ratio:.2}.\n\n\
+         | | p50 | p99 |\n| --- | ---: | ---: |\n{theirs}{ours}"
+    ))
 }
 
 fn now() -> i64 {

@@ -1,6 +1,5 @@
 //! The servers, a guarded table, and the two that follow its changes.
 
-use std::error::Error;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -10,12 +9,8 @@ use cachefence::demo::servers::{
 };
 use cachefence::position::Lsn;
 
-use crate::cpu;
+use crate::{BINARY, Fallible, cpu};
 
-pub type Fallible<T> = Result<T, Box<dyn Error>>;
-
-/// The program that is measured.
-pub const BINARY: &str = env!("CARGO_BIN_EXE_cachefence");
 /// Nothing comes near it unless it never comes.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 /// The slot of pg_recvlogical. The proxy's has the name of the setting's default.

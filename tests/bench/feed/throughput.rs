@@ -5,9 +5,8 @@ use std::time::Instant;
 use cachefence::demo::servers::Cachefence;
 use cachefence::position::Lsn;
 
-use crate::cpu;
-use crate::median;
-use crate::stand::{BINARY, Fallible, Stand};
+use super::stand::Stand;
+use crate::{BINARY, Fallible, cpu, median};
 
 /// What one reader took for all rows: seconds.
 #[derive(Default)]
@@ -21,7 +20,7 @@ struct Took {
 }
 
 /// Both readers, by turns, so many times.
-pub async fn run(rows: u32, per_transaction: u32, rounds: usize) -> Fallible<()> {
+pub async fn run(rows: u32, per_transaction: u32, rounds: usize) -> Fallible<String> {
     let mut stand = Stand::start(rows).await?;
     let mut pairs = Vec::new();
     for round in 0..rounds {
@@ -42,8 +41,7 @@ pub async fn run(rows: u32, per_transaction: u32, rounds: usize) -> Fallible<()>
         stand.sql.batch_execute("VACUUM items").await?;
         pairs.push(pair);
     }
-    print(&pairs, f64::from(rows), per_transaction);
-    Ok(())
+    Ok(table(&pairs, f64::from(rows), per_transaction))
 }
 
 async fn recvlogical(stand: &Stand, end: Lsn) -> Fallible<Took> {
@@ -88,20 +86,25 @@ async fn measured(stand: &Stand, reader: impl AsyncFnOnce() -> Fallible<f64>) ->
     Ok(Took { time, reader: after.0 - before.0, sessions: after.1 - before.1, redis: after.2 - before.2 })
 }
 
-fn print(pairs: &[(Took, Took)], rows: f64, per_transaction: u32) {
-    println!("\ntransactions of {per_transaction} rows, {rows} rows, {} rounds; medians", pairs.len());
-    println!("                    rows/s   CPU in us per row: itself   its sessions in Postgres   Redis");
+fn table(pairs: &[(Took, Took)], rows: f64, per_transaction: u32) -> String {
     let line = |name: &str, of: &dyn Fn(&(Took, Took)) -> &Took| {
         let per = |value: &dyn Fn(&Took) -> f64| median(pairs.iter().map(|pair| value(of(pair))));
         let us = |value: &dyn Fn(&Took) -> f64| per(value) / rows * 1e6;
         let (own, sessions, redis) = (us(&|t| t.reader), us(&|t| t.sessions), us(&|t| t.redis));
         let rate = rows / per(&|t| t.time);
-        println!("  {name:<15} {rate:>8.0}   {own:>25.2}   {sessions:>24.2}   {redis:>5.2}");
+        format!("| {name} | {rate:.0} | {own:.2} | {sessions:.2} | {redis:.2} |\n")
     };
-    line("pg_recvlogical", &|pair| &pair.0);
-    line("cachefence", &|pair| &pair.1);
     let mut ratios: Vec<f64> = pairs.iter().map(|(theirs, ours)| theirs.time / ours.time).collect();
     ratios.sort_by(f64::total_cmp);
     let list: Vec<String> = ratios.iter().map(|ratio| format!("{ratio:.2}")).collect();
-    println!("  ratio of rows/s: {:.2}   (rounds: {})", median(ratios), list.join(" "));
+    format!(
+        "Transactions of {per_transaction} rows, {rows} rows; medians of {} rounds. Ratio of rows/s: {:.2} (rounds: {}). \
+         CPU in us per row.\n\n\
+         | | rows/s | itself | its sessions in Postgres | Redis |\n| --- | ---: | ---: | ---: | ---: |\n{}{}",
+        pairs.len(),
+        median(ratios.iter().copied()),
+        list.join(" "),
+        line("pg_recvlogical", &|pair| &pair.0),
+        line("cachefence", &|pair| &pair.1),
+    )
 }

@@ -1,0 +1,58 @@
+//! What the proxy costs, beside what its users would otherwise run: `make bench`.
+//!
+//! Each part measures one thing on real servers of its own and returns its table, which goes into docs/performance.md
+//! between the marks of that part. The machine may be shared and noisy: what counts are ratios of figures that were taken
+//! by turns, and their medians. PART picks some parts, ROUNDS says how often they take turns, at least five times for a
+//! figure that is to be believed.
+
+mod cpu;
+mod feed;
+mod report;
+
+use std::error::Error;
+
+/// What a part comes to.
+pub type Fallible<T> = Result<T, Box<dyn Error>>;
+
+/// The program that is measured.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_cachefence");
+/// All parts, in the order of the document.
+const PARTS: &[&str] = &["feed"];
+
+fn main() -> Fallible<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let wanted = std::env::var("PART").unwrap_or_default();
+    let rounds = setting("ROUNDS", 5)? as usize;
+    runtime.block_on(async {
+        for part in PARTS.iter().filter(|part| part.contains(&wanted)) {
+            let table = match *part {
+                "feed" => feed::run(rounds).await?,
+                unknown => return Err(format!("no part is called {unknown}").into()),
+            };
+            println!("\n## {part}\n\n{table}");
+            report::put(part, &table)?;
+        }
+        Ok(())
+    })
+}
+
+/// A number from the environment.
+pub fn setting(name: &str, default: u32) -> Fallible<u32> {
+    match std::env::var(name) {
+        Ok(text) => text.parse().map_err(|_| format!("{name}={text}: not a number").into()),
+        Err(_) => Ok(default),
+    }
+}
+
+/// The middle of them.
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    percentile(values, 50)
+}
+
+/// The value that so many of a hundred do not exceed.
+pub fn percentile(values: impl IntoIterator<Item = f64>, percent: usize) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    let place = (values.len() * percent / 100).min(values.len().saturating_sub(1));
+    values.get(place).copied().unwrap_or(f64::NAN)
+}
