@@ -167,7 +167,7 @@ impl Before {
     /// Those that came with the fault have left nothing.
     async fn returns(&self, stand: &Stand) -> Outcome {
         let mut last = None;
-        let waited = wait_until("all to be as before", PATIENCE, async || {
+        let waited = wait_until("all to be as before", PATIENCE * 3, async || {
             let Ok(clients) = stand.proxy.metric("cachefence_clients").await else { return false };
             let Ok(now) = stand.resources() else { return false };
             last = Some((clients, now));
