@@ -278,6 +278,11 @@ impl Session {
 
     /// Takes all commands that are there and need not wait. True if more bytes are needed for the next.
     fn take_commands(&mut self) -> bool {
+        if self.incoming.is_empty() && self.large.is_none() && !self.closing {
+            // Woken to write a reply, most likely.
+            self.held_up = false;
+            return !self.has_to_wait();
+        }
         // Taken out of `self`, so that commands can be borrowed from them while they are dealt with.
         let mut incoming = std::mem::take(&mut self.incoming);
         let mut scanner = std::mem::take(&mut self.scanner);

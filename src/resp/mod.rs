@@ -41,6 +41,22 @@ fn line_end(bytes: &[u8], from: usize) -> Option<usize> {
     (line.len() > end + 1).then_some(from + end)
 }
 
+/// The number on a length line as nearly all of them are, up to nine digits and the line's end, and how many bytes that
+/// takes. None for every other line, which is left to [`line_end`] and [`integer`].
+#[inline]
+fn plain_length(line: &[u8]) -> Option<(i64, usize)> {
+    let mut length = 0;
+    for (n, byte) in line.iter().take(10).enumerate() {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            let is_number = n == 1 || (n > 1 && line[0] != b'0');
+            return (is_number && *byte == b'\r' && line.len() > n + 1).then_some((length, n + 2));
+        }
+        length = length * 10 + i64::from(digit);
+    }
+    None
+}
+
 /// A decimal number as Redis's `string2ll` takes it: a minus is allowed, a plus, a blank or nothing is not.
 pub fn integer(text: &[u8]) -> Option<i64> {
     let (negative, digits) = match text {
@@ -138,6 +154,25 @@ mod tests {
         assert_eq!(integer(b"0"), Some(0));
         for bad in [&b""[..], b"-", b"+1", b" 1", b"01", b"-0", b"1x", b"9223372036854775808"] {
             assert_eq!(integer(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_plain_length_is_what_the_line_says() {
+        for line in ["0", "1", "10", "512", "999999999", "00", "01", "-1", "", "+1", "1 ", "1x", "1234567890"]
+        {
+            let bytes = format!("{line}\r\nrest").into_bytes();
+            if let Some((length, taken)) = plain_length(&bytes) {
+                assert_eq!(
+                    (integer(line.as_bytes()), line_end(&bytes, 0)),
+                    (Some(length), Some(taken - 2)),
+                    "{line}"
+                );
+            } else {
+                assert!(line.len() > 9 || integer(line.as_bytes()).is_none_or(|n| n < 0), "{line}");
+            }
+            let half = bytes.get(..=line.len()).and_then(plain_length);
+            assert_eq!(half, None, "{line}, of whose end only the first half is there");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Replies: where one ends. Their bytes are forwarded as they came.
 
-use super::{MAX_BULK, MAX_LINE, ProtocolError, integer, line_end};
+use super::{MAX_BULK, MAX_LINE, ProtocolError, integer, line_end, plain_length};
 
 /// Looks for the end of the reply at the start of a buffer, in RESP2 and RESP3.
 ///
@@ -44,6 +44,11 @@ impl ReplyScanner {
     /// When the bytes are not a reply. What follows them cannot be told apart any more: the connection is lost.
     pub fn scan(&mut self, bytes: &[u8]) -> Result<Progress, ProtocolError> {
         while self.remaining > 0 && self.at < bytes.len() {
+            if let Some(next) = after_bulk(bytes, self.at) {
+                self.at = next;
+                self.count(0);
+                continue;
+            }
             let Some(end) = line_break(bytes, self.searched.max(self.at + 1)) else {
                 // A script can return an error or a status of any length; a number is short.
                 let text = matches!(bytes[self.at], b'+' | b'-' | b'(');
@@ -81,17 +86,23 @@ impl ReplyScanner {
                 _ => return Err(ProtocolError::new("a reply of no known type")),
             };
             self.at += skip;
-            self.remaining = self.remaining - 1 + elements;
+            self.count(elements);
             if self.remaining > MAX_ELEMENTS {
                 return Err(ProtocolError::new("a reply with too many elements"));
-            }
-            if self.remaining == 0 && !self.open.is_empty() {
-                // Only its end ends it.
-                self.remaining = 1;
             }
         }
         let done = self.remaining == 0 && self.at <= bytes.len();
         Ok(Progress { bytes: self.at.min(bytes.len()), done })
+    }
+
+    /// An element is over but for those in it.
+    #[inline]
+    fn count(&mut self, elements: u64) {
+        self.remaining = self.remaining - 1 + elements;
+        if self.remaining == 0 && !self.open.is_empty() {
+            // Only its end ends it.
+            self.remaining = 1;
+        }
     }
 
     /// Something without a length begins.
@@ -122,6 +133,14 @@ impl ReplyScanner {
     pub fn reset(&mut self) {
         *self = Self::default();
     }
+}
+
+/// Where a bulk string ends that begins at `at`, which most replies are; it may not be there yet. None for all others.
+#[inline]
+fn after_bulk(bytes: &[u8], at: usize) -> Option<usize> {
+    let line = bytes.get(at..)?.strip_prefix(b"$")?;
+    let (length, taken) = plain_length(line)?;
+    (line[taken - 1] == b'\n').then_some(at + 1 + taken + length as usize + 2)
 }
 
 /// A whole reply without the attributes that precede it.

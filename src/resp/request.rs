@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 
-use super::{MAX_ARGUMENTS, MAX_BULK, MAX_LINE, ProtocolError, integer, line_end, put_header};
+use super::{MAX_ARGUMENTS, MAX_BULK, MAX_LINE, ProtocolError, integer, line_end, plain_length, put_header};
 
 /// The most arguments of a request of who has yet to log in, as in Redis.
 const MAX_STRANGER_ARGUMENTS: i64 = 10;
@@ -151,26 +151,26 @@ impl RequestScanner {
                 Some(b'*') => {}
                 Some(_) => return self.inline(bytes),
             }
-            let Some(end) = self.line(bytes, 1, "too big mbulk count string")? else {
+            let Some((count, next)) = self.length(bytes, 0, "too big mbulk count string")? else {
                 return Ok(Scanned::Partial);
             };
-            let count = integer(&bytes[1..end])
+            let count = count
                 .filter(|count| *count <= MAX_ARGUMENTS as i64)
                 .ok_or_else(|| ProtocolError::new("invalid multibulk length"))?;
             if count <= 0 {
-                return Ok(Scanned::Nothing(end + 2));
+                return Ok(Scanned::Nothing(next));
             }
             if self.stranger && count > MAX_STRANGER_ARGUMENTS {
                 return Err(ProtocolError::new("unauthenticated multibulk length"));
             }
-            (self.at, self.remaining, self.in_array) = (end + 2, count as usize, true);
+            (self.at, self.remaining, self.in_array) = (next, count as usize, true);
             self.ranges.clear();
         }
         while self.remaining > 0 {
             if self.at >= bytes.len() {
                 return Ok(Scanned::Partial);
             }
-            let Some(end) = self.line(bytes, self.at, "too big bulk count string")? else {
+            let Some((length, start)) = self.length(bytes, self.at, "too big bulk count string")? else {
                 return Ok(Scanned::Partial);
             };
             let kind = bytes[self.at];
@@ -179,25 +179,41 @@ impl RequestScanner {
                 let got = if matches!(kind, b'\r' | b'\n') { ' ' } else { char::from(kind) };
                 return Err(ProtocolError::new(format!("expected '$', got '{got}'")));
             }
-            let length = integer(&bytes[self.at + 1..end])
+            let length = length
                 .and_then(|length| usize::try_from(length).ok())
                 .filter(|length| *length <= MAX_BULK)
                 .ok_or_else(|| ProtocolError::new("invalid bulk length"))?;
             if self.stranger && length > MAX_STRANGER_BULK {
                 return Err(ProtocolError::new("unauthenticated bulk length"));
             }
-            let (Ok(start), Ok(range)) = (u32::try_from(end + 2), u32::try_from(length)) else {
+            let (Ok(place), Ok(range)) = (u32::try_from(start), u32::try_from(length)) else {
                 // Ranges are 32 bits wide; such a request would need 4 GiB of memory anyway.
                 return Err(ProtocolError::new("request too big"));
             };
-            self.ranges.push((start, range));
-            self.at = end + 2 + length + 2;
+            self.ranges.push((place, range));
+            self.at = start + length + 2;
             self.remaining -= 1;
         }
         Ok(if bytes.len() >= self.at { Scanned::Request(self.at) } else { Scanned::Partial })
     }
 
+    /// The number on the length line whose type byte is at `at`, if it is one, and where the next line begins.
+    #[inline]
+    fn length(
+        &mut self,
+        bytes: &[u8],
+        at: usize,
+        too_big: &str,
+    ) -> Result<Option<(Option<i64>, usize)>, ProtocolError> {
+        if let Some((length, taken)) = bytes.get(at + 1..).and_then(plain_length) {
+            self.searched = 0;
+            return Ok(Some((Some(length), at + 1 + taken)));
+        }
+        Ok(self.line(bytes, at, too_big)?.map(|end| (bytes.get(at + 1..end).and_then(integer), end + 2)))
+    }
+
     /// The end of the length line that begins at `from`.
+    #[cold]
     fn line(&mut self, bytes: &[u8], from: usize, too_big: &str) -> Result<Option<usize>, ProtocolError> {
         match line_end(bytes, from.max(self.searched)) {
             Some(end) if end - from <= MAX_LINE => {
