@@ -176,10 +176,10 @@ impl Before {
                 && now.threads <= self.held.threads
                 && now.rss_kib <= self.held.rss_kib + KEPT_KIB
         });
-        waited.await.map_err(|error| {
-            let Self { held, clients, .. } = self;
-            format!("{error}: {held}, {clients} clients before; now {last:?}").into()
-        })
+        let Err(error) = waited.await else { return Ok(()) };
+        let Self { held, clients, .. } = self;
+        let of_redis = stand.redis.client().await?.cmd(&["CLIENT", "LIST"]).await?.text().unwrap_or_default();
+        Err(format!("{error}: {held}, {clients} clients before; now {last:?}\n{of_redis}").into())
     }
 }
 

@@ -275,6 +275,14 @@ async fn one_of_two(stand: &mut Stand, load: &Load) -> Outcome {
     load.written(20).await?;
     load.warm().await?;
 
+    // Who was on the way to the other one may have come to it when it was back. It learns within half a second that commits no
+    // longer wait for it, and in strict that is what an operator has to wait for.
+    load.leave().await?;
+    wait_until("the other to have no clients", PATIENCE, async || {
+        other.metric("cachefence_clients").await.is_ok_and(|clients| clients == 0.0)
+    })
+    .await?;
+    load.come_back();
     stand.set_standbys(STANDBYS).await?;
     other.stop().await?;
     wait_until("the other's slot to be dropped", PATIENCE, async || {

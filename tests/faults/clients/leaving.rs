@@ -16,7 +16,8 @@ async fn states(stand: &Stand) -> Fallible<Vec<(Vec<u8>, usize)>> {
     let said = |line: &str| encode(&line.split(' ').collect::<Vec<_>>());
     let get = said("GET gone");
     let after = said("AFTER FFFFFFFF/0 TIMEOUT 3600000 GET gone");
-    let large = encode(&["SET", "gone", &"x".repeat(1 << 20)]);
+    // Of a key that nobody reads a thousand times.
+    let large = encode(&["SET", "gone:large", &"x".repeat(1 << 20)]);
     let half = |bytes: &[u8]| bytes.get(..bytes.len() / 2).unwrap_or_default().to_vec();
     let multi = said("MULTI");
     Ok(vec![
