@@ -5,6 +5,7 @@
 //! has to be the first part: what others have freed would not be seen to be taken.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -22,6 +23,8 @@ const HISTORY: u64 = 60_000;
 const ALONE: Duration = Duration::from_secs(5);
 /// Keys whose state is asked for between two looks at how long the thread has waited for a core.
 const STRIDE: usize = 64;
+/// A wait for a core that is none, in nanoseconds.
+const UNDISTURBED: u64 = 20_000;
 
 /// All that one round has measured.
 struct Round {
@@ -31,7 +34,7 @@ struct Round {
     left: f64,
     /// What the table says of itself.
     account: f64,
-    /// Seconds: writing all keys, and expiring them.
+    /// Seconds of CPU: writing all keys, and expiring them.
     writing: f64,
     expiring: f64,
     alone: Pauses,
@@ -43,7 +46,7 @@ struct Round {
 #[derive(Clone, Copy, Default)]
 struct Pauses {
     most: f64,
-    /// The longest, less what the thread waited for a core.
+    /// The longest of those during which nobody took the writer's core, less what the onlooker waited for one.
     longest: f64,
     /// As it was by the clock.
     longest_by_clock: f64,
@@ -67,22 +70,23 @@ fn round(keys: u32) -> Fallible<Round> {
         shards: 1024,
     }));
     fence.restart(Lsn(1));
-    let onlooker = Onlooker::start(fence.clone(), keys);
+    let writer = Thread::this()?;
+    let onlooker = Onlooker::start(fence.clone(), keys, writer.clone());
     let alone = onlooker.during(|| std::thread::sleep(ALONE));
 
-    let (mut draining, began) = (Vec::new(), Instant::now());
+    let (mut draining, began) = (Vec::new(), writer.scheduled().0);
     let growing = onlooker.during(|| {
         for number in 0..u64::from(keys) {
             let write = Write { xid: Xid(number + 3), lsn: Lsn(number + 2) };
             fence.write(key(number), write, &mut draining);
         }
     });
-    let writing = began.elapsed().as_secs_f64();
+    let writing = writer.scheduled().0.saturating_sub(began) as f64 / 1e9;
     let (with_all, size) = (resident()?, fence.size());
 
     let last = Lsn(u64::from(keys) + 2);
     settle(&fence, last, 0)?;
-    let began = Instant::now();
+    let began = writer.scheduled().0;
     let mut settled = Ok(());
     let emptied = onlooker.during(|| {
         // The floor rises when the last write has been settled for the length of a history.
@@ -90,7 +94,7 @@ fn round(keys: u32) -> Fallible<Round> {
         fence.sweep(HISTORY + 1);
     });
     settled?;
-    let expiring = began.elapsed().as_secs_f64();
+    let expiring = writer.scheduled().0.saturating_sub(began) as f64 / 1e9;
     onlooker.stop();
     if size.keys != keys as usize || fence.size().keys != 0 {
         return Err(format!("{} keys, and {} after the sweep", size.keys, fence.size().keys).into());
@@ -125,10 +129,22 @@ fn resident() -> Fallible<u64> {
     Ok(kilobytes * 1024)
 }
 
-/// Nanoseconds for which the calling thread has waited for a core.
-fn waited() -> u64 {
-    let schedstat = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    schedstat.split_ascii_whitespace().nth(1).and_then(|wait| wait.parse().ok()).unwrap_or_default()
+/// A thread of this process, as Linux counts its time.
+#[derive(Clone)]
+struct Thread(PathBuf);
+
+impl Thread {
+    /// The one that asks.
+    fn this() -> Fallible<Self> {
+        Ok(Self(Path::new("/proc").join(fs::read_link("/proc/thread-self")?).join("schedstat")))
+    }
+
+    /// Nanoseconds that it has run, and that it has waited for a core.
+    fn scheduled(&self) -> (u64, u64) {
+        let schedstat = fs::read_to_string(&self.0).unwrap_or_default();
+        let mut fields = schedstat.split_ascii_whitespace().map(|field| field.parse().unwrap_or_default());
+        (fields.next().unwrap_or_default(), fields.next().unwrap_or_default())
+    }
 }
 
 /// A thread that does what the proxy does with a fill and with a read, over and over, and takes the time of each.
@@ -146,10 +162,10 @@ struct Seen {
 }
 
 impl Onlooker {
-    fn start(fence: Arc<Fence>, keys: u32) -> Self {
+    fn start(fence: Arc<Fence>, keys: u32, writer: Thread) -> Self {
         let seen = Arc::new(Seen::default());
         let own = seen.clone();
-        let thread = std::thread::spawn(move || own.look(&fence, u64::from(keys)));
+        let thread = std::thread::spawn(move || own.look(&fence, u64::from(keys), &writer));
         Self { seen, thread }
     }
 
@@ -166,6 +182,7 @@ impl Onlooker {
         loop {
             match self.seen.told.lock() {
                 Ok(told) if told.0 == chapter => return told.1,
+                _ if self.thread.is_finished() => return Pauses::default(),
                 _ => std::thread::yield_now(),
             }
         }
@@ -179,7 +196,10 @@ impl Onlooker {
 }
 
 impl Seen {
-    fn look(&self, fence: &Fence, keys: u64) {
+    fn look(&self, fence: &Fence, keys: u64, writer: &Thread) {
+        // Without it nothing is told.
+        let Ok(own) = Thread::this() else { return };
+        let waited = || (own.scheduled().1, writer.scheduled().1);
         let (mut chapter, mut number, mut times) = (0, 0, Times::none());
         while !self.over.load(Ordering::SeqCst) {
             let (waited_before, mut stride) = (waited(), Vec::with_capacity(2 * STRIDE));
@@ -189,7 +209,9 @@ impl Seen {
                 stride.push(timed(|| fill(fence, key, number)));
                 stride.push(timed(|| fence.is_capped(key, 0)));
             }
-            times.add(&stride, waited().saturating_sub(waited_before));
+            let waited = waited();
+            let writer_waited = waited.1.saturating_sub(waited_before.1);
+            times.add(&stride, waited.0.saturating_sub(waited_before.0), writer_waited);
             let now = self.chapter.load(Ordering::SeqCst);
             if now != chapter {
                 chapter = now;
@@ -215,15 +237,18 @@ impl Times {
         Self { shorter_than: [0; 64], longest: 0, longest_by_clock: 0 }
     }
 
-    /// Those of one stride, in which the thread waited for a core for so long: where it did, nobody knows, so that goes off
-    /// the longest.
-    fn add(&mut self, stride: &[u64], waited: u64) {
+    /// Those of one stride, in which both threads waited for a core for so long: nobody knows in which of them this one did,
+    /// so that goes off the longest.
+    fn add(&mut self, stride: &[u64], waited: u64, writer_waited: u64) {
         for time in stride {
             self.shorter_than[(64 - time.leading_zeros()).min(63) as usize] += 1;
         }
         let longest = stride.iter().copied().max().unwrap_or_default();
         self.longest_by_clock = self.longest_by_clock.max(longest);
-        self.longest = self.longest.max(longest.saturating_sub(waited));
+        // One that has a lock and no core holds others up for as long as the machine likes.
+        if writer_waited < UNDISTURBED {
+            self.longest = self.longest.max(longest.saturating_sub(waited));
+        }
     }
 
     fn pauses(self) -> Pauses {
@@ -279,7 +304,8 @@ fn table(keys: u32, rounds: &[Round]) -> String {
         )
     };
     format!(
-        "{} million keys of one write each, medians of {} rounds. {:.1} s for writing them, {:.2} s for expiring.\n\n\
+        "{} million keys of one write each, medians of {} rounds. {:.1} s of CPU for writing them, {:.2} s for expiring \
+         all.\n\n\
          | bytes per key (first round) | |\n| --- | ---: |\n\
          | of the process (RSS) | {:.1} |\n| by the table's own account | {:.1} |\n\
          | that the process still has when all have expired | {:.1} |\n\n\

@@ -95,7 +95,8 @@ impl Polling {
         };
         let reads = self.clients.run(pid, 0..ALL_READS, |n| vec![Exchange::miss(&format!("free:{n}"))]);
         let (commits, reads) = tokio::join!(commits, reads);
-        (commits?, reads?);
+        commits?;
+        reads?;
         Ok(percent(self.used().saturating_sub(before), began.elapsed().as_secs_f64()))
     }
 }

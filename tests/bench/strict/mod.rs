@@ -14,16 +14,16 @@ use stand::Stand;
 
 /// Whom commits wait for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Waits {
-    ForNobody,
-    ForReplica,
-    ForProxy,
+pub enum WaitFor {
+    Nobody,
+    Replica,
+    Proxy,
 }
 
-const WAYS: [(Waits, &str); 3] = [
-    (Waits::ForNobody, "no synchronous standby"),
-    (Waits::ForReplica, "a physical standby, `remote_write`"),
-    (Waits::ForProxy, "cachefence, strict"),
+const WAYS: [(WaitFor, &str); 3] = [
+    (WaitFor::Nobody, "no synchronous standby"),
+    (WaitFor::Replica, "a physical standby, `remote_write`"),
+    (WaitFor::Proxy, "cachefence, strict"),
 ];
 const SESSIONS: [u32; 3] = [1, 8, 32];
 
@@ -69,7 +69,7 @@ fn table(turns: &[Vec<Turn>], seconds: u32, disk: &str) -> String {
             ratios.sort_by(f64::total_cmp);
             let all: Vec<String> = ratios.iter().map(|ratio| format!("{ratio:.2}")).collect();
             let beside = match waits {
-                Waits::ForReplica => "| ".to_owned(),
+                WaitFor::Replica => "| ".to_owned(),
                 _ => format!("{:.2} | {}", median(ratios.iter().copied()), all.join(" ")),
             };
             text += &format!(

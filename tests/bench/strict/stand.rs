@@ -6,7 +6,7 @@ use cachefence::demo::servers::{
     Cachefence, Postgres, PrimaryOptions, Redis, RedisOptions, config, wait_until,
 };
 
-use super::Waits;
+use super::WaitFor;
 use super::pgbench::{self, Latency, ROWS};
 use crate::level::PATIENCE;
 use crate::{BINARY, Fallible};
@@ -50,7 +50,7 @@ impl Stand {
     }
 
     /// Has commits wait for that, and for nothing else; whoever is not waited for stands still.
-    pub async fn wait_for(&mut self, waits: Waits) -> Fallible<()> {
+    pub async fn wait_for(&mut self, waits: WaitFor) -> Fallible<()> {
         self.go_on()?;
         // Nobody has anything left to do from other turns.
         self.replica.catch_up(&self.primary).await?;
@@ -58,12 +58,12 @@ impl Stand {
         let replica = self.replica.name();
         self.caught_up().await?;
         match waits {
-            Waits::ForNobody => {}
-            Waits::ForReplica => {
+            WaitFor::Nobody => {}
+            WaitFor::Replica => {
                 self.name(&replica).await?;
                 self.synchronous(&replica).await?;
             }
-            Waits::ForProxy => {
+            WaitFor::Proxy => {
                 self.name(NAME).await?;
                 self.synchronous(NAME).await?;
                 let proxy = &self.proxy;
@@ -73,10 +73,10 @@ impl Stand {
                 .await?;
             }
         }
-        if waits != Waits::ForReplica {
+        if waits != WaitFor::Replica {
             self.replica.freeze()?;
         }
-        if waits != Waits::ForProxy {
+        if waits != WaitFor::Proxy {
             self.proxy.freeze()?;
         }
         Ok(())
@@ -90,8 +90,8 @@ impl Stand {
     }
 
     /// One run, as those commit who want to wait in this way.
-    pub fn pgbench(&self, waits: Waits, sessions: u32, seconds: u32) -> Fallible<Latency> {
-        let commit = if waits == Waits::ForReplica { "remote_write" } else { "on" };
+    pub fn pgbench(&self, waits: WaitFor, sessions: u32, seconds: u32) -> Fallible<Latency> {
+        let commit = if waits == WaitFor::Replica { "remote_write" } else { "on" };
         pgbench::run(&self.primary, commit, sessions, seconds)
     }
 
