@@ -7,7 +7,13 @@
 
 mod cpu;
 mod feed;
+mod fills;
+mod growth;
+mod level;
+mod load;
 mod report;
+mod strict;
+mod table;
 
 use std::error::Error;
 
@@ -17,7 +23,7 @@ pub type Fallible<T> = Result<T, Box<dyn Error>>;
 /// The program that is measured.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_cachefence");
 /// All parts, in the order of the document.
-const PARTS: &[&str] = &["feed"];
+const PARTS: &[&str] = &["table", "feed", "fills", "strict", "growth"];
 
 fn main() -> Fallible<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -26,7 +32,11 @@ fn main() -> Fallible<()> {
     runtime.block_on(async {
         for part in PARTS.iter().filter(|part| part.contains(&wanted)) {
             let table = match *part {
+                "table" => table::run(rounds)?,
                 "feed" => feed::run(rounds).await?,
+                "fills" => fills::run(rounds).await?,
+                "strict" => strict::run(rounds).await?,
+                "growth" => growth::run(rounds).await?,
                 unknown => return Err(format!("no part is called {unknown}").into()),
             };
             println!("\n## {part}\n\n{table}");
