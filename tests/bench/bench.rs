@@ -7,7 +7,14 @@
 
 mod cpu;
 mod feed;
+mod latency;
+mod load;
+mod many;
+mod passing;
+mod proxies;
 mod report;
+mod steady;
+mod turns;
 
 use std::error::Error;
 
@@ -17,7 +24,7 @@ pub type Fallible<T> = Result<T, Box<dyn Error>>;
 /// The program that is measured.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_cachefence");
 /// All parts, in the order of the document.
-const PARTS: &[&str] = &["feed"];
+const PARTS: &[&str] = &["feed", "passing", "steady", "latency", "many"];
 
 fn main() -> Fallible<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -27,6 +34,10 @@ fn main() -> Fallible<()> {
         for part in PARTS.iter().filter(|part| part.contains(&wanted)) {
             let table = match *part {
                 "feed" => feed::run(rounds).await?,
+                "passing" => passing::run(rounds).await?,
+                "steady" => steady::run(rounds).await?,
+                "latency" => latency::run(rounds).await?,
+                "many" => many::run(rounds).await?,
                 unknown => return Err(format!("no part is called {unknown}").into()),
             };
             println!("\n## {part}\n\n{table}");
