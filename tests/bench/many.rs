@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::load::{Ask, Load};
-use crate::proxies::{Stand, Way};
+use crate::proxies::Stand;
 use crate::{Fallible, report, turns};
 
 const TIME: Duration = Duration::from_secs(2);
@@ -14,24 +14,31 @@ const SMALL: usize = 64;
 const LARGE: usize = 1 << 20;
 /// Connections for large values.
 const FEW: usize = 4;
-const IDLE: usize = 10_000;
-/// Files that a process has open besides its connections, at most.
+/// As many as this where the system lets a process have them.
+const MOST: u64 = 10_000;
+/// What a proxy may open for a client, and for all else, at most.
+const FILES_OF_CLIENT: u64 = 2;
 const OTHER_FILES: u64 = 500;
 
 /// All of these, each as often as there are rounds; the memory once, as what a process has had it keeps.
 pub async fn run(rounds: usize) -> Fallible<String> {
     let files = open_files()?;
+    let most = files.saturating_sub(OTHER_FILES) / FILES_OF_CLIENT / 100 * 100;
+    let most = most.min(MOST) as usize;
     let mut stand = Stand::start().await?;
     let mut text = report::head("many", rounds, &stand);
+    if (most as u64) < MOST {
+        let _ = writeln!(text, "A process may open {files} files there, too few for {MOST} clients.");
+    }
     stand.fill(SMALL).await?;
-    text += &idle(&stand, files)?;
-    for connections in [1_000, 10_000] {
-        let _ = write!(text, "\nGET, {SMALL} bytes, {connections} connections");
-        text += &by_turns(&stand, connections, Ask::Get(SMALL), rounds, files).await?;
+    text += &idle(&stand, most)?;
+    for connections in [1_000, most] {
+        let _ = write!(text, "\nGET, {SMALL} bytes, {connections} connections:\n\n");
+        text += &by_turns(&stand, connections, Ask::Get(SMALL), rounds).await?;
     }
     for (name, ask) in [("SET", Ask::Set(LARGE)), ("GET", Ask::Get(LARGE))] {
-        let _ = write!(text, "\n{name}, 1 MiB, {FEW} connections");
-        text += &by_turns(&stand, FEW, ask, rounds, files).await?;
+        let _ = write!(text, "\n{name}, 1 MiB, {FEW} connections:\n\n");
+        text += &by_turns(&stand, FEW, ask, rounds).await?;
     }
     stand.all_admitted().await?;
     Ok(text)
@@ -39,67 +46,38 @@ pub async fn run(rounds: usize) -> Fallible<String> {
 
 /// As many files as the system lets us and our children open.
 fn open_files() -> Fallible<u64> {
-    let wanted = Some(65_536);
-    let had = getrlimit(Resource::Nofile).maximum;
-    let enough = had.is_none_or(|most| Some(most) >= wanted);
-    let (current, maximum) = if enough { (wanted, had) } else { (wanted, wanted) };
-    // Only root may have more than what was the most.
-    if setrlimit(Resource::Nofile, Rlimit { current, maximum }).is_err() {
-        setrlimit(Resource::Nofile, Rlimit { current: had, maximum: had })?;
-    }
-    Ok(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX))
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let files = maximum.unwrap_or(u64::MAX).min(MOST * FILES_OF_CLIENT + OTHER_FILES);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(files), maximum })?;
+    Ok(files)
 }
 
-/// The ways that can have so many connections, and the sentence that names the others.
-fn able(stand: &Stand, connections: usize, files: u64) -> (Vec<&Way>, String) {
-    let needs = |way: &Way| {
-        let each = if way.pinned { 2 } else { 1 };
-        connections as u64 * each + OTHER_FILES
-    };
-    let (able, left_out): (Vec<&Way>, Vec<&Way>) = stand.ways.iter().partition(|way| needs(way) <= files);
-    let names: Vec<&str> = left_out.iter().map(|way| way.name).collect();
-    let left_out = if names.is_empty() {
-        String::new()
-    } else {
-        format!(" (a process may open {files} files, too few for {})", names.join(", "))
-    };
-    (able, left_out)
-}
-
-async fn by_turns(
-    stand: &Stand,
-    connections: usize,
-    ask: Ask,
-    rounds: usize,
-    files: u64,
-) -> Fallible<String> {
-    let (ways, left_out) = able(stand, connections, files);
+async fn by_turns(stand: &Stand, connections: usize, ask: Ask, rounds: usize) -> Fallible<String> {
     let mut taken = turns::Rounds::new();
     for _ in 0..rounds {
         let mut round = Vec::new();
-        for way in &ways {
+        for way in &stand.ways {
             let mut load = Load::connect(&way.address(), connections, ask)?;
             round.push(stand.measured(way, || load.closed(TIME)).await?);
         }
         taken.push(round);
     }
-    Ok(format!("{left_out}:\n\n{}", turns::table(&ways, &taken)))
+    Ok(turns::table(&stand.ways, &taken))
 }
 
 /// By how much each proxy grows with clients that have had one answer and say no more.
-fn idle(stand: &Stand, files: u64) -> Fallible<String> {
-    let (ways, left_out) = able(stand, IDLE, files);
+fn idle(stand: &Stand, connections: usize) -> Fallible<String> {
     let mut text = format!(
-        "\nMemory of a client that says nothing, of {IDLE} that had one answer each{left_out}:\n\n\
+        "\nMemory of a client that says nothing, of {connections} that had one answer each:\n\n\
          | | KiB |\n| --- | ---: |\n"
     );
-    for way in ways {
+    for way in &stand.ways {
         let Some(pid) = way.pid() else { continue };
         let before = resident(pid)?;
-        let load = Load::connect(&way.address(), IDLE, Ask::Get(SMALL))?;
+        let load = Load::connect(&way.address(), connections, Ask::Get(SMALL))?;
         let grown = resident(pid)? - before;
         drop(load);
-        let _ = writeln!(text, "| {} | {:.1} |", way.name, grown / IDLE as f64);
+        let _ = writeln!(text, "| {} | {:.1} |", way.name, grown / connections as f64);
     }
     Ok(text)
 }

@@ -49,8 +49,7 @@ async fn by_turns(stand: &mut Stand, shape: Shape, rounds: usize) -> Fallible<St
         }
         taken.push(round);
     }
-    let ways: Vec<_> = stand.ways.iter().collect();
-    Ok(turns::table(&ways, &taken))
+    Ok(turns::table(&stand.ways, &taken))
 }
 
 impl Shape {

@@ -31,7 +31,7 @@ pub fn head(part: &str, rounds: usize, stand: &Stand) -> String {
         missing => format!(" Not installed there: {}.", missing.join(", ")),
     };
     format!(
-        "{}. {}.{missing} `make bench PART={part}`, medians of {rounds} rounds.\n",
+        "{}. {}.{missing} `make bench PART={part}`, {rounds} rounds.\n",
         machine(),
         stand.versions.join(", ")
     )

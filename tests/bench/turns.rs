@@ -9,7 +9,7 @@ use crate::proxies::{DIRECT, Figures, HAPROXY, Way};
 pub type Rounds = Vec<Vec<Figures>>;
 
 /// Medians of all rounds, and the medians of the rounds' ratios.
-pub fn table(ways: &[&Way], rounds: &[Vec<Figures>]) -> String {
+pub fn table(ways: &[Way], rounds: &[Vec<Figures>]) -> String {
     let mut text = String::from(
         "| | requests/s | / direct | / HAProxy | CPU of the proxy, us | / HAProxy | CPU of Redis, us | / direct |\n\
          | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",

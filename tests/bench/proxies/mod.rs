@@ -19,8 +19,8 @@ pub const DIRECT: &str = "direct";
 /// The way that others are held against.
 pub const HAPROXY: &str = "HAProxy, tcp";
 
-/// Connections that Redis and our proxy take: more than any part opens.
-const MAX_CLIENTS: u32 = 30_000;
+/// Connections that Redis and our proxy take: more than any part opens, if the system lets them.
+const MAX_CLIENTS: u32 = 12_000;
 /// A process that has used less in a while is idle.
 const IDLE: Duration = Duration::from_millis(1);
 const IDLE_FOR: Duration = Duration::from_millis(20);
@@ -30,8 +30,6 @@ const IN_TIME: Duration = Duration::from_secs(30);
 pub struct Way {
     pub name: &'static str,
     pub port: u16,
-    /// Whether each client has a connection to Redis of its own, which takes a further file.
-    pub pinned: bool,
     process: Process,
 }
 
@@ -75,7 +73,7 @@ impl Stand {
         let max_clients = MAX_CLIENTS.to_string();
         let redis = Redis::start(RedisOptions::default().args(&["--maxclients", &max_clients])).await?;
         let mut client = redis.client().await?;
-        let direct = Way { name: DIRECT, port: redis.port(), pinned: false, process: Process::Direct };
+        let direct = Way { name: DIRECT, port: redis.port(), process: Process::Direct };
         let (primary, ours) = ours::start(&redis).await?;
         let mut versions = vec![
             server_version(&mut client).await?,

@@ -24,7 +24,6 @@ pub struct Proxy {
     on_path: &'static str,
     /// The argument that makes it say its version.
     pub version: &'static str,
-    pinned: bool,
     /// Its settings: where it listens, a further port, Redis's.
     settings: fn(u16, u16, u16) -> String,
     /// Its arguments: the file of its settings, and that further port.
@@ -38,7 +37,6 @@ pub const ALL: [Proxy; 4] = [
         variable: "CACHEFENCE_HAPROXY",
         on_path: "haproxy",
         version: "-v",
-        pinned: true,
         settings: haproxy,
         arguments: |file, _| words(&["-db", "-f", file]),
     },
@@ -47,7 +45,6 @@ pub const ALL: [Proxy; 4] = [
         variable: "CACHEFENCE_TWEMPROXY",
         on_path: "nutcracker",
         version: "-V",
-        pinned: false,
         settings: twemproxy,
         arguments: |file, port| words(&["-c", file, "-a", "127.0.0.1", "-s", &port.to_string()]),
     },
@@ -56,7 +53,6 @@ pub const ALL: [Proxy; 4] = [
         variable: "CACHEFENCE_PREDIXY",
         on_path: "predixy",
         version: "--version",
-        pinned: false,
         settings: predixy,
         arguments: |file, _| words(&[file]),
     },
@@ -65,7 +61,6 @@ pub const ALL: [Proxy; 4] = [
         variable: "CACHEFENCE_ENVOY",
         on_path: "envoy",
         version: "--version",
-        pinned: false,
         settings: envoy,
         arguments: |file, _| {
             words(&["-c", file, "--concurrency", "1", "--disable-hot-restart", "-l", "error"])
@@ -100,7 +95,8 @@ impl Proxy {
     async fn attempt(&self, program: &Path, redis: u16) -> Fallible<Way> {
         let (port, further) = (free_port()?, free_port()?);
         let dir = tempfile::tempdir()?;
-        let (file, log) = (dir.path().join("settings"), dir.path().join("log"));
+        // Envoy goes by the end of the name; the others do not care.
+        let (file, log) = (dir.path().join("settings.yaml"), dir.path().join("log"));
         fs::write(&file, (self.settings)(port, further, redis))?;
         let child = Command::new(program)
             .args((self.arguments)(&file.to_string_lossy(), further))
@@ -114,7 +110,7 @@ impl Proxy {
         let answered = tokio::time::timeout(IN_TIME, answers(&mut other, port)).await;
         if let Ok(Ok(())) = answered {
             let process = Process::Other(other);
-            return Ok(Way { name: self.name, port, pinned: self.pinned, process });
+            return Ok(Way { name: self.name, port, process });
         }
         let said = fs::read_to_string(other.dir.path().join("log")).unwrap_or_default();
         Err(format!("{} does not answer: {answered:?}\n{said}", self.name).into())

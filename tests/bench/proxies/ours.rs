@@ -44,7 +44,7 @@ pub async fn start(redis: &Redis) -> Fallible<(Postgres, Vec<Way>)> {
             primary.url(),
         );
         let proxy = Cachefence::start(BINARY, &settings).await?;
-        ways.push(Way { name, port: proxy.port(), pinned: false, process: Process::Ours(proxy) });
+        ways.push(Way { name, port: proxy.port(), process: Process::Ours(proxy) });
     }
     Ok((primary, ways))
 }
