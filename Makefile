@@ -5,7 +5,7 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 # Where Postgres's programs may be besides PATH: Debian puts them outside.
 PG_BINS := $(wildcard /usr/lib/postgresql/*/bin/initdb)
 
-.PHONY: all demo test test-clients test-matrix test-servers redis-suite consistency faults soak bench lint deps deps-test deps-clients
+.PHONY: all demo test test-clients test-matrix test-servers redis-suite consistency faults soak bench lint deps deps-test deps-clients deps-bench
 
 all: test
 
@@ -81,7 +81,7 @@ soak: deps
 	$(CARGO) test --release --locked --test faults what_is_held -- --ignored --nocapture
 
 # What the proxy costs, beside what its users would otherwise run; writes the tables of docs/performance.md. PART picks some
-# parts, ROUNDS says how often they take turns.
+# parts, ROUNDS says how often they take turns. Proxies that are not installed are left out: see deps-bench.
 bench: deps
 	$(CARGO) bench --locked --bench bench
 
@@ -110,6 +110,15 @@ deps-clients: deps-test
 	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"; \
 	[ -e /usr/include/hiredis/hiredis.h ] || missing="$$missing libhiredis-dev"; \
 	ruby -e 'require "redis"' 2>/dev/null || missing="$$missing ruby-redis"; \
+	$(install)
+
+# What `make bench` compares with, as far as Debian has it, and what it measures with.
+deps-bench: deps
+	@missing=; \
+	command -v redis-benchmark >/dev/null || missing="$$missing redis-tools"; \
+	PATH="$$PATH:/usr/sbin"; \
+	command -v haproxy >/dev/null || missing="$$missing haproxy"; \
+	command -v nutcracker >/dev/null || missing="$$missing nutcracker"; \
 	$(install)
 
 define install

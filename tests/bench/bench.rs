@@ -9,11 +9,18 @@ mod cpu;
 mod feed;
 mod fills;
 mod growth;
+mod latency;
 mod level;
 mod load;
+mod many;
+mod paced;
+mod passing;
+mod proxies;
 mod report;
+mod steady;
 mod strict;
 mod table;
+mod turns;
 
 use std::error::Error;
 
@@ -23,7 +30,8 @@ pub type Fallible<T> = Result<T, Box<dyn Error>>;
 /// The program that is measured.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_cachefence");
 /// All parts, in the order of the document.
-const PARTS: &[&str] = &["table", "feed", "fills", "strict", "growth"];
+const PARTS: &[&str] =
+    &["table", "feed", "passing", "steady", "latency", "many", "fills", "strict", "growth"];
 
 fn main() -> Fallible<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -37,6 +45,10 @@ fn main() -> Fallible<()> {
                 "fills" => fills::run(rounds).await?,
                 "strict" => strict::run(rounds).await?,
                 "growth" => growth::run(rounds).await?,
+                "passing" => passing::run(rounds).await?,
+                "steady" => steady::run(rounds).await?,
+                "latency" => latency::run(rounds).await?,
+                "many" => many::run(rounds).await?,
                 unknown => return Err(format!("no part is called {unknown}").into()),
             };
             println!("\n## {part}\n\n{table}");

@@ -10,14 +10,15 @@ pub fn own(pid: u32) -> f64 {
     ticks(pid, 14..=15)
 }
 
-/// Nanoseconds of CPU that the threads of a process have used, of those that still live.
+/// Nanoseconds of CPU that the threads of a live process have used, as its scheduler counts them: fine enough for runs of a
+/// second. Those of threads that have ended are not in it.
 pub fn nanos(pid: u32) -> u64 {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
-    let used = threads.flatten().filter_map(|thread| {
-        let schedstat = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        schedstat.split_ascii_whitespace().next()?.parse::<u64>().ok()
-    });
-    used.sum()
+    let used = |thread: fs::DirEntry| {
+        let times = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        times.split_ascii_whitespace().next()?.parse::<u64>().ok()
+    };
+    threads.flatten().filter_map(used).sum()
 }
 
 /// Seconds of CPU that the children of a process had used that have ended and been waited for.

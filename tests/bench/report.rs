@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::Fallible;
+use crate::proxies::Stand;
 
 /// Puts a part's table between its marks.
 pub fn put(part: &str, table: &str) -> Fallible<()> {
@@ -21,4 +22,36 @@ fn within(document: &str, part: &str, table: &str) -> Fallible<String> {
         return Err(format!("docs/performance.md has no {from} with {to} behind it").into());
     };
     Ok(format!("{before}{from}\n{}\n{to}{after}", table.trim()))
+}
+
+/// What a table of proxies was taken on, and how.
+pub fn head(part: &str, rounds: usize, stand: &Stand) -> String {
+    let missing = match &stand.missing[..] {
+        [] => String::new(),
+        missing => format!(" Not installed there: {}.", missing.join(", ")),
+    };
+    format!(
+        "{}. {}.{missing} `make bench PART={part}`, {rounds} rounds.\n",
+        machine(),
+        stand.versions.join(", ")
+    )
+}
+
+/// Processor, kernel, and how busy it was before.
+fn machine() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpus = read("/proc/cpuinfo");
+    let models: Vec<&str> = cpus
+        .lines()
+        .filter(|line| line.starts_with("model name"))
+        .filter_map(|line| Some(line.split_once(": ")?.1))
+        .collect();
+    let load = read("/proc/loadavg");
+    format!(
+        "{}, {} cores, Linux {}, load average before {}",
+        models.first().copied().unwrap_or("unknown processor").trim(),
+        models.len(),
+        read("/proc/sys/kernel/osrelease").trim(),
+        load.split(' ').next().unwrap_or_default(),
+    )
 }

@@ -5,7 +5,7 @@
 
 mod stand;
 
-use crate::load::{Done, Exchange};
+use crate::paced::{Done, Exchange};
 use crate::{Fallible, median, setting};
 use stand::Stand;
 

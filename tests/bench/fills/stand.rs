@@ -8,7 +8,7 @@ use cachefence::position::Lsn;
 
 use super::Fills;
 use crate::level::{flushed, level};
-use crate::load::Clients;
+use crate::paced::Clients;
 use crate::{BINARY, Fallible};
 
 /// Misses vouch, and writes are remembered, for longer than it all takes.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use cachefence::demo::servers::{Cachefence, Postgres, PrimaryOptions, Redis, RedisOptions};
 
 use super::named;
-use crate::load::{Clients, Exchange};
+use crate::paced::{Clients, Exchange};
 use crate::{BINARY, Fallible, cpu, median, setting};
 
 const GUARDS: [u32; 4] = [1, 10, 100, 1000];

@@ -7,7 +7,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::named;
 use crate::level::level;
-use crate::load::{Clients, Exchange};
+use crate::paced::{Clients, Exchange};
 use crate::{BINARY, Fallible, cpu, median};
 
 const SOURCES: [usize; 3] = [1, 4, 16];
