@@ -182,17 +182,17 @@ async fn server_version(client: &mut Client) -> Fallible<String> {
     Ok(format!("Redis {}", version.unwrap_or("?").trim()))
 }
 
-/// The first line of what a program says of itself.
+/// What a program says of its version, in its first line.
 fn version(program: &str, argument: &str) -> String {
     let Ok(output) = Command::new(program).arg(argument).output() else { return format!("{program}: ?") };
     let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
     let text = String::from_utf8_lossy(&text);
     let words = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().split_whitespace();
-    let mut told = words.collect::<Vec<&str>>().join(" ");
-    // Envoy: its path, and in one word the commit, the version, and how it was built.
-    if let Some((program, build)) = told.split_once(" version: ") {
-        let short = build.split('/').nth(1).unwrap_or(build);
-        told = format!("{} {short}", program.rsplit('/').next().unwrap_or(program));
+    // Where it is does not matter.
+    let told = words.filter(|word| !word.starts_with('/')).collect::<Vec<&str>>().join(" ");
+    // Envoy tells the commit, the version, and how it was built, with slashes between.
+    if let Some(build) = told.strip_prefix("version: ") {
+        return format!("Envoy {}", build.split('/').nth(1).unwrap_or(build));
     }
     told.split(" - ").next().unwrap_or_default().trim_start_matches("This is ").to_owned()
 }
