@@ -5,7 +5,8 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 # Where Postgres's programs may be besides PATH: Debian puts them outside.
 PG_BINS := $(wildcard /usr/lib/postgresql/*/bin/initdb)
 
-.PHONY: all demo test test-clients test-matrix test-servers redis-suite consistency faults soak bench lint deps deps-test deps-clients
+.PHONY: all demo test test-clients test-matrix test-servers redis-suite consistency faults soak bench instructions lint deps deps-test deps-clients \
+	deps-instructions
 
 all: test
 
@@ -85,6 +86,11 @@ soak: deps
 bench: deps
 	$(CARGO) bench --locked --bench bench
 
+# How many instructions the hot paths take, against the committed counts; more than a tenth above them fails. ACCEPT=yes
+# writes the counts of now into the file, CASE picks some. See docs/performance.md.
+instructions: deps-instructions
+	ACCEPT="$(ACCEPT)" CASE="$(CASE)" $(CARGO) bench --locked --profile instructions --bench instructions
+
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
@@ -110,6 +116,12 @@ deps-clients: deps-test
 	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"; \
 	[ -e /usr/include/hiredis/hiredis.h ] || missing="$$missing libhiredis-dev"; \
 	ruby -e 'require "redis"' 2>/dev/null || missing="$$missing ruby-redis"; \
+	$(install)
+
+# And what counts instructions.
+deps-instructions:
+	@missing=; \
+	command -v valgrind >/dev/null || missing="$$missing valgrind"; \
 	$(install)
 
 define install
