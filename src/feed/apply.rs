@@ -24,6 +24,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use foldhash::fast::RandomState;
 use render::{Row, put_db, render, without_db};
 use rules::{Known, Layout, Rules, fit, fit_version};
 use streamed::InProgress;
@@ -76,7 +77,7 @@ pub struct Applier {
     /// The guards with these.
     learnt: Guards,
     /// By the table's oid, as the stream has described it.
-    relations: HashMap<u32, Known>,
+    relations: HashMap<u32, Known, RandomState>,
     /// Layouts that have arrived.
     arrived: u64,
     transaction: Option<Transaction>,
@@ -98,7 +99,7 @@ impl Applier {
             positions,
             state,
             tables: Vec::new(),
-            relations: HashMap::new(),
+            relations: HashMap::default(),
             arrived: 0,
             transaction: None,
             in_progress: InProgress::default(),

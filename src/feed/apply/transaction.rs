@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use foldhash::fast::RandomState;
+
 use super::progress::Progress;
 use crate::fence::{RowChange, RowChanges, Version};
 use crate::guard::GuardId;
@@ -34,9 +36,9 @@ pub(super) struct Named {
 pub(super) struct Transaction {
     pub xid: u32,
     /// Each key once, with its db behind it (see [`put_db`]), so that it can be looked up where it was rendered.
-    pub keys: HashMap<Vec<u8>, Named>,
+    pub keys: HashMap<Vec<u8>, Named, RandomState>,
     /// Those that messages have named, in the same form.
-    pub named: HashSet<Vec<u8>>,
+    pub named: HashSet<Vec<u8>, RandomState>,
     /// Where its commit record begins.
     pub commit_lsn: Lsn,
     pub commit_time_us: i64,
