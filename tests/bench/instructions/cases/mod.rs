@@ -23,7 +23,7 @@ pub fn all() -> Vec<Case> {
     [resp::CASES, commands::CASES, guards::CASES, fences::CASES, pgoutput::CASES, feed::CASES]
         .into_iter()
         .flatten()
-        .map(|(name, run)| Case { name: *name, run: *run })
+        .map(|(name, run)| Case { name, run: *run })
         .collect()
 }
 
