@@ -5,7 +5,8 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 # Where Postgres's programs may be besides PATH: Debian puts them outside.
 PG_BINS := $(wildcard /usr/lib/postgresql/*/bin/initdb)
 
-.PHONY: all demo test test-clients test-matrix test-servers redis-suite consistency faults soak bench lint deps deps-test deps-clients deps-bench
+.PHONY: all demo test test-clients test-matrix test-servers redis-suite consistency faults soak bench instructions lint deps deps-test \
+	deps-clients deps-bench deps-instructions
 
 all: test
 
@@ -85,6 +86,11 @@ soak: deps
 bench: deps
 	$(CARGO) bench --locked --bench bench
 
+# How many instructions the hot paths take, against the committed counts; more than a tenth above them fails. ACCEPT=yes
+# writes the counts of now into the file, CASE picks some. See docs/performance.md.
+instructions: deps-instructions
+	ACCEPT="$(ACCEPT)" CASE="$(CASE)" $(CARGO) bench --locked --profile instructions --bench instructions
+
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
@@ -119,6 +125,12 @@ deps-bench: deps
 	PATH="$$PATH:/usr/sbin"; \
 	command -v haproxy >/dev/null || missing="$$missing haproxy"; \
 	command -v nutcracker >/dev/null || missing="$$missing nutcracker"; \
+	$(install)
+
+# And what counts instructions.
+deps-instructions:
+	@missing=; \
+	command -v valgrind >/dev/null || missing="$$missing valgrind"; \
 	$(install)
 
 define install

@@ -24,10 +24,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use foldhash::fast::RandomState;
 use render::{Row, put_db, render, without_db};
 use rules::{Known, Layout, Rules, fit, fit_version};
 use streamed::InProgress;
-use transaction::{Transaction, Versions};
+use transaction::{Spare, Transaction, Versions};
 
 use super::catalog::{Table, learn};
 use super::job::Invalidation;
@@ -76,10 +77,11 @@ pub struct Applier {
     /// The guards with these.
     learnt: Guards,
     /// By the table's oid, as the stream has described it.
-    relations: HashMap<u32, Known>,
+    relations: HashMap<u32, Known, RandomState>,
     /// Layouts that have arrived.
     arrived: u64,
     transaction: Option<Transaction>,
+    spare: Spare,
     in_progress: InProgress,
     part_keys: usize,
     /// Names were dropped for lack of room, and that was said.
@@ -98,9 +100,10 @@ impl Applier {
             positions,
             state,
             tables: Vec::new(),
-            relations: HashMap::new(),
+            relations: HashMap::default(),
             arrived: 0,
             transaction: None,
+            spare: Spare::default(),
             in_progress: InProgress::default(),
             part_keys: PART_KEYS,
             said_dropped: false,
@@ -176,8 +179,9 @@ impl Applier {
         match message {
             Message::Begin { xid, commit_lsn, commit_time } => {
                 let commit_time_us = unix_micros(commit_time);
+                let keys = self.spare.take();
                 self.transaction =
-                    Some(Transaction { xid, commit_lsn, commit_time_us, ..Transaction::default() });
+                    Some(Transaction { xid, commit_lsn, commit_time_us, keys, ..Transaction::default() });
             }
             Message::Commit { end_lsn, commit_time, .. } => {
                 return self.commit(end_lsn, unix_micros(commit_time));
@@ -502,11 +506,13 @@ impl Applier {
         // With parts on their way its end waits for them, even if nothing is left for itself.
         let in_parts = transaction.progress.is_under_way();
         if transaction.collected() == 0 && transaction.truncated.is_empty() && !in_parts {
+            self.spare.put_back(transaction.keys, 0);
             return Applied::Position(end_lsn);
         }
         let write = Write { xid: self.positions.extend(transaction.xid), lsn: end_lsn };
         let mut draining = Vec::new();
         let keys = self.fence_collected(&mut transaction, write, false, &mut draining);
+        self.spare.put_back(std::mem::take(&mut transaction.keys), keys.len());
         if in_parts {
             transaction.progress.end(keys.len());
             self.state.transaction_keys.store(0, Ordering::Relaxed);

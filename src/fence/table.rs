@@ -136,6 +136,8 @@ pub struct Fence {
     /// The last write's position, and positions at which a share of `max_keys` had been added: where to cut for room.
     written: AtomicU64,
     cuts: Mutex<Cuts>,
+    /// Keys that were ever added.
+    added: AtomicUsize,
     /// Keys without a guard that are judged all the same.
     named: Named,
     /// Held while room is made: two threads at it would drop twice as much as needed, and a cut of the old history
@@ -184,6 +186,7 @@ impl Fence {
             uncapped: (0..UNGRANTED_SLOTS).map(|_| AtomicU64::new(0)).collect(),
             written: AtomicU64::new(0),
             cuts: Mutex::default(),
+            added: AtomicUsize::new(0),
             named: Named::default(),
             room: Mutex::default(),
             limits,
@@ -206,6 +209,7 @@ impl Fence {
         }
         self.last_whole.store(0, Ordering::SeqCst);
         *lock(&self.cuts) = Cuts::default();
+        self.added.store(0, Ordering::Relaxed);
         self.written.store(floor.0, Ordering::SeqCst);
         self.retain(|state| {
             state.forget_history();
@@ -273,7 +277,10 @@ impl Fence {
         draining: &mut Vec<(KeyHash, FillId)>,
         remember: impl FnOnce(&mut KeyState),
     ) {
-        self.written.fetch_max(write.lsn.0, Ordering::Relaxed);
+        // Of the keys of a commit the first moves it.
+        if self.written.load(Ordering::Relaxed) < write.lsn.0 {
+            self.written.fetch_max(write.lsn.0, Ordering::Relaxed);
+        }
         self.change(key, |state| {
             remember(state);
             if let Some(extra) = state.existing_extra() {

@@ -42,6 +42,21 @@ pub enum ColumnKind {
     Bool,
 }
 
+impl ColumnKind {
+    /// Whether a column of this kind could print this text.
+    fn prints(self, text: &[u8]) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Integer => {
+                let digits = text.strip_prefix(b"-").unwrap_or(text);
+                (1..=INTEGER_DIGITS).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit)
+            }
+            Self::Uuid => text.len() == UUID_LEN && is_uuid_prefix(text),
+            Self::Bool => matches!(text, b"t" | b"f"),
+        }
+    }
+}
+
 /// The longest run of digits that a `bigint` prints.
 const INTEGER_DIGITS: usize = 19;
 const UUID_LEN: usize = 36;
@@ -200,9 +215,21 @@ impl Template {
 
     /// [`matches`](Self::matches) for a key that is known to start with [`prefix`](Self::prefix).
     ///
-    /// Walks the segments once, with the set of places where the text so far can end: time grows with the key's
+    /// At worst walks the segments once, with the set of places where the text so far can end: time grows with the key's
     /// length times the number of segments, never faster, whatever the client sends.
     pub(super) fn matches_after_prefix(&self, key: &[u8]) -> bool {
+        // Most templates have one placeholder: what it has to match stands between two known places.
+        let (kind, end) = match &self.segments[..] {
+            [_, Segment::Column(kind)] => (kind, &[][..]),
+            [_, Segment::Column(kind), Segment::Literal(end)] => (kind, &end[..]),
+            _ => return self.walk(key),
+        };
+        let value = key.get(self.prefix().len()..).and_then(|rest| rest.strip_suffix(end));
+        value.is_some_and(|value| kind.prints(value))
+    }
+
+    /// [`matches_after_prefix`](Self::matches_after_prefix) of any template.
+    fn walk(&self, key: &[u8]) -> bool {
         let mut ends = Ends::At(SmallVec::from_slice(&[self.prefix().len()]));
         let mut segments = self.segments.iter().skip(1).peekable();
         while let Some(segment) = segments.next() {
@@ -400,6 +427,24 @@ mod tests {
         let flag = template("f:<flag>:<text>:<id>", &[Bool, Any, Integer]);
         assert!(flag.matches(b"f:t::1") && flag.matches(b"f:f:1:2:x:3") && !flag.matches(b"f:x::1"));
         assert!(!flag.matches(b"f:t:1"));
+    }
+
+    /// The short way of templates with one placeholder, and the walk, which takes them all.
+    #[test]
+    fn the_short_way_finds_what_the_walk_finds() {
+        let uuid = "0123abcd-0000-0000-0000-0123456789ab";
+        let values =
+            ["", "1", "-1", "-", "1-", "t", "f", "tt", "é", uuid, &uuid[1..], "12345678901234567890"];
+        for kind in [ColumnKind::Any, ColumnKind::Integer, ColumnKind::Uuid, ColumnKind::Bool] {
+            for text in ["n<a>", "n<a>1", "n<a>:t", "n<a>f"] {
+                let template = template(text, &[kind]);
+                for (value, end) in values.iter().flat_map(|v| ["", "1", ":t", "f"].map(|end| (v, end))) {
+                    let key = format!("n{value}{end}");
+                    let found = template.matches(key.as_bytes());
+                    assert_eq!(found, template.walk(key.as_bytes()), "{text} {kind:?} {key}");
+                }
+            }
+        }
     }
 
     #[test]

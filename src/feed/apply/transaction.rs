@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use foldhash::fast::RandomState;
+
 use super::progress::Progress;
 use crate::fence::{RowChange, RowChanges, Version};
 use crate::guard::GuardId;
@@ -29,14 +31,34 @@ pub(super) struct Named {
     pub row: Option<Box<RowChanges>>,
 }
 
+/// Keys, with what became of them.
+pub(super) type Keys = HashMap<Vec<u8>, Named, RandomState>;
+
+/// An empty one that has been used. To grow another would cost more than to fill it.
+#[derive(Debug, Default)]
+pub(super) struct Spare(Keys);
+
+impl Spare {
+    pub fn take(&mut self) -> Keys {
+        std::mem::take(&mut self.0)
+    }
+
+    /// Keeps one in which so many keys were, unless it is much larger than that: emptying it takes its whole length.
+    pub fn put_back(&mut self, keys: Keys, held: usize) {
+        if keys.is_empty() && keys.capacity() <= 4 * held.max(8) {
+            self.0 = keys;
+        }
+    }
+}
+
 /// The transaction that is arriving: what of it has not been handed on.
 #[derive(Debug, Default)]
 pub(super) struct Transaction {
     pub xid: u32,
     /// Each key once, with its db behind it (see [`put_db`]), so that it can be looked up where it was rendered.
-    pub keys: HashMap<Vec<u8>, Named>,
+    pub keys: Keys,
     /// Those that messages have named, in the same form.
-    pub named: HashSet<Vec<u8>>,
+    pub named: HashSet<Vec<u8>, RandomState>,
     /// Where its commit record begins.
     pub commit_lsn: Lsn,
     pub commit_time_us: i64,

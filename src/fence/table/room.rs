@@ -40,7 +40,6 @@ impl Counted {
 
 #[derive(Default)]
 pub(super) struct Cuts {
-    added: usize,
     pub(super) at: VecDeque<Lsn>,
 }
 
@@ -101,17 +100,15 @@ impl Fence {
     /// made by position: the floor is one LSN, not a set of keys.
     fn write_added(&self) {
         let share = (self.limits.max_keys / CUT).max(1);
-        let mut cuts = lock(&self.cuts);
-        cuts.added += 1;
-        cuts.forget(self.floor());
-        if cuts.added >= share {
-            cuts.added = 0;
+        // Without the lock, which a share needs once.
+        if (self.added.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(share) {
+            let mut cuts = lock(&self.cuts);
+            cuts.forget(self.floor());
             let written = Lsn(self.written.load(Ordering::Relaxed));
             if cuts.at.back().is_none_or(|last| *last < written) {
                 cuts.at.push_back(written);
             }
         }
-        drop(cuts);
         if self.written_keys.load(Ordering::Relaxed) > self.limits.max_keys {
             self.make_room();
         }
