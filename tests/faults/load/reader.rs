@@ -104,7 +104,7 @@ impl Reader {
         let (rebased, started) = (self.shared.rebased.load(Ordering::SeqCst), Instant::now());
         let due: Vec<u32> = ids.iter().map(|id| self.shared.due(*id)).collect();
         let looks = ids.iter().map(|id| vec!["GET".to_owned(), key(*id)]).collect();
-        let replies = self.ask(looks).await?;
+        let replies = self.ask(looks, None).await?;
         let mut missed = Vec::new();
         for ((id, due), reply) in ids.into_iter().zip(due).zip(&replies) {
             match reply {
@@ -138,11 +138,7 @@ impl Reader {
         };
         let fills: Vec<Vec<String>> = rows.into_iter().map(fill).collect();
         self.dawdle().await;
-        // What a miss vouches for ends; an application that is too late leaves it.
-        if started.elapsed() > TOO_LATE {
-            return Ok(());
-        }
-        let replies = self.ask(fills).await?;
+        let replies = self.ask(fills, Some(started + TOO_LATE)).await?;
         let filled = replies.iter().filter(|reply| **reply == Reply::ok()).count();
         self.shared.counts.fills.fetch_add(filled as u64, Ordering::Relaxed);
         Ok(())
@@ -167,15 +163,18 @@ impl Reader {
     }
 
     /// Sends all in one pipeline, and waits for all answers. A connection that fails is left.
-    async fn ask(&mut self, commands: Vec<Vec<String>>) -> Fallible<Vec<Reply>> {
+    ///
+    /// What a miss vouches for ends: an application that is too late leaves it. It may have waited for its turn on a
+    /// connection, or for the connection itself.
+    async fn ask(&mut self, commands: Vec<Vec<String>>, until: Option<Instant>) -> Fallible<Vec<Reply>> {
         let proxy = self.shared.proxy();
         if self.style == Style::Pooled {
             let any = self.dice.roll(self.pool.0.len() as u64) as usize;
             let pool = self.pool.clone();
             let Some(connection) = pool.0.get(any) else { return Err("an empty pool".into()) };
-            ask(&mut *connection.lock().await, &proxy, &commands).await
+            ask(&mut *connection.lock().await, &proxy, &commands, until).await
         } else {
-            ask(&mut self.own, &proxy, &commands).await
+            ask(&mut self.own, &proxy, &commands, until).await
         }
     }
 
@@ -194,11 +193,20 @@ fn key(id: u32) -> String {
 }
 
 /// Connects if need be; the connection stays only if everything was answered.
-async fn ask(connection: &mut Option<Client>, proxy: &str, commands: &[Vec<String>]) -> Fallible<Vec<Reply>> {
+async fn ask(
+    connection: &mut Option<Client>,
+    proxy: &str,
+    commands: &[Vec<String>],
+    until: Option<Instant>,
+) -> Fallible<Vec<Reply>> {
     let mut client = match connection.take() {
         Some(client) => client,
         None => within(Client::connect(proxy)).await??,
     };
+    if until.is_some_and(|until| Instant::now() > until) {
+        *connection = Some(client);
+        return Ok(Vec::new());
+    }
     let bytes: Vec<u8> = commands.iter().flat_map(|args| encode(args)).collect();
     let answered = within(async {
         client.send_raw(&bytes).await?;
