@@ -18,8 +18,8 @@ use thiserror::Error;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
-/// Gives memory back after a peak, a burst of large replies say, where the C library's keeps most of it: after an hour of
-/// faults 40 MiB of 87 were in use. See the soak in docs/reliability.md.
+/// Gives memory back after a peak, a burst of large replies say, where the C library's keeps it. See the soak in
+/// docs/reliability.md.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

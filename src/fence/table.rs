@@ -136,7 +136,7 @@ pub struct Fence {
     /// The last write's position, and positions at which a share of `max_keys` had been added: where to cut for room.
     written: AtomicU64,
     cuts: Mutex<Cuts>,
-    /// Keys that were ever added.
+    /// Keys that were added in this history.
     added: AtomicUsize,
     /// Keys without a guard that are judged all the same.
     named: Named,
