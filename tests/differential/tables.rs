@@ -13,7 +13,9 @@ pub struct Guarded {
     pub sql: &'static str,
     /// Tables that inherit from it, which need triggers of their own. Partitions get those of their root.
     pub children: &'static [&'static str],
-    /// Statements give columns other types, or partitions other files: the guard may be fenced as a whole at any time.
+    /// Statements give columns other types, or partitions other files, or put another column in the place of one that a look
+    /// has seen; and VACUUM FULL writes a column's catalog row anew if it was added with a default. The guard may be
+    /// fenced as a whole at any time.
     pub altered: bool,
     /// What makes it.
     pub create: &'static str,
@@ -116,7 +118,7 @@ pub const TABLES: [Guarded; 9] = [
         label: "slugs",
         sql: "slugs",
         children: &[],
-        altered: false,
+        altered: true,
         create: "CREATE TABLE slugs (slug text PRIMARY KEY, body text);
                  ALTER TABLE slugs ALTER slug SET STORAGE EXTERNAL, ALTER body SET STORAGE EXTERNAL",
         keys: &["slug:<slug>"],
