@@ -338,7 +338,7 @@ impl Applier {
         let guards = self.fed_by(oid, &layout);
         self.ask_the_catalog(oid, &layout, before.as_ref(), &guards);
         // A guarded table that now has another name, and no other has taken its place.
-        for guard in before.iter().flat_map(|before| &before.rules).map(|rules| rules.guard) {
+        for guard in self.fed_before(oid, before.as_ref()) {
             if !guards.contains(&guard) && !self.rules_of(guard).any(|rules| !rules.broken) {
                 let why = format!("the table was renamed to {}.{}", layout.schema, layout.name);
                 self.break_guard(guard, &why);
@@ -376,6 +376,15 @@ impl Applier {
         self.guards.iter().filter(feeds).map(|guard| guard.id).collect()
     }
 
+    /// The guards that it fed until now. Of a table that this stream has not described yet the catalog tells: its first change
+    /// may come under another name already, and it may have its own again before anybody looks.
+    fn fed_before(&self, oid: u32, before: Option<&Known>) -> Vec<GuardId> {
+        match before {
+            Some(before) => before.rules.iter().map(|rules| rules.guard).collect(),
+            None => self.tables.iter().filter(|table| table.oid == oid).map(|table| table.guard).collect(),
+        }
+    }
+
     fn table(&self, guard: GuardId) -> Option<&Table> {
         self.tables.iter().find(|table| table.guard == guard)
     }
@@ -404,11 +413,9 @@ impl Applier {
         let is_known = |table: &Table| table.oid == oid || table.parts.iter().any(|part| part.oid == oid);
         let changed = match before {
             Some(before) => before.layout != *layout,
-            None => self
-                .tables
-                .iter()
-                .find(|table| is_known(table))
-                .is_none_or(|table| table.oid == oid && !layout.has_only(table)),
+            None => self.tables.iter().find(|table| is_known(table)).is_none_or(|table| {
+                table.oid == oid && !(layout.has_only(table) && guards.contains(&table.guard))
+            }),
         };
         let has_parts = |id: &GuardId| self.table(*id).is_some_and(|table| !table.parts.is_empty());
         if changed || guards.iter().any(has_parts) {

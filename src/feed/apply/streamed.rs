@@ -192,7 +192,7 @@ impl Applier {
         let guards = self.fed_by(oid, &layout);
         let own = &streamed.layouts;
         let before = own.get(&oid).or_else(|| self.relations.get(&oid));
-        let fed_before = before.iter().flat_map(|before| &before.rules).map(|rules| rules.guard);
+        let fed_before = self.fed_before(oid, before).into_iter();
         // A guarded table that has another name now, and no other has taken its place.
         let others = |guard: GuardId| {
             let committed = self.relations.iter().filter(|(oid, _)| !own.contains_key(oid));

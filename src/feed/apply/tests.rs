@@ -262,6 +262,22 @@ fn a_lost_identity_a_rename_and_another_type_break_the_guard() {
     }
 }
 
+#[test]
+fn a_table_that_comes_first_under_another_name_is_known_by_its_oid() {
+    let mut applier = applier();
+    applier.restart(vec![table(&[("id", 23), ("email", 25)], &[])]);
+    let away = Bytes::relation(USERS, "elsewhere", &[("id", true, 23), ("email", true, 25)]);
+    let there_and_back = [away.clone(), insert(&["1", "x"]), layout(), insert(&["2", "y"])];
+    let invalidation = transaction(&mut applier, 500, &there_and_back).expect("an invalidation");
+    assert_eq!(invalidation.truncated, [GuardId(0)], "nobody knows the keys of the first row");
+    assert!(!applier.state.is_broken(GuardId(0)), "it is back");
+
+    applier.restart(vec![table(&[("id", 23), ("email", 25)], &[])]);
+    let invalidation = transaction(&mut applier, 600, &[away]).expect("an invalidation");
+    assert_eq!(invalidation.truncated, [GuardId(0)]);
+    assert!(applier.state.is_broken(GuardId(0)));
+}
+
 /// Runs one transaction that is handed on in parts: each with its keys in order, and in the end the last.
 fn parts(applier: &mut Applier, end: u64, messages: &[Vec<u8>]) -> Vec<Invalidation> {
     let mut parts = Vec::new();
@@ -278,7 +294,8 @@ fn parts(applier: &mut Applier, end: u64, messages: &[Vec<u8>]) -> Vec<Invalidat
     parts
 }
 
-fn table(columns: &[(&str, u32)], parts: &[u32]) -> Table {
+/// The users as the catalog has them.
+pub fn table(columns: &[(&str, u32)], parts: &[u32]) -> Table {
     let column = |(name, type_oid): &(&str, u32)| super::super::catalog::Column {
         number: 1,
         name: (*name).into(),

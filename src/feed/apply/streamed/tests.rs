@@ -1,6 +1,6 @@
 //! Transactions that are sent while they run, without a database.
 
-use super::super::tests::{Bytes, applier, insert, keys, layout, message, transaction, truncate};
+use super::super::tests::{Bytes, applier, insert, keys, layout, message, table, transaction, truncate};
 use super::*;
 use crate::feed::job::Invalidation;
 use crate::feed::state::BROKEN_BY_STREAM;
@@ -176,6 +176,18 @@ fn a_guard_breaks_when_the_transaction_that_breaks_it_commits() {
         assert_eq!(committed(&mut applier, TOP, 700), (Vec::new(), vec![GUARD]));
         assert!(!is_broken(&applier));
     }
+}
+
+/// The stream has not described it yet when it comes under another name: the catalog knows which table it is.
+#[test]
+fn a_table_that_comes_first_under_another_name_goes_as_a_whole() {
+    let mut applier = applier();
+    applier.restart(vec![table(&[("id", 23), ("email", 25)], &[])]);
+    let renamed = Bytes::relation(16_395, "people", &[("id", true, 23), ("email", true, 25)]);
+    let back = [of(TOP, &renamed), of(TOP, &insert(&["1", "-"])), of(TOP, &layout())];
+    block(&mut applier, TOP, true, &back);
+    assert_eq!(committed(&mut applier, TOP, 500), (Vec::new(), vec![GUARD]));
+    assert!(!applier.state.is_broken(GUARD));
 }
 
 /// Part by part, the next one when it is asked for: never more than one is held.
