@@ -8,18 +8,16 @@
 //!   locked. Whoever finds the history gone finds the floor raised.
 
 mod judge;
+mod keys;
 mod room;
 
-use std::hash::BuildHasherDefault;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, RwLock};
 
-use dashmap::DashMap;
-
+use keys::Keys;
 use room::Cuts;
 
 use super::caps::Caps;
-use super::hashed::AsItIs;
 use super::key::{Extra, KeyState};
 use super::lease::{Lease, Use, Written};
 use super::locks::{lock, read, write};
@@ -47,7 +45,7 @@ pub struct Limits {
     pub max_leases: usize,
     /// Guards that there will ever be.
     pub guards: usize,
-    /// Locks; a power of two above 1. Many, so that a shard that grows or is swept stalls nobody for long.
+    /// Locks, at most; half as many at least. Many, so that a shard that grows or is swept stalls nobody for long.
     pub shards: usize,
 }
 
@@ -105,7 +103,7 @@ struct WholeGuard {
 /// What is remembered of every key.
 pub struct Fence {
     limits: Limits,
-    keys: DashMap<KeyHash, KeyState, BuildHasherDefault<AsItIs>>,
+    keys: Keys,
     guards: Vec<WholeGuard>,
     /// Below this LSN per-key history is gone; `u64::MAX` while the table is being restarted.
     floor: AtomicU64,
@@ -150,8 +148,8 @@ const SOURCE_LOST: u64 = u64::MAX;
 const UNGRANTED_SLOTS: usize = if cfg!(test) { 1 << 8 } else { 1 << 16 };
 /// How much later than its TTL says a capped fill that is not remembered may be executed, in milliseconds.
 const UNCAPPED_GRACE: Millis = 60_000;
-/// Bytes per entry: key, state, control byte, and the free places that a hash table needs.
-const ENTRY_BYTES: usize = 57;
+/// Bytes per entry: key, state, control byte, and the free places of a full table.
+const ENTRY_BYTES: usize = 45;
 
 fn slot(slots: &[AtomicU64], key: KeyHash) -> &AtomicU64 {
     &slots[key.0 as usize % UNGRANTED_SLOTS]
@@ -160,13 +158,8 @@ fn slot(slots: &[AtomicU64], key: KeyHash) -> &AtomicU64 {
 impl Fence {
     /// An empty table whose floor is above everything: nothing is fresh until [`Fence::restart`].
     pub fn new(limits: Limits) -> Self {
-        let shards = limits.shards.next_power_of_two().max(2);
         Self {
-            keys: DashMap::with_capacity_and_hasher_and_shard_amount(
-                0,
-                BuildHasherDefault::default(),
-                shards,
-            ),
+            keys: Keys::new(limits.max_keys, limits.shards),
             guards: (0..limits.guards).map(|_| WholeGuard::default()).collect(),
             floor: AtomicU64::new(u64::MAX),
             start: AtomicU64::new(u64::MAX),
@@ -319,13 +312,12 @@ impl Fence {
 
     /// Every fill in flight, marked as waited for.
     pub fn in_flight(&self, draining: &mut Vec<(KeyHash, FillId)>) {
-        for mut entry in self.keys.iter_mut() {
-            let key = *entry.key();
-            if let Some(extra) = entry.value_mut().existing_extra() {
+        self.keys.each(|key, state| {
+            if let Some(extra) = state.existing_extra() {
                 extra.draining |= !extra.in_flight.is_empty();
                 draining.extend(extra.in_flight.iter().map(|fill| (key, *fill)));
             }
-        }
+        });
     }
 
     /// Takes what the sources were seen to have settled.
@@ -395,7 +387,7 @@ impl Fence {
     /// answered within the last `within` milliseconds, waits for its fill.
     pub fn is_being_filled(&self, key: KeyHash, conn: ConnId, now: Millis, within: Millis) -> bool {
         let until = now.saturating_sub(within) + self.limits.lease_ttl;
-        self.keys.get(&key).is_some_and(|state| state.is_being_filled(conn, until))
+        self.keys.get(key).is_some_and(|state| state.is_being_filled(conn, until))
     }
 
     /// A lease of now, and what is known of the key's writes.
@@ -477,7 +469,7 @@ impl Fence {
     pub fn is_capped(&self, key: KeyHash, now: Millis) -> bool {
         let remembered = |state: &KeyState| state.caps().is_some_and(|caps| caps.limit(now).is_some());
         let unknown = self.is_uncapped(key, now) || self.unknown_cap(now).is_some();
-        unknown || self.keys.get(&key).is_some_and(|state| remembered(&state))
+        unknown || self.keys.get(key).is_some_and(|state| remembered(&state))
     }
 
     /// A command that changes how long the key lives is about to be sent: for how many milliseconds the key may live, if
@@ -519,12 +511,12 @@ impl Fence {
 
     /// Whether a fill has not ended.
     pub fn is_in_flight(&self, key: KeyHash, fill: FillId) -> bool {
-        self.keys.get(&key).is_some_and(|state| state.is_in_flight(fill))
+        self.keys.get(key).is_some_and(|state| state.is_in_flight(fill))
     }
 
     /// A look at what is remembered of a key, which changes nothing.
     pub(super) fn look<R>(&self, key: KeyHash, look: impl FnOnce(&KeyState) -> R) -> R {
-        match self.keys.get(&key) {
+        match self.keys.get(key) {
             Some(state) => look(&state),
             None => look(&KeyState::default()),
         }

@@ -59,11 +59,12 @@ impl Cuts {
 }
 
 impl Fence {
-    /// Drops leases that have ended and writes that the floor has passed, and makes room. Walks the whole
-    /// table, one shard at a time: for a thread that may block, every few seconds.
+    /// Drops leases that have ended and writes that the floor has passed, makes room, and gives memory back. Walks the
+    /// whole table, one shard at a time: for a thread that may block, every few seconds.
     pub fn sweep(&self, now: Millis) {
         self.make_room();
         self.sweep_below_floor(now);
+        self.keys.shrink();
         // Nothing is known while another history begins; what was named stays named.
         let floor = Some(self.floor()).filter(|floor| *floor != Lsn(u64::MAX));
         floor.into_iter().for_each(|floor| self.named.forget(floor));
@@ -149,7 +150,7 @@ impl Fence {
 
     /// Changes every key's state; those that end empty are dropped.
     pub(super) fn retain(&self, mut change: impl FnMut(&mut KeyState)) {
-        self.keys.retain(|_, state| {
+        self.keys.retain(|state| {
             let before = Counted::of(state);
             change(state);
             self.count(before, Counted::of(state));
