@@ -32,6 +32,8 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_cachefence");
 /// All parts, in the order of the document.
 const PARTS: &[&str] =
     &["table", "feed", "passing", "steady", "latency", "many", "fills", "strict", "growth"];
+/// Those that compare proxies.
+const PROXIES: &[&str] = &["passing", "steady", "latency", "many"];
 
 fn main() -> Fallible<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -39,6 +41,7 @@ fn main() -> Fallible<()> {
     let rounds = setting("ROUNDS", 5)? as usize;
     runtime.block_on(async {
         for part in PARTS.iter().filter(|part| part.contains(&wanted)) {
+            let head = report::head(part, rounds)?;
             let table = match *part {
                 "table" => table::run(rounds)?,
                 "feed" => feed::run(rounds).await?,
@@ -52,7 +55,7 @@ fn main() -> Fallible<()> {
                 unknown => return Err(format!("no part is called {unknown}").into()),
             };
             println!("\n## {part}\n\n{table}");
-            report::put(part, &table)?;
+            report::put(part, &format!("{head}\n{}", table.trim()))?;
         }
         Ok(())
     })

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::time::Instant;
 
 use crate::proxies::{DIRECT, HAPROXY, Stand, Way};
-use crate::{Fallible, median, percentile, report};
+use crate::{Fallible, median, percentile};
 
 const SIZE: usize = 64;
 /// Requests of a slice, and slices of a round.
@@ -19,7 +19,6 @@ type Slice = [f64; 2];
 /// GET on one connection.
 pub async fn run(rounds: usize) -> Fallible<String> {
     let mut stand = Stand::start().await?;
-    let head = report::head("latency", rounds, &stand);
     stand.fill(SIZE).await?;
     let mut connections = Vec::new();
     for way in &stand.ways {
@@ -33,7 +32,7 @@ pub async fn run(rounds: usize) -> Fallible<String> {
         taken.push(slices?);
     }
     Ok(format!(
-        "{head}\nGET, {SIZE} bytes, one connection; {} slices of {REQUESTS} requests, the medians of what the slices came \
+        "GET, {SIZE} bytes, one connection; {} slices of {REQUESTS} requests, the medians of what the slices came \
          to and of their ratios:\n\n{}",
         taken.len(),
         table(&stand.ways, &taken)

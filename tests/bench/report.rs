@@ -1,9 +1,12 @@
 //! The tables of docs/performance.md, which the benchmarks write themselves.
 
 use std::path::Path;
+use std::process::Command;
+
+use cachefence::demo::servers::installed;
 
 use crate::Fallible;
-use crate::proxies::Stand;
+use crate::proxies::others;
 
 /// Puts a part's table between its marks.
 pub fn put(part: &str, table: &str) -> Fallible<()> {
@@ -24,17 +27,42 @@ fn within(document: &str, part: &str, table: &str) -> Fallible<String> {
     Ok(format!("{before}{from}\n{}\n{to}{after}", table.trim()))
 }
 
-/// What a table of proxies was taken on, and how.
-pub fn head(part: &str, rounds: usize, stand: &Stand) -> String {
-    let missing = match &stand.missing[..] {
-        [] => String::new(),
-        missing => format!(" Not installed there: {}.", missing.join(", ")),
+/// What a part is taken on, and how. To be asked for before it runs.
+pub fn head(part: &str, rounds: usize) -> Fallible<String> {
+    let mut versions = vec![version(crate::BINARY.as_ref(), "--version")];
+    versions.extend(installed()?.iter().map(|program| version(program, "--version")));
+    let mut missing = Vec::new();
+    if crate::PROXIES.contains(&part) {
+        versions.push(version("redis-benchmark".as_ref(), "--version"));
+        for proxy in others::ALL {
+            match proxy.program() {
+                Some(program) => versions.push(version(&program, proxy.version)),
+                None => missing.push(proxy.name),
+            }
+        }
+    }
+    let missing =
+        if missing.is_empty() { String::new() } else { format!(" Not installed: {}.", missing.join(", ")) };
+    let versions = versions.join(", ");
+    Ok(format!("{}. {versions}.{missing} `make bench PART={part}`, {rounds} rounds.\n", machine()))
+}
+
+/// What a program says of its version, in its first line.
+fn version(program: &Path, argument: &str) -> String {
+    let Ok(output) = Command::new(program).arg(argument).output() else {
+        return format!("{}: ?", program.display());
     };
-    format!(
-        "{}. {}.{missing} `make bench PART={part}`, {rounds} rounds.\n",
-        machine(),
-        stand.versions.join(", ")
-    )
+    let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
+    let text = String::from_utf8_lossy(&text);
+    let words = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().split_whitespace();
+    // Where it is does not matter, nor of what Redis was built.
+    let is_said = |word: &&str| !word.starts_with('/') && !word.contains('=') || word.starts_with("v=");
+    let told = words.filter(is_said).collect::<Vec<&str>>().join(" ");
+    // Envoy tells the commit, the version, and how it was built, with slashes between.
+    if let Some(build) = told.strip_prefix("version: ") {
+        return format!("Envoy {}", build.split('/').nth(1).unwrap_or(build));
+    }
+    told.split(" - ").next().unwrap_or_default().trim_start_matches("This is ").to_owned()
 }
 
 /// Processor, kernel, and how busy it was before.

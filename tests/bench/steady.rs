@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::load::{Ask, Load};
 use crate::proxies::Stand;
-use crate::{Fallible, report, setting, turns};
+use crate::{Fallible, setting, turns};
 
 const CONNECTIONS: usize = 50;
 const SIZE: usize = 64;
@@ -16,7 +16,6 @@ const SLICES: usize = 6;
 pub async fn run(rounds: usize) -> Fallible<String> {
     let rate = f64::from(setting("RATE", 20_000)?);
     let mut stand = Stand::start().await?;
-    let head = report::head("steady", rounds, &stand);
     stand.fill(SIZE).await?;
     let mut loads = Vec::new();
     for way in &stand.ways {
@@ -32,7 +31,7 @@ pub async fn run(rounds: usize) -> Fallible<String> {
     }
     let table = turns::table(&stand.ways, &taken);
     Ok(format!(
-        "{head}\nGET, {SIZE} bytes, {rate} requests/s on {CONNECTIONS} connections, {} slices of half a second:\n\n{table}",
+        "GET, {SIZE} bytes, {rate} requests/s on {CONNECTIONS} connections, {} slices of half a second:\n\n{table}",
         taken.len()
     ))
 }

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 pub use cachefence::{Cachefence, config};
 pub use postgres::{Postgres, PrimaryOptions, StopMode};
+pub use programs::installed;
 pub use redis::{Redis, RedisOptions};
 
 /// How long a server may take to start or to end before that counts as a failure.

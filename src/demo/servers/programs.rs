@@ -60,6 +60,14 @@ pub(crate) fn redis_server() -> Result<PathBuf, ServerError> {
     })
 }
 
+/// The programs of both servers: Postgres's, and Redis's.
+///
+/// # Errors
+/// When one of them is missing.
+pub fn installed() -> Result<[PathBuf; 2], ServerError> {
+    Ok([postgres_bin()?.join("postgres"), redis_server()?])
+}
+
 fn path_directories() -> Vec<PathBuf> {
     std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()
 }

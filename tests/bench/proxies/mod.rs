@@ -1,6 +1,6 @@
 //! One Redis, and every way to it that is compared: straight, through other proxies, and through this one.
 
-mod others;
+pub mod others;
 mod ours;
 
 use std::process::{Child, Command};
@@ -59,10 +59,6 @@ impl Drop for Other {
 pub struct Stand {
     pub ways: Vec<Way>,
     pub redis: Redis,
-    /// What runs, for the head of the tables.
-    pub versions: Vec<String>,
-    /// Proxies that are not installed.
-    pub missing: Vec<&'static str>,
     client: Client,
     _primary: Postgres,
 }
@@ -72,25 +68,17 @@ impl Stand {
     pub async fn start() -> Fallible<Self> {
         let max_clients = MAX_CLIENTS.to_string();
         let redis = Redis::start(RedisOptions::default().args(&["--maxclients", &max_clients])).await?;
-        let mut client = redis.client().await?;
+        let client = redis.client().await?;
         let direct = Way { name: DIRECT, port: redis.port(), process: Process::Direct };
         let (primary, ours) = ours::start(&redis).await?;
-        let mut versions = vec![
-            server_version(&mut client).await?,
-            version("redis-benchmark", "--version"),
-            version(crate::BINARY, "--version"),
-        ];
-        let (mut ways, mut missing) = (vec![direct], Vec::new());
+        let mut ways = vec![direct];
         for proxy in others::ALL {
-            let Some(program) = proxy.program() else {
-                missing.push(proxy.name);
-                continue;
-            };
-            versions.push(version(&program.to_string_lossy(), proxy.version));
-            ways.push(proxy.start(&program, redis.port()).await?);
+            if let Some(program) = proxy.program() {
+                ways.push(proxy.start(&program, redis.port()).await?);
+            }
         }
         ways.extend(ours);
-        Ok(Self { ways, redis, versions, missing, client, _primary: primary })
+        Ok(Self { ways, redis, client, _primary: primary })
     }
 
     /// Every key has a value of so many bytes.
@@ -173,26 +161,4 @@ pub struct Figures {
     pub rate: f64,
     pub proxy: f64,
     pub redis: f64,
-}
-
-/// The version of the Redis that runs.
-async fn server_version(client: &mut Client) -> Fallible<String> {
-    let info = client.cmd(&["INFO", "server"]).await?.text().unwrap_or_default();
-    let version = info.lines().find_map(|line| line.strip_prefix("redis_version:"));
-    Ok(format!("Redis {}", version.unwrap_or("?").trim()))
-}
-
-/// What a program says of its version, in its first line.
-fn version(program: &str, argument: &str) -> String {
-    let Ok(output) = Command::new(program).arg(argument).output() else { return format!("{program}: ?") };
-    let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
-    let text = String::from_utf8_lossy(&text);
-    let words = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().split_whitespace();
-    // Where it is does not matter.
-    let told = words.filter(|word| !word.starts_with('/')).collect::<Vec<&str>>().join(" ");
-    // Envoy tells the commit, the version, and how it was built, with slashes between.
-    if let Some(build) = told.strip_prefix("version: ") {
-        return format!("Envoy {}", build.split('/').nth(1).unwrap_or(build));
-    }
-    told.split(" - ").next().unwrap_or_default().trim_start_matches("This is ").to_owned()
 }
