@@ -3,7 +3,7 @@
 pub mod others;
 mod ours;
 
-use std::process::{Child, Command};
+use std::process::Child;
 use std::time::Duration;
 
 use cachefence::demo::client::{Client, Reply};
