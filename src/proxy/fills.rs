@@ -33,7 +33,7 @@ struct Admitted<'a> {
     fills: Fills,
     /// To live for so many milliseconds at most.
     caps: SmallVec<[(&'a [u8], u64); 1]>,
-    /// The keys that were refused, which are few.
+    /// What was refused: nothing, in nearly all cases.
     refused: Option<Box<Refused>>,
 }
 
@@ -122,12 +122,11 @@ impl Session {
         }
         for db in dbs {
             let Some(db) = form.syntax.db(arguments, db) else { continue };
-            let guarded = |n: usize| {
-                let key = arguments.get(n)?;
-                let guarded = self.gate.guarded_by(guards, db, key)?;
-                Some((Cow::Borrowed(key), guarded))
-            };
-            keys.extend(form.keys.places(arguments).filter_map(guarded));
+            for key in form.keys.places(arguments).filter_map(|place| arguments.get(place)) {
+                if let Some(guarded) = self.gate.guarded_by(guards, db, key) {
+                    keys.push((Cow::Borrowed(key), guarded));
+                }
+            }
         }
         if !keys.is_empty() && form.syntax.is_wrong(arguments) {
             // Redis does none of it, and says why.
