@@ -217,13 +217,21 @@ impl Guards {
         Self { guards, ..self.clone() }
     }
 
-    /// The version rule that applies to fills of a key.
-    pub fn version_of(&self, key: &[u8], guarded: &GuardedKey) -> Option<KeyVersion<'_>> {
-        let rule = |id: &GuardId| {
+    /// Whether a version rule applies to fills of the keys of these guards.
+    pub fn have_version(&self, guards: &GuardList) -> bool {
+        self.version_rule(guards).is_some()
+    }
+
+    fn version_rule(&self, guards: &GuardList) -> Option<(GuardId, &VersionRule, VersionKind)> {
+        guards.iter().find_map(|id| {
             let rule = self.get(*id)?.version.as_ref()?;
             Some((*id, rule, rule.kind?))
-        };
-        let (guard, rule, kind) = guarded.guards.iter().find_map(rule)?;
+        })
+    }
+
+    /// The version rule that applies to fills of a key.
+    pub fn version_of(&self, key: &[u8], guarded: &GuardedKey) -> Option<KeyVersion<'_>> {
+        let (guard, rule, kind) = self.version_rule(&guarded.guards)?;
         let matcher = self.matchers.iter().find(|(of, _)| *of == guarded.db);
         let is_one_row = matcher.is_some_and(|(_, matcher)| matcher.is_one_row(key));
         Some(KeyVersion { guard, rule, kind, is_one_row })

@@ -5,6 +5,9 @@ use bytes::BytesMut;
 use crate::command::Syntax;
 use crate::resp::{Arguments, integer, put_bulk, put_decimal, put_header};
 
+/// The bytes by which a command may grow.
+const OPTION_ROOM: usize = 64;
+
 /// How a capped fill goes out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capped {
@@ -94,9 +97,10 @@ pub fn put_shorten(key: &[u8], ttl_ms: u64, out: &mut BytesMut) {
 }
 
 fn put_number(out: &mut BytesMut, number: u64) {
-    let mut digits = BytesMut::with_capacity(20);
-    put_decimal(&mut digits, number);
-    put_bulk(out, &digits);
+    let digits = number.checked_ilog10().unwrap_or_default() + 1;
+    put_header(out, b'$', digits as usize);
+    put_decimal(out, number);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// A SET without a TTL of its own.
@@ -114,6 +118,7 @@ fn put_set<'a>(
     out: &mut BytesMut,
 ) -> Option<Capped> {
     let (key, value) = (arguments.get(1)?, arguments.get(2)?);
+    out.reserve(arguments.bytes().len() + OPTION_ROOM);
     put_header(out, b'*', 5 + options.clone().count());
     put_bulk(out, b"SET");
     put_bulk(out, key);
@@ -131,6 +136,7 @@ fn expiring(arguments: Arguments<'_>, ttl_ms: u64, unit_ms: u64, out: &mut Bytes
     }
     let own = positive(arguments.get(2)?)?.checked_mul(unit_ms)?;
     let (key, value) = (arguments.get(1)?, arguments.get(3)?);
+    out.reserve(arguments.bytes().len() + OPTION_ROOM);
     put_header(out, b'*', 4);
     put_bulk(out, b"PSETEX");
     put_bulk(out, key);

@@ -213,7 +213,7 @@ impl Session {
     /// another name (rename-command, of which the table tells the old one), or of a module that was loaded since: with
     /// a guarded key among its arguments it may be a fill.
     fn unknown(&mut self, arguments: Arguments<'_>) -> Step {
-        if self.guarded_keys(FillForm::UNKNOWN, arguments).is_empty() {
+        if self.guarded_keys(&self.gate.guards.load(), FillForm::UNKNOWN, arguments).is_empty() {
             return self.forward_state(arguments, Meaning::Holds(Held::FOR_GOOD, true));
         }
         let step = self.fill(FillForm::UNKNOWN, arguments, None);

@@ -6,9 +6,10 @@ use smallvec::SmallVec;
 
 use super::proof::{Proof, Stated};
 use super::session::Session;
+use super::transaction::NamedKey;
 use crate::command::{FillForm, Syntax};
 use crate::fence::{VersionClaim, Vouches};
-use crate::guard::{GuardedKey, KeyVersion, MAX_DOCUMENT, Told, VersionPlace};
+use crate::guard::{Guards, KeyVersion, MAX_DOCUMENT, Told, VersionPlace};
 use crate::resp::Arguments;
 
 impl Session {
@@ -18,22 +19,22 @@ impl Session {
     /// When what the client says cannot be the version of a key.
     pub(super) fn proof(
         &self,
+        guards: &Guards,
         form: FillForm,
         arguments: Arguments<'_>,
-        keys: &[(Box<[u8]>, GuardedKey)],
+        keys: &[NamedKey<'_>],
         stated: Option<&Stated>,
     ) -> Result<Proof, String> {
-        let guards = self.gate.guards.load();
+        let position = match stated {
+            Some(Stated::Position(evidence)) if !self.gate.sees_another_history() => Some(evidence.clone()),
+            _ => None,
+        };
+        if !keys.iter().any(|(_, guarded)| guards.have_version(&guarded.guards)) {
+            return Ok(Proof { position, versions: Vec::new() });
+        }
         let rules: SmallVec<[_; 1]> =
             keys.iter().map(|(key, guarded)| guards.version_of(key, guarded)).collect();
         let foreign = self.gate.sees_another_history();
-        let position = match stated {
-            Some(Stated::Position(evidence)) if !foreign => Some(evidence.clone()),
-            _ => None,
-        };
-        if rules.iter().all(Option::is_none) {
-            return Ok(Proof { position, versions: Vec::new() });
-        }
         let payload = Payload::new(form, arguments, keys.len());
         let told = |rule: &KeyVersion<'_>, key: &[u8]| match stated {
             // Its client knows better than its payload.
@@ -46,7 +47,7 @@ impl Session {
             }),
             _ => Ok(payload.told(rule, key)),
         };
-        let claim = |(rule, (key, _)): (&Option<KeyVersion<'_>>, &(Box<[u8]>, GuardedKey))| match rule {
+        let claim = |(rule, (key, _)): (&Option<KeyVersion<'_>>, &NamedKey<'_>)| match rule {
             Some(rule) => Ok(told(rule, key)?.map(|told| {
                 let claim = rule.claim(told, self.gate.newer_counts);
                 if foreign { VersionClaim { vouches: Vouches::Nothing, ..claim } } else { claim }

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::account::Change;
 use super::client::Client;
@@ -15,6 +16,9 @@ use crate::command::Miss;
 use crate::fence::Millis;
 use crate::guard::GuardedKey;
 use crate::resp::body;
+
+/// The fills of one command: of one key, in nearly all cases.
+pub type Fills = SmallVec<[AbandonedFill; 1]>;
 
 /// A read whose miss may wait for somebody else's fill.
 #[derive(Debug)]
@@ -96,9 +100,9 @@ pub enum Meaning {
     /// A read of several keys, some of them guarded: the place of each among the keys.
     Reads(Miss, Box<[(usize, GuardedKey)]>),
     /// A read of one guarded key that also changes how long the key lives: its end, as that of a fill.
-    ReadExpiring(Miss, GuardedKey, Box<[AbandonedFill]>),
+    ReadExpiring(Miss, GuardedKey, Box<Fills>),
     /// The end of fills, and of commands that change how long keys live.
-    Fills(Box<[AbandonedFill]>),
+    Fills(Fills),
     /// `QUEUED` to fills that are judged at EXEC. Otherwise there was no transaction, and Redis has done them.
     Queued(Box<[AbandonedFill]>),
     /// `CLIENT SETNAME` of the link itself.
@@ -125,7 +129,9 @@ impl Meaning {
     /// The fills whose end the reply is.
     pub fn fills(&self) -> &[AbandonedFill] {
         match self {
-            Self::Fills(fills) | Self::Executed(fills, _) | Self::ReadExpiring(_, _, fills) => fills,
+            Self::Fills(fills) => fills,
+            Self::Executed(fills, _) => fills,
+            Self::ReadExpiring(_, _, fills) => fills,
             _ => &[],
         }
     }

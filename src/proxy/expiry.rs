@@ -1,13 +1,15 @@
 //! EXPIRE and its kin: they put nothing into a key, but must not make it live longer than its cap or its guard's
 //! `max_ttl` allows. They go as they came, and if there is such a limit, a hidden PEXPIRE with it follows.
 
+use std::borrow::Cow;
+
 use super::cap::{expiry, put_shorten};
-use super::expect::{Delivery, Expected, Meaning};
+use super::expect::{Delivery, Expected, Fills, Meaning};
 use super::link::Link;
 use super::route::LANE_REQUEST;
 use super::session::{Session, Step};
 use super::shape::miss;
-use super::transaction::{NamedKey, QueuedExpiry};
+use super::transaction::{NamedKey, QueuedExpiry, owned};
 use crate::cache::AbandonedFill;
 use crate::command::Read;
 use crate::resp::Arguments;
@@ -44,7 +46,7 @@ impl Session {
         let limit = limit.filter(|limit| expiry(arguments).is_none_or(|own| own > *limit));
         let (first, last) = match (granted, limit) {
             (None, None) => (Meaning::Fills(fills), None),
-            (Some((miss, key)), None) => (Meaning::ReadExpiring(miss, key, fills), None),
+            (Some((miss, key)), None) => (Meaning::ReadExpiring(miss, key, Box::new(fills)), None),
             (None, Some(limit)) => (Meaning::None, Some((limit, fills))),
             (Some((miss, key)), Some(limit)) => (Meaning::Read(miss, key), Some((limit, fills))),
         };
@@ -70,28 +72,28 @@ impl Session {
         let meaning = Meaning::Queued(queued.collect());
         link.send(|out| out.extend_from_slice(arguments.unsent()), self.expect(meaning));
         if let Some(transaction) = &mut self.transaction {
-            transaction.queue_expiry(QueuedExpiry { keys, own_ttl: expiry(arguments) });
+            transaction.queue_expiry(QueuedExpiry { keys: owned(keys), own_ttl: expiry(arguments) });
         }
         Step::Done
     }
 
     /// The guarded key of such a command: in several dbs, if it is not known which of them the client is in. None where
     /// nothing is to be changed.
-    pub(super) fn expiring_keys(&self, arguments: Arguments<'_>) -> Vec<NamedKey> {
+    pub(super) fn expiring_keys<'a>(&self, arguments: Arguments<'a>) -> Vec<NamedKey<'a>> {
         let Some(key) = arguments.get(1).filter(|_| !self.gate.observe) else { return Vec::new() };
-        let mut keys: Vec<NamedKey> = Vec::new();
+        let mut keys: Vec<NamedKey<'a>> = Vec::new();
         for db in self.dbs() {
             let guarded = self.gate.guarded(db, key);
             let new = guarded.filter(|guarded| keys.iter().all(|(_, other)| other.hash != guarded.hash));
-            keys.extend(new.map(|guarded| (Box::from(key), guarded)));
+            keys.extend(new.map(|guarded| (Cow::Borrowed(key), guarded)));
         }
         keys
     }
 
     /// Registers such a command as under way. Returns the limit of its key, the strictest where the db is not known.
-    pub(super) fn limit(&self, link: &Link, keys: &[NamedKey]) -> (Box<[AbandonedFill]>, Option<u64>) {
+    pub(super) fn limit(&self, link: &Link, keys: &[NamedKey<'_>]) -> (Fills, Option<u64>) {
         let mut limit = None;
-        let register = |(key, guarded): &NamedKey| {
+        let register = |(key, guarded): &NamedKey<'_>| {
             let id = link.fill_id();
             let own = self.gate.expires(guarded, id);
             limit = limit.into_iter().chain(own).min();

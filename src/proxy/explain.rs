@@ -79,7 +79,7 @@ impl Gate {
         if guards.is_empty() && !named {
             return self.positions.sources().iter().map(|source| source.name.clone()).collect();
         }
-        let policy = self.policy(&guards);
+        let policy = self.policy(&self.guards.load(), &guards);
         if self.is_lost() || policy.broken {
             return Vec::new();
         }
@@ -132,7 +132,7 @@ impl Gate {
         let guards = self.guards.load();
         let list = guards.matching(db, key);
         let named = list.is_empty() && self.fence.is_named(key_hash(db, key));
-        let policy = self.policy(&list);
+        let policy = self.policy(&self.guards.load(), &list);
         let (shown, evidence, primary) = self.evident();
         let mut account = self.account_of(db, key, conn, &list, &policy, &evidence);
         let guarded = GuardedKey { hash: key_hash(db, key), db, guards: list.clone() };

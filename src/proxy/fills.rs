@@ -1,5 +1,6 @@
 //! Fills: judged when the whole command is there, and sent, capped or answered in place.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,17 +9,18 @@ use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
 use super::cap::{Capped, cap, own_ttl, put_shorten};
-use super::expect::{Delivery, Expected, Meaning};
+use super::expect::{Delivery, Expected, Fills, Meaning};
 use super::gate::{Admission, Filling, Refusal};
 use super::held::Held;
 use super::link::{Introduction, Link};
 use super::proof::{Proof, Stated};
 use super::route::LANE_REQUEST;
 use super::session::{Session, Step};
-use super::transaction::{NamedKey, QueuedExpiry, QueuedFill, Transaction};
+use super::transaction::{NamedKey, QueuedExpiry, QueuedFill, Transaction, owned};
 use crate::cache::{AbandonedFill, Fate};
 use crate::command::{Command, Effect, FillForm, Route, Syntax, WrongNumber, refusal};
 use crate::fence::KeyHash;
+use crate::guard::Guards;
 use crate::resp::{Arguments, RequestScanner, Scanned, put_request};
 
 const BLOCKING: &str = "-FENCE cachefence: a command that waits cannot fill a guarded key; use the one that does \
@@ -26,25 +28,31 @@ const BLOCKING: &str = "-FENCE cachefence: a command that waits cannot fill a gu
 
 /// What the gate said of the keys of one or several fills.
 #[derive(Default)]
-struct Admitted {
+struct Admitted<'a> {
     /// In flight.
-    fills: Vec<AbandonedFill>,
+    fills: Fills,
     /// To live for so many milliseconds at most.
-    caps: Vec<(Box<[u8]>, u64)>,
-    /// The keys that were refused.
-    refused: HashSet<KeyHash>,
+    caps: SmallVec<[(&'a [u8], u64); 1]>,
+    /// What was refused: nothing, in nearly all cases.
+    refused: Option<Box<Refused>>,
+}
+
+/// The keys of a fill that were refused.
+struct Refused {
+    keys: HashSet<KeyHash>,
     /// Those of them that are to be deleted as well.
     deleted: HashSet<KeyHash>,
-    refusal: Option<Refusal>,
+    /// Why the last of them was.
+    why: Refusal,
 }
 
 /// A fill to be judged.
-struct Judged<'a> {
+struct Judged<'a, 'k> {
     form: FillForm,
-    keys: &'a [NamedKey],
+    keys: &'k [NamedKey<'k>],
     proof: &'a Proof,
     can_cap: bool,
-    /// Where it may go.
+    /// Where it may go, if it is a script, which can go elsewhere.
     dbs: &'a [u32],
     /// The TTL in milliseconds that it brings along: only asked for where there is a limit.
     own_ttl: &'a dyn Fn() -> Option<u64>,
@@ -53,7 +61,8 @@ struct Judged<'a> {
 impl Session {
     /// A fill outside of a transaction.
     pub(super) fn fill(&mut self, form: FillForm, arguments: Arguments<'_>, stated: Option<&Stated>) -> Step {
-        let keys = self.guarded_keys(form, arguments);
+        let guards = self.gate.guards.load();
+        let keys = self.guarded_keys(&guards, form, arguments);
         if keys.is_empty() || (form.route == Route::Blocking && self.gate.observe) {
             return self.take_plainly(form.route.into(), arguments);
         }
@@ -66,21 +75,21 @@ impl Session {
         if let Err(step) = self.introduced(&link) {
             return step;
         }
-        let proof = match self.proof(form, arguments, &keys, stated) {
+        let proof = match self.proof(&guards, form, arguments, &keys, stated) {
             Ok(proof) => proof,
             Err(error) => return self.refuse_asof(wrong_evidence(&error)),
         };
         let can_cap = self.can_cap(form, arguments);
         let own_ttl = || own_ttl(form.syntax, arguments);
-        let judged =
-            Judged { form, keys: &keys, proof: &proof, can_cap, dbs: &self.dbs(), own_ttl: &own_ttl };
-        let admitted = self.admit(&link, judged);
-        match &admitted.refusal {
-            Some(refusal) if form.syntax != Syntax::MSet => {
+        let dbs = if form.route == Route::Pin { self.dbs() } else { SmallVec::new() };
+        let judged = Judged { form, keys: &keys, proof: &proof, can_cap, dbs: &dbs, own_ttl: &own_ttl };
+        let admitted = self.admit(&guards, &link, judged);
+        match &admitted.refused {
+            Some(refused) if form.syntax != Syntax::MSet => {
                 self.gate.finish(&admitted.fills);
                 self.end_large();
-                let deleted = admitted.deleted(form, &keys);
-                let reply = self.refusal_reply(form, arguments, refusal);
+                let deleted = refused.deleted(form, &keys);
+                let reply = self.refusal_reply(form, arguments, &refused.why);
                 // A large fill that is refused costs its connection; then nothing is outstanding, and any will do.
                 let open = deleted.is_empty() || link.is_open();
                 let link = if open { link } else { self.link(false).unwrap_or(link) };
@@ -89,8 +98,8 @@ impl Session {
                     None => Step::Done,
                 }
             }
-            Some(_) => {
-                self.delete_refused(&link, &admitted.deleted(form, &keys), None);
+            Some(refused) => {
+                self.delete_refused(&link, &refused.deleted(form, &keys), None);
                 self.send_rest(&link, form, arguments, admitted)
             }
             _ => self.send_admitted(&link, form, arguments, admitted),
@@ -99,25 +108,29 @@ impl Session {
 
     /// The keys of a fill that have guards, each once: of pairs with the same key the last one counts, and one
     /// verdict is for all of them.
-    pub(super) fn guarded_keys(&self, form: FillForm, arguments: Arguments<'_>) -> Vec<NamedKey> {
-        let mut keys: Vec<NamedKey> = Vec::new();
+    pub(super) fn guarded_keys<'a>(
+        &self,
+        guards: &Guards,
+        form: FillForm,
+        arguments: Arguments<'a>,
+    ) -> SmallVec<[NamedKey<'a>; 1]> {
+        let mut keys: SmallVec<[NamedKey<'a>; 1]> = SmallVec::new();
         let mut dbs = self.dbs();
         if form.route == Route::Pin {
             // A script can go wherever it likes.
-            dbs.extend(self.gate.guards.load().dbs());
+            dbs.extend(guards.dbs());
         }
         for db in dbs {
             let Some(db) = form.syntax.db(arguments, db) else { continue };
-            let guarded = |n: usize| {
-                let key = arguments.get(n)?;
-                let guarded = self.gate.guarded(db, key)?;
-                Some((Box::from(key), guarded))
-            };
-            keys.extend(form.keys.places(arguments).filter_map(guarded));
+            for key in form.keys.places(arguments).filter_map(|place| arguments.get(place)) {
+                if let Some(guarded) = self.gate.guarded_by(guards, db, key) {
+                    keys.push((Cow::Borrowed(key), guarded));
+                }
+            }
         }
         if !keys.is_empty() && form.syntax.is_wrong(arguments) {
             // Redis does none of it, and says why.
-            return Vec::new();
+            return SmallVec::new();
         }
         if keys.len() > 1 {
             let mut seen = HashSet::with_capacity(keys.len());
@@ -132,7 +145,7 @@ impl Session {
         form.syntax.db(arguments, own) == Some(own)
     }
 
-    fn admit(&self, link: &Link, judged: Judged<'_>) -> Admitted {
+    fn admit<'k>(&self, guards: &Guards, link: &Link, judged: Judged<'_, 'k>) -> Admitted<'k> {
         let Judged { form, keys, proof, can_cap, dbs, own_ttl } = judged;
         let mut admitted = Admitted::default();
         for (n, (key, guarded)) in keys.iter().enumerate() {
@@ -141,18 +154,14 @@ impl Session {
             let in_reach = form.route != Route::Pin || dbs.contains(&guarded.db);
             let conn = self.client.id;
             let filling = Filling { key, guarded, id, conn, evidence, version, form, can_cap, in_reach };
-            match self.gate.admit(&filling) {
+            match self.gate.admit(guards, &filling) {
                 Admission::Refuse(refusal) => {
-                    admitted.refused.insert(guarded.hash);
-                    if refusal.delete {
-                        admitted.deleted.insert(guarded.hash);
-                    }
-                    admitted.refusal = Some(refusal);
+                    admitted.refuse(guarded.hash, refusal);
                     continue;
                 }
                 // It says itself that it lives no longer.
                 Admission::Cap(ttl) if own_ttl().is_some_and(|own| own <= ttl) => {}
-                Admission::Cap(ttl) => admitted.caps.push((key.clone(), ttl)),
+                Admission::Cap(ttl) => admitted.caps.push((key, ttl)),
                 Admission::Forward => {}
             }
             let fill = AbandonedFill::new(id, key, guarded);
@@ -166,9 +175,9 @@ impl Session {
         link: &Link,
         form: FillForm,
         arguments: Arguments<'_>,
-        admitted: Admitted,
+        admitted: Admitted<'_>,
     ) -> Step {
-        let fills = Meaning::Fills(admitted.fills.into());
+        let fills = Meaning::Fills(admitted.fills);
         let mut rewritten = BytesMut::new();
         let capped = match admitted.caps.as_slice() {
             [] => Capped::Rewritten,
@@ -191,7 +200,7 @@ impl Session {
         link: &Link,
         bytes: &[u8],
         delivery: Delivery,
-        caps: &[(Box<[u8]>, u64)],
+        caps: &[(&[u8], u64)],
         fills: Meaning,
     ) {
         let write = |out: &mut BytesMut| out.extend_from_slice(bytes);
@@ -211,30 +220,30 @@ impl Session {
         link: &Link,
         form: FillForm,
         arguments: Arguments<'_>,
-        admitted: Admitted,
+        admitted: Admitted<'_>,
     ) -> Step {
-        let Some(refusal) = admitted.refusal else { return Step::Done };
+        let Some(refused) = admitted.refused else { return Step::Done };
         let dbs = self.dbs();
-        let refused = |key: &[u8]| {
+        let is_refused = |key: &[u8]| {
             let mut guarded = dbs.iter().filter_map(|db| self.gate.guarded(*db, key));
-            guarded.any(|key| admitted.refused.contains(&key.hash))
+            guarded.any(|key| refused.keys.contains(&key.hash))
         };
-        let kept = (1..arguments.len()).step_by(2).filter(|n| !arguments.get(*n).is_some_and(refused));
+        let kept = (1..arguments.len()).step_by(2).filter(|n| !arguments.get(*n).is_some_and(is_refused));
         let pairs = kept.flat_map(|n| [arguments.get(n), arguments.get(n + 1)]).flatten();
         let words: Vec<&[u8]> = std::iter::once(&b"MSET"[..]).chain(pairs).collect();
-        let reply = self.refusal_reply(form, arguments, &refusal);
+        let reply = self.refusal_reply(form, arguments, &refused.why);
         if words.len() == 1 {
             return self.own(reply);
         }
         let mut request = BytesMut::new();
         put_request(&mut request, &words);
-        let fills = Meaning::Fills(admitted.fills.into());
+        let fills = Meaning::Fills(admitted.fills);
         self.send_fill(link, &request, Delivery::Replace(reply), &admitted.caps, fills);
         Step::Done
     }
 
     /// Whether a key can be deleted on a link: the client's connection may be elsewhere, or none has room for it.
-    fn in_reach(&self, link: &Link, (_, guarded): &NamedKey) -> bool {
+    fn in_reach(&self, link: &Link, (_, guarded): &NamedKey<'_>) -> bool {
         link.is_open() && self.client.db.get() == Some(guarded.db)
     }
 
@@ -243,10 +252,15 @@ impl Session {
     ///
     /// The refusal goes out when all is deleted, and comes back where nothing was sent that it could follow: a client that
     /// reads it, and fills the key by another connection, must not lose that fill to the deletion.
-    fn delete_refused(&self, link: &Link, keys: &[&NamedKey], mut refusal: Option<Bytes>) -> Option<Bytes> {
-        let (here, elsewhere): (Vec<&NamedKey>, Vec<&NamedKey>) =
+    fn delete_refused(
+        &self,
+        link: &Link,
+        keys: &[&NamedKey<'_>],
+        mut refusal: Option<Bytes>,
+    ) -> Option<Bytes> {
+        let (here, elsewhere): (Vec<&NamedKey<'_>>, Vec<&NamedKey<'_>>) =
             keys.iter().partition(|named| self.in_reach(link, named));
-        let deletion = |(key, guarded): &NamedKey| AbandonedFill::new(link.fill_id(), key, guarded);
+        let deletion = |(key, guarded): &NamedKey<'_>| AbandonedFill::new(link.fill_id(), key, guarded);
         for key in elsewhere {
             self.gate.upstreams.abandon(Fate::Unfinished, vec![deletion(key)]);
         }
@@ -342,11 +356,12 @@ impl Session {
         arguments: Arguments<'_>,
         stated: Option<&Stated>,
     ) -> Step {
-        let keys = self.guarded_keys(form, arguments);
+        let guards = self.gate.guards.load();
+        let keys = self.guarded_keys(&guards, form, arguments);
         if !keys.is_empty() && self.awaits_begin() {
             return Step::Wait;
         }
-        let proof = match self.proof(form, arguments, &keys, stated) {
+        let proof = match self.proof(&guards, form, arguments, &keys, stated) {
             Ok(proof) => proof,
             Err(error) => return self.refuse_asof(wrong_evidence(&error)),
         };
@@ -357,24 +372,30 @@ impl Session {
         link.send(|out| out.extend_from_slice(arguments.unsent()), self.expect(meaning));
         if let (false, Some(transaction)) = (keys.is_empty(), &mut self.transaction) {
             let own_ttl = own_ttl(form.syntax, arguments);
-            transaction.queue_fill(QueuedFill { keys, form, proof, can_cap, own_ttl });
+            transaction.queue_fill(QueuedFill { keys: owned(keys), form, proof, can_cap, own_ttl });
         }
         Step::Done
     }
 
     /// Judges all that is queued, and limits what changes how long keys live. With the keys that are to be deleted.
-    fn admit_queued<'a>(&self, link: &Link, transaction: &'a Transaction) -> (Admitted, Vec<&'a NamedKey>) {
+    fn admit_queued<'a>(
+        &self,
+        link: &Link,
+        transaction: &'a Transaction,
+    ) -> (Admitted<'a>, Vec<&'a NamedKey<'static>>) {
+        let guards = self.gate.guards.load();
         let mut all = Admitted::default();
         let mut deleted = Vec::new();
         let dbs: SmallVec<[u32; 2]> = transaction.dbs.iter().copied().chain(self.dbs()).collect();
         for QueuedFill { keys, form, proof, can_cap, own_ttl } in &transaction.fills {
             let (form, can_cap, dbs) = (*form, *can_cap, dbs.as_slice());
             let own_ttl = || *own_ttl;
-            let admitted = self.admit(link, Judged { form, keys, proof, can_cap, dbs, own_ttl: &own_ttl });
-            deleted.extend(admitted.deleted(form, keys));
-            all.fills.extend(admitted.fills);
-            all.caps.extend(admitted.caps);
-            all.refusal = all.refusal.or(admitted.refusal);
+            let judged = Judged { form, keys, proof, can_cap, dbs, own_ttl: &own_ttl };
+            let Admitted { fills, caps, refused } = self.admit(&guards, link, judged);
+            deleted.extend(refused.iter().flat_map(|refused| refused.deleted(form, keys)));
+            all.fills.extend(fills);
+            all.caps.extend(caps);
+            all.refused = all.refused.or(refused);
         }
         // After the fills, whose caps count.
         for QueuedExpiry { keys, own_ttl } in &transaction.expiries {
@@ -383,7 +404,7 @@ impl Session {
             if let (Some(limit), [(key, _), ..]) = (limit, keys.as_slice())
                 && own_ttl.is_none_or(|own| own > limit)
             {
-                all.caps.push((key.clone(), limit));
+                all.caps.push((key, limit));
             }
         }
         (all, deleted)
@@ -404,7 +425,7 @@ impl Session {
         let nameless = matches!(link.introduction(), Introduction::Refused(_));
         let unknown = nameless && !(transaction.fills.is_empty() && all.caps.is_empty());
         // The commands that cap would come after the EXEC, in another db perhaps.
-        let refused = all.refusal.is_some()
+        let refused = all.refused.is_some()
             || (!all.caps.is_empty() && !transaction.dbs.is_empty())
             || transaction.reads.iter().any(|guards| self.gate.bypasses(guards))
             || transaction.youngest < self.gate.guards.load().youngest();
@@ -432,21 +453,40 @@ impl Session {
             // Which lane is next, and which keys are guarded, depends on the answer.
             Some(db) => {
                 (self.lane, self.barrier) = (None, true);
-                Meaning::Executed(all.fills.into(), *db)
+                Meaning::Executed(all.fills.into_vec().into(), *db)
             }
-            None => Meaning::Fills(all.fills.into()),
+            None => Meaning::Fills(all.fills),
         };
         self.send_fill(&link, arguments.bytes(), Delivery::Forward, &all.caps, fills);
         Step::Done
     }
 }
 
-impl Admitted {
+impl Admitted<'_> {
+    fn refuse(&mut self, key: KeyHash, why: Refusal) {
+        let delete = why.delete;
+        let refused = match &mut self.refused {
+            Some(refused) => {
+                refused.why = why;
+                refused
+            }
+            none => {
+                let (keys, deleted) = Default::default();
+                none.insert(Box::new(Refused { keys, deleted, why }))
+            }
+        };
+        refused.keys.insert(key);
+        if delete {
+            refused.deleted.insert(key);
+        }
+    }
+}
+
+impl Refused {
     /// The keys of a fill that are to be deleted because it was refused. What a refused part leaves behind may be the
     /// parts before it, and a torn value must not stay.
-    fn deleted<'a>(&self, form: FillForm, keys: &'a [NamedKey]) -> Vec<&'a NamedKey> {
-        let torn = form.is_part() && self.refusal.is_some();
-        keys.iter().filter(|(_, key)| torn || self.deleted.contains(&key.hash)).collect()
+    fn deleted<'a, 'k>(&self, form: FillForm, keys: &'a [NamedKey<'k>]) -> Vec<&'a NamedKey<'k>> {
+        keys.iter().filter(|(_, key)| form.is_part() || self.deleted.contains(&key.hash)).collect()
     }
 }
 

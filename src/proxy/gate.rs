@@ -132,7 +132,12 @@ impl Gate {
     /// The guards of a key in a db, if it has any. For most keys a walk over their first bytes. One that was fenced by
     /// name is judged as well, without a guard.
     pub fn guarded(&self, db: u32, key: &[u8]) -> Option<GuardedKey> {
-        let guards = self.guards.load().matching(db, key);
+        self.guarded_by(&self.guards.load(), db, key)
+    }
+
+    /// The same, of guards that are at hand: to look for them costs as much as to ask them.
+    pub fn guarded_by(&self, guards: &Guards, db: u32, key: &[u8]) -> Option<GuardedKey> {
+        let guards = guards.matching(db, key);
         if guards.is_empty() && !self.fence.has_names() {
             return None;
         }
@@ -177,18 +182,17 @@ impl Gate {
     }
 
     /// How long a miss of a key waits for somebody else's fill: the least that its guards say.
-    pub fn patience(&self, key: &GuardedKey) -> Duration {
+    pub fn patience(&self, guards: &Guards, key: &GuardedKey) -> Duration {
         if self.observe {
             return Duration::ZERO;
         }
-        let guards = self.guards.load();
         let patience = |guard| guards.get(guard).map(|guard| guard.policy.coalesce);
         key.guards.iter().filter_map(|guard| patience(*guard)).min().unwrap_or_default()
     }
 
     /// Decides on a fill. One that goes to Redis is in flight until [`Gate::finish`].
-    pub fn admit(&self, filling: &Filling<'_>) -> Admission {
-        let policy = self.policy(&filling.guarded.guards);
+    pub fn admit(&self, guards: &Guards, filling: &Filling<'_>) -> Admission {
+        let policy = self.policy(guards, &filling.guarded.guards);
         let now = self.now();
         let max_ttl = if filling.in_reach { policy.max_ttl } else { u64::MAX };
         let mut admission = Admission::Forward;
@@ -266,8 +270,7 @@ impl Gate {
         own.chain(list.is_empty().then_some((None, &self.named)))
     }
 
-    pub(super) fn policy(&self, list: &GuardList) -> Policy {
-        let guards = self.guards.load();
+    pub(super) fn policy(&self, guards: &Guards, list: &GuardList) -> Policy {
         let lost = self.is_lost();
         let mut policy = Policy {
             reply: config::Reply::Ok,
@@ -281,7 +284,7 @@ impl Gate {
             lost_ttl: u64::MAX,
             broken: false,
         };
-        for (guard, own) in self.policies(&guards, list) {
+        for (guard, own) in self.policies(guards, list) {
             policy.reply = stricter_reply(policy.reply, own.reply);
             policy.on_stale = stricter_on_stale(policy.on_stale, own.on_stale);
             if own.on_stale == config::OnStale::Cap {
@@ -337,7 +340,7 @@ impl Gate {
     }
 
     /// Ends fills, and commands that change how long keys live, which Redis has answered. `ok`: with `OK`.
-    pub fn answered(&self, fills: Box<[AbandonedFill]>, ok: bool) {
+    pub fn answered(&self, fills: impl IntoIterator<Item = AbandonedFill>, ok: bool) {
         let (mut waited_for, now) = (false, self.now());
         for fill in fills {
             let answered = self.fence.answered(fill.hash, fill.id, ok && fill.replaces, now);

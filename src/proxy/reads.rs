@@ -7,7 +7,7 @@ use super::route::LANE_REQUEST;
 use super::session::{Session, Step};
 use super::shape::miss;
 use crate::command::{Miss, Read, Route};
-use crate::guard::GuardedKey;
+use crate::guard::{GuardedKey, Guards};
 use crate::resp::{Arguments, put_request};
 
 /// Guarded keys of a read, with the place of each among its keys.
@@ -21,7 +21,8 @@ impl Session {
         }
         // Reads in a transaction grant no lease, and elsewhere it is clear where the client is.
         let db = self.client.db.get();
-        let guarded = |(n, place)| Some((n, self.gate.guarded(db?, arguments.get(place)?)?));
+        let guards = self.gate.guards.load();
+        let guarded = |(n, place)| Some((n, self.gate.guarded_by(&guards, db?, arguments.get(place)?)?));
         let mut keys = read.keys.places(arguments).enumerate().filter_map(guarded);
         let Some(first) = keys.next() else {
             return self.take_plainly(read.route.into(), arguments);
@@ -30,7 +31,7 @@ impl Session {
             return if self.gate.bypasses(&first.1.guards) {
                 self.bypass(read, arguments, &[first], Vec::new())
             } else {
-                let meaning = self.meaning_of(read, arguments, first.1);
+                let meaning = self.meaning_of(&guards, read, arguments, first.1);
                 self.forward(arguments, wants_pin(read, arguments), meaning)
             };
         };
@@ -65,8 +66,8 @@ impl Session {
     }
 
     /// A read of one key.
-    fn meaning_of(&self, read: Read, arguments: Arguments<'_>, key: GuardedKey) -> Meaning {
-        let patience = self.gate.patience(&key);
+    fn meaning_of(&self, guards: &Guards, read: Read, arguments: Arguments<'_>, key: GuardedKey) -> Meaning {
+        let patience = self.gate.patience(guards, &key);
         if patience.is_zero() || read.changes || wants_pin(read, arguments) {
             return Meaning::Read(read.miss, key);
         }

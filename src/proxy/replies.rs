@@ -138,7 +138,7 @@ impl Link {
                 }
                 Meaning::ReadExpiring(_, key, fills) => {
                     self.gate.read(&key, next.client.id, false);
-                    Meaning::Fills(fills)
+                    Meaning::Fills(*fills)
                 }
                 meaning => meaning,
             };
@@ -207,11 +207,11 @@ impl Link {
                 if let Some(missed) = missed(miss, reply) {
                     self.gate.read(&key, client.id, missed);
                 }
-                self.gate.answered(fills, false);
+                self.gate.answered(*fills, false);
             }
             // The cap of a fill, or the deletion of a torn value: ended by us, who have the right.
             Meaning::Fills(fills) if error && delivery.is_of_own() => {
-                self.gate.upstreams.abandon(Fate::Unfinished, fills.into());
+                self.gate.upstreams.abandon(Fate::Unfinished, fills.into_vec());
             }
             Meaning::Fills(fills) => {
                 // What a command of our own answers says nothing of the fill before it.
@@ -299,11 +299,11 @@ impl Link {
         }
         let outcast = self.is_outcast();
         for expected in self.expected.take() {
-            if let Meaning::Fills(unanswered)
-            | Meaning::Executed(unanswered, _)
-            | Meaning::ReadExpiring(_, _, unanswered) = expected.meaning
-            {
-                fills.extend(unanswered);
+            match expected.meaning {
+                Meaning::Fills(unanswered) => fills.extend(unanswered),
+                Meaning::ReadExpiring(_, _, unanswered) => fills.extend(*unanswered),
+                Meaning::Executed(unanswered, _) => fills.extend(unanswered),
+                _ => {}
             }
             if !matches!(expected.delivery, Delivery::Hidden) {
                 if !matches!(expected.delivery, Delivery::Drop) && !self.finishing.get() {

@@ -1,12 +1,19 @@
 //! MULTI: fills are judged when they are executed, at EXEC.
 
+use std::borrow::Cow;
+
 use super::proof::Proof;
 use crate::command::FillForm;
 use crate::fence::Evidence;
 use crate::guard::{GuardId, GuardList, GuardedKey};
 
-/// A guarded key of a command, by its name.
-pub type NamedKey = (Box<[u8]>, GuardedKey);
+/// A guarded key of a command, by its name: borrowed from the command, unless it has to outlive that.
+pub type NamedKey<'a> = (Cow<'a, [u8]>, GuardedKey);
+
+/// Keys that outlive their command.
+pub fn owned<'a>(keys: impl IntoIterator<Item = NamedKey<'a>>) -> Vec<NamedKey<'static>> {
+    keys.into_iter().map(|(key, guarded)| (Cow::Owned(key.into_owned()), guarded)).collect()
+}
 
 /// A transaction that has begun.
 #[derive(Debug, Default)]
@@ -46,15 +53,15 @@ impl Transaction {
     }
 }
 
-fn weight(keys: &[NamedKey]) -> usize {
-    keys.iter().map(|(key, _)| size_of::<NamedKey>() + key.len()).sum()
+fn weight(keys: &[NamedKey<'_>]) -> usize {
+    keys.iter().map(|(key, _)| size_of::<NamedKey<'_>>() + key.len()).sum()
 }
 
 /// A fill that waits for EXEC.
 #[derive(Debug)]
 pub struct QueuedFill {
     /// Its guarded keys.
-    pub keys: Vec<NamedKey>,
+    pub keys: Vec<NamedKey<'static>>,
     /// The command.
     pub form: FillForm,
     /// What is known of its data's age.
@@ -69,7 +76,7 @@ pub struct QueuedFill {
 #[derive(Debug)]
 pub struct QueuedExpiry {
     /// The keys: one, which has guards in several dbs if it is not known which of them the command will find.
-    pub keys: Vec<NamedKey>,
+    pub keys: Vec<NamedKey<'static>>,
     /// The longest TTL in milliseconds that it can leave behind, if it says so.
     pub own_ttl: Option<u64>,
 }

@@ -86,14 +86,23 @@ pub fn put_bulk(out: &mut impl BufMut, bytes: &[u8]) {
 
 /// Appends a type byte and a length: `*3\r\n`.
 pub fn put_header(out: &mut impl BufMut, kind: u8, length: usize) {
-    out.put_u8(kind);
-    put_decimal(out, length as u64);
-    out.put_slice(b"\r\n");
+    // In one piece: this is written several times for each command that is rewritten.
+    let mut line = [0; 23];
+    line[21..].copy_from_slice(b"\r\n");
+    let at = decimal(length as u64, &mut line[..21]) - 1;
+    line[at] = kind;
+    out.put_slice(&line[at..]);
 }
 
 /// Appends a number in decimal digits.
 pub fn put_decimal(out: &mut impl BufMut, number: u64) {
     let mut digits = [0; 20];
+    let at = decimal(number, &mut digits);
+    out.put_slice(&digits[at..]);
+}
+
+/// Writes a number's digits to the end of `digits`. Returns the place of the first.
+fn decimal(number: u64, digits: &mut [u8]) -> usize {
     let mut at = digits.len();
     let mut rest = number;
     loop {
@@ -101,10 +110,9 @@ pub fn put_decimal(out: &mut impl BufMut, number: u64) {
         digits[at] = b'0' + (rest % 10) as u8;
         rest /= 10;
         if rest == 0 {
-            break;
+            return at;
         }
     }
-    out.put_slice(&digits[at..]);
 }
 
 /// The version of the protocol that a client speaks.
