@@ -47,15 +47,18 @@ impl Keys {
     }
 
     /// The shards that a key can be in. By other bits of its hash than those that pick the shard, and the place in it.
+    #[inline]
     fn group(&self, key: KeyHash) -> &Shards {
         let bits = key.0 & u64::from(u32::MAX);
         &self.groups[((bits * self.groups.len() as u64) >> 32) as usize]
     }
 
+    #[inline]
     pub fn get(&self, key: KeyHash) -> Option<Ref<'_, KeyHash, KeyState>> {
         self.group(key).get(&key)
     }
 
+    #[inline]
     pub fn entry(&self, key: KeyHash) -> Entry<'_, KeyHash, KeyState> {
         self.group(key).entry(key)
     }
@@ -73,8 +76,11 @@ impl Keys {
     }
 
     /// The same; drops the states of which this says false.
+    #[inline]
     pub fn retain(&self, mut keep: impl FnMut(&mut KeyState) -> bool) {
-        self.groups.iter().for_each(|group| group.retain(|_, state| keep(state)));
+        for group in &self.groups {
+            group.retain(|_, state| keep(state));
+        }
     }
 
     /// Gives the memory of free places back, where most are free: a table that was full once is not full for ever.
