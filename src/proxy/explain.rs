@@ -74,12 +74,13 @@ impl Gate {
     /// The names of the sources on which every remembered write of a key is visible: a read there is as new as a fill
     /// has to be. None while nothing can be proven.
     pub fn sources_for(&self, db: u32, key: &[u8]) -> Vec<String> {
-        let guards = self.guards.load().matching(db, key);
+        let all = self.guards.load();
+        let guards = all.matching(db, key);
         let named = guards.is_empty() && self.fence.is_named(key_hash(db, key));
         if guards.is_empty() && !named {
             return self.positions.sources().iter().map(|source| source.name.clone()).collect();
         }
-        let policy = self.policy(&self.guards.load(), &guards);
+        let policy = self.policy(&all, &guards);
         if self.is_lost() || policy.broken {
             return Vec::new();
         }
@@ -132,7 +133,7 @@ impl Gate {
         let guards = self.guards.load();
         let list = guards.matching(db, key);
         let named = list.is_empty() && self.fence.is_named(key_hash(db, key));
-        let policy = self.policy(&self.guards.load(), &list);
+        let policy = self.policy(&guards, &list);
         let (shown, evidence, primary) = self.evident();
         let mut account = self.account_of(db, key, conn, &list, &policy, &evidence);
         let guarded = GuardedKey { hash: key_hash(db, key), db, guards: list.clone() };
