@@ -21,7 +21,6 @@ TEST_PROGRAMS := $(patsubst tests/%/main.rs,%,$(wildcard tests/*/main.rs)) $(bas
 TEST_RUNS := $(addprefix test-of-test.,$(TEST_PROGRAMS)) test-of-lib test-of-bins test-of-doc
 
 test: deps-test
-	$(CARGO) build --locked
 	$(CARGO) test --locked --no-run
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target --keep-going $(TEST_RUNS)
 
@@ -93,7 +92,7 @@ bench: deps
 OPTIMISED := $(addprefix --config profile.dev.package.cachefence.,opt-level=3 debug-assertions=false overflow-checks=false)
 
 instructions: deps-instructions
-	ACCEPT="$(ACCEPT)" CASE="$(CASE)" $(CARGO) run --locked --features instructions --bin instructions $(OPTIMISED)
+	ACCEPT="$(ACCEPT)" CASE="$(CASE)" $(CARGO) run --locked --example instructions $(OPTIMISED)
 
 lint:
 	$(CARGO) fmt --check

@@ -1,15 +1,15 @@
 //! Puts the parts together and runs them: threads for clients, a runtime for everything else.
 
+mod gauges;
 mod herald;
+mod status;
 mod stop;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use serde_json::json;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,13 +18,13 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::{error, warn};
 
-use crate::admin::{self, AdminSource};
+use crate::admin;
 use crate::cache::{
     self, CacheState, Endpoint, EndpointError, Reaper, Stranger, Upstreams, Witness, Worker, WorkerSettings,
 };
 use crate::command::CommandTable;
 use crate::config::{self, Config, ConfigError, Contract, Mode, socket_mode};
-use crate::feed::{self, Feed, FeedError, FeedState, Positions, Source, SourceState, Sources, Strict};
+use crate::feed::{self, Feed, FeedError, FeedState, Positions, SourceState, Sources};
 use crate::fence::{Fence, Limits, Millis};
 use crate::guard::{GuardError, Guards};
 use crate::lifecycle::descriptors::{self, Wanted};
@@ -36,6 +36,7 @@ use crate::proxy::{Buffered, Gate, Greeting, ListenError, Listener, Threads};
 use crate::reload::{self, Reloader, Reloads};
 use crate::tls::TlsError;
 
+use status::Status;
 use stop::Stop;
 
 /// Why the proxy does not run.
@@ -323,12 +324,6 @@ fn max_clients(config: &Config, sources: usize) -> usize {
     clients
 }
 
-/// What the database has logged and the feed has not applied.
-fn lag_bytes(feed: &FeedState) -> u64 {
-    let applied = feed.applied_lsn.load(Ordering::Relaxed);
-    feed.server_end_lsn.load(Ordering::Relaxed).saturating_sub(applied)
-}
-
 fn feed_ended(ended: Result<Result<(), FeedError>, tokio::task::JoinError>) -> RunError {
     match ended {
         Ok(Ok(())) => RunError::Ended("the feed"),
@@ -402,220 +397,4 @@ fn sweep(fence: Arc<Fence>, positions: Arc<Positions>, history: Duration) -> io:
     };
     std::thread::Builder::new().name("sweep".into()).spawn(|| panics::outlast(sweep))?;
     Ok(())
-}
-
-/// What the admin port shows.
-struct Status {
-    fence: Arc<Fence>,
-    positions: Arc<Positions>,
-    guards: Arc<ArcSwap<Guards>>,
-    metrics: Arc<Metrics>,
-    feed: Arc<FeedState>,
-    sources: Arc<Sources>,
-    cache: Arc<CacheState>,
-    stopping: Arc<AtomicBool>,
-    config: Config,
-    reloads: Reloads,
-}
-
-impl Status {
-    /// Has the gauges that mirror somebody's state set whenever somebody looks.
-    fn mirror(&self) {
-        let (fence, feed, sources) = (self.fence.clone(), self.feed.clone(), self.sources.clone());
-        let cache = self.cache.clone();
-        let gaps_counted = std::sync::Mutex::new(std::collections::HashMap::new());
-        let runtime = tokio::runtime::Handle::current().metrics();
-        self.metrics.on_collect(move |metrics| {
-            let size = fence.size();
-            metrics.fence_keys.set(size.keys as i64);
-            metrics.fence_bytes.set(size.bytes as i64);
-            let (named, dropped) = fence.named();
-            metrics.named_keys.set(named as i64);
-            metrics.named_keys_dropped.inc_by(dropped.saturating_sub(metrics.named_keys_dropped.get()));
-            let reconnects = feed.reconnects.load(Ordering::Relaxed);
-            metrics.feed_reconnects.inc_by(reconnects.saturating_sub(metrics.feed_reconnects.get()));
-            metrics.transaction_keys.set(feed.transaction_keys.load(Ordering::Relaxed) as i64);
-            metrics.in_progress_bytes.set(feed.in_progress_bytes.load(Ordering::Relaxed) as i64);
-            metrics.tasks.set(runtime.num_alive_tasks() as i64);
-            metrics.backlog_keys.set(cache.backlog.load(Ordering::Relaxed) as i64);
-            metrics.floor_lsn.set(i64::try_from(fence.floor().0).unwrap_or(0));
-            metrics.settled_lsn.set(fence.settled().0 as i64);
-            let applied = feed.applied_lsn.load(Ordering::Relaxed);
-            let received = feed.received_lsn.load(Ordering::Relaxed);
-            metrics.applied_lsn.set(applied as i64);
-            metrics.feed_lag_bytes.set(lag_bytes(&feed) as i64);
-            metrics.feed_lag_seconds.set(feed.lag_us.load(Ordering::Relaxed) as f64 / 1e6);
-            metrics.strict_in_force.set(i64::from(feed.strict().is_some_and(Strict::is_in_force)));
-            let held = feed.held();
-            metrics.slot_retained_bytes.set(held.as_ref().map_or(0.0, |held| held.retained as f64));
-            // Without room, Postgres says nothing of it.
-            let safe = held.and_then(|held| held.safe.or(held.limit.map(|_| 0)));
-            metrics.slot_safe_bytes.set(safe.map_or(f64::INFINITY, |safe| safe as f64));
-            metrics.feed_connected.set(i64::from(feed.streaming.load(Ordering::Relaxed)));
-            for Source { index, state: source, .. } in sources.load().iter() {
-                if index.is_none() {
-                    continue;
-                }
-                let gauges = metrics.source(&source.name);
-                gauges.up.set(i64::from(source.up.load(Ordering::Relaxed)));
-                let position = source.position.load(Ordering::Relaxed);
-                gauges.lag_bytes.set(received.saturating_sub(position) as i64);
-            }
-            let mut counted = gaps_counted.lock().unwrap_or_else(PoisonError::into_inner);
-            for (reason, count) in feed.gaps() {
-                let seen: &mut u64 = counted.entry(reason).or_default();
-                (*seen..count).for_each(|_| metrics.gap(reason.as_str()));
-                *seen = count;
-            }
-        });
-    }
-
-    fn why_lost(&self) -> String {
-        if let Some(error) = self.feed.error() {
-            return error;
-        }
-        let (postgres, feed) = (&self.config.postgres, &self.feed);
-        let streaming = feed.streaming.load(Ordering::Relaxed);
-        if streaming && feed.is_catching_up() {
-            return "what was committed meanwhile is being caught up with".into();
-        }
-        let silent =
-            feed.silent_for(self.positions.now()).is_none_or(|silence| silence > postgres.feed_lost_after);
-        let lag = Duration::from_micros(feed.lag_us.load(Ordering::Relaxed));
-        if streaming && !silent && lag > postgres.max_lag {
-            return format!("it has been behind for {lag:?}, longer than postgres.max_lag");
-        }
-        "nothing has been heard from Postgres".into()
-    }
-
-    /// A source out of sight does not stop the proxy: recently written keys stay unfilled until it is back.
-    fn source_troubles(&self) -> Vec<String> {
-        let trouble = |Source { state: source, .. }: &Source| {
-            let why = source.error().unwrap_or_else(|| "not polled yet".into());
-            (!source.up.load(Ordering::Relaxed)).then(|| format!("source {}: {why}", source.name))
-        };
-        self.sources.load().iter().filter_map(trouble).collect()
-    }
-
-    fn cache_error(&self) -> Option<String> {
-        self.cache.error.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl AdminSource for Status {
-    fn metrics(&self) -> String {
-        self.metrics.render()
-    }
-
-    fn ready(&self) -> Result<Vec<String>, Vec<String>> {
-        let mut reasons = Vec::new();
-        if self.stopping.load(Ordering::Relaxed) {
-            reasons.push("stopping".to_owned());
-        }
-        if self.feed.is_lost() {
-            reasons.push(format!("the feed is lost: {}", self.why_lost()));
-        }
-        if let Some(why) = self.feed.strict().and_then(Strict::why_not) {
-            reasons.push(format!("the strict contract is not in force: {why}"));
-        }
-        if !self.cache.connected.load(Ordering::Relaxed) {
-            let why = self.cache_error().unwrap_or_else(|| "not connected yet".into());
-            reasons.push(format!("Redis: {why}"));
-        }
-        if let Some(error) = self.cache.unreaped() {
-            reasons.push(format!(
-                "fills of lost connections cannot be ended, and deletions wait for that: {error}"
-            ));
-        }
-        if self.cache.purging.load(Ordering::Relaxed) {
-            reasons.push("guarded keys are being purged".into());
-        }
-        if self.feed.is_changing() {
-            reasons.push("the guards of a reload are not in force yet".into());
-        }
-        let guards = self.guards.load();
-        for guard in self.feed.broken().filter_map(|guard| guards.get(guard)) {
-            reasons.push(format!("guard {} is broken: see the log for what to run", guard.label));
-        }
-        let slot = self.feed.held().and_then(|held| held.trouble());
-        if reasons.is_empty() {
-            let unmarked = self.cache.unmarked().map(|error| {
-                format!("the marker is behind, and a restart of Redis or of the proxy would purge: {error}")
-            });
-            Ok(slot.into_iter().chain(unmarked).chain(self.source_troubles()).collect())
-        } else {
-            Err(reasons)
-        }
-    }
-
-    fn reloads(&self) -> Option<&Reloads> {
-        Some(&self.reloads)
-    }
-
-    fn status(&self) -> serde_json::Value {
-        let lsn = |lsn: u64| Lsn(lsn).to_string();
-        let sources: Vec<_> = self
-            .sources
-            .load()
-            .iter()
-            .map(|Source { index, state: source, .. }| {
-                json!({
-                    "name": source.name,
-                    "kind": source.kind.name(),
-                    "read_by_applications": index.is_some(),
-                    "up": source.up.load(Ordering::Relaxed),
-                    "position": lsn(source.position.load(Ordering::Relaxed)),
-                    "error": source.error(),
-                })
-            })
-            .collect();
-        let size = self.fence.size();
-        let broken: Vec<_> = self.feed.broken().collect();
-        let guards: Vec<_> = self
-            .guards
-            .load()
-            .iter()
-            .map(|guard| json!({ "table": guard.label, "keys": guard.policy.keys, "broken": broken.contains(&guard.id) }))
-            .collect();
-        json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "contract": match self.config.postgres.contract { Contract::Bounded => "bounded", Contract::Strict => "strict" },
-            "strict": self.feed.strict().map(|strict| json!({
-                "in_force": strict.is_in_force(),
-                "why_not": strict.why_not(),
-            })),
-            "mode": match self.config.proxy.mode { Mode::Enforce => "enforce", Mode::Observe => "observe" },
-            "feed": {
-                "lost": self.feed.is_lost(),
-                "streaming": self.feed.streaming.load(Ordering::Relaxed),
-                "received_lsn": lsn(self.feed.received_lsn.load(Ordering::Relaxed)),
-                "applied_lsn": lsn(self.feed.applied_lsn.load(Ordering::Relaxed)),
-                "confirmed_lsn": lsn(self.feed.confirmed_lsn.load(Ordering::Relaxed)),
-                "lag_bytes": lag_bytes(&self.feed),
-                "slot": self.feed.held().map(|held| json!({
-                    "retained_bytes": held.retained,
-                    "safe_bytes": held.safe,
-                    "wal_status": held.wal_status,
-                })),
-                "lag_seconds": self.feed.lag_us.load(Ordering::Relaxed) as f64 / 1e6,
-                "error": self.feed.error(),
-            },
-            "sources": sources,
-            "fence": {
-                "keys": size.keys,
-                "leases": size.leases,
-                "bytes": size.bytes,
-                "named_keys": self.fence.named().0,
-                "floor_lsn": self.fence.floor().to_string(),
-                "settled_lsn": self.fence.settled().to_string(),
-            },
-            "cache": {
-                "connected": self.cache.connected.load(Ordering::Relaxed),
-                "purging": self.cache.purging.load(Ordering::Relaxed),
-                "backlog_keys": self.cache.backlog.load(Ordering::Relaxed),
-                "error": self.cache_error(),
-            },
-            "guards": guards,
-        })
-    }
 }
