@@ -130,18 +130,21 @@ async fn pooled(
     Ok(())
 }
 
-/// Stops the replica's replay and lets it go on, every few commits, for ever.
-async fn limp(replica: &Postgres, names: &AtomicU64) -> Outcome {
+/// Stops the replica's replay and lets it go on, every few commits, until the writers have ended. It ends by itself: a
+/// pause that was asked for and not waited for could come after the replay was told to go on.
+async fn limp(replica: &Postgres, names: &AtomicU64, ended: &AtomicBool) -> Outcome {
     let more = async || {
         let target = names.load(Ordering::Relaxed) + 10;
-        wait_until("commits", PATIENCE, async || names.load(Ordering::Relaxed) >= target).await
+        let reached = async || ended.load(Ordering::Relaxed) || names.load(Ordering::Relaxed) >= target;
+        wait_until("commits", PATIENCE, reached).await
     };
-    loop {
+    while !ended.load(Ordering::Relaxed) {
         replica.pause_replay().await?;
         more().await?;
         replica.resume_replay().await?;
         more().await?;
     }
+    Ok(())
 }
 
 /// How the readers' commands reach the proxy.
@@ -178,17 +181,17 @@ async fn flood(world: &World, clients: Clients, round: u64, names: &Arc<AtomicU6
             readers.spawn(pooled(node, pool.clone(), seed(), stop.clone()));
         }
     }
+    let ended = AtomicBool::new(false);
     let written = async {
+        let mut outcome = Outcome::Ok(());
         while let Some(done) = writers.join_next().await {
-            done??;
+            outcome = outcome.and(done.map_err(Into::into).and_then(|done| Ok(done?)));
         }
-        Outcome::Ok(())
+        ended.store(true, Ordering::Relaxed);
+        outcome
     };
-    tokio::select! {
-        done = written => done?,
-        failed = limp(replica, names) => failed?,
-    }
-    replica.resume_replay().await?;
+    let (written, limped) = tokio::join!(written, limp(replica, names, &ended));
+    written.and(limped)?;
     // The readers go on until the cache is of use again: misses from before the last write object until they end.
     wait_until("something to be cached again", PATIENCE, async || {
         world.held("user:1").await.is_ok_and(|held| held.is_some())

@@ -119,16 +119,20 @@ pub async fn run(
     let mut readers: JoinSet<Task<(Remedy, Vec<Read>)>> =
         ready_readers.into_iter().map(Reader::run).collect();
     let (mut canary, mut claims): (Vec<Mark>, Vec<Mark>) = Default::default();
-    let ended = tokio::select! {
-        waited = wait(&shared, patience, &enough) => waited,
-        failed = stand.limp(load.replica_delay, dice.split()) => failed.map(|()| shared.clock.now()),
-        failed = stand.canary(shared.clock, &mut canary) => failed.map(|()| shared.clock.now()),
-        failed = stand.claims(shared.clock, &mut claims) => failed.map(|()| shared.clock.now()),
-        ended = writers.join_next() => Err(early(ended)),
-        ended = readers.join_next() => Err(early(ended)),
+    let lasting = async {
+        let ended = tokio::select! {
+            waited = wait(&shared, patience, &enough) => waited,
+            failed = stand.canary(shared.clock, &mut canary) => failed.map(|()| shared.clock.now()),
+            failed = stand.claims(shared.clock, &mut claims) => failed.map(|()| shared.clock.now()),
+            ended = writers.join_next() => Err(early(ended)),
+            ended = readers.join_next() => Err(early(ended)),
+        };
+        shared.stop.store(true, Ordering::Relaxed);
+        ended
     };
-    shared.stop.store(true, Ordering::Relaxed);
+    let (ended, limped) = tokio::join!(lasting, stand.limp(load.replica_delay, dice.split(), &shared.stop));
     stand.recover().await?;
+    limped?;
     let end = ended?;
     let writes = joined(&mut writers).await?.concat();
     let reads = joined(&mut readers).await?;

@@ -1,6 +1,7 @@
 //! The servers: a primary, a replica whose replay limps, Redis, and the proxy under one of its contracts.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cachefence::demo::client::{Client, Reply};
@@ -127,10 +128,11 @@ impl Stand {
         Ok(self.proxy.metric(&series).await?)
     }
 
-    /// Makes the replica's replay late, now more and now less, and stops it at times; for ever.
-    pub async fn limp(&self, delay: u64, mut dice: Dice) -> Outcome {
+    /// Makes the replica's replay late, now more and now less, and stops it at times, until the load has ended. It ends by itself: a
+    /// pause that was asked for and not waited for could come after [`Stand::recover`].
+    pub async fn limp(&self, delay: u64, mut dice: Dice, ended: &AtomicBool) -> Outcome {
         let sql = self.replica.client().await?;
-        loop {
+        while !ended.load(Ordering::Relaxed) {
             if dice.one_in(4) {
                 self.replica.pause_replay().await?;
                 pause(dice.millis(delay)).await;
@@ -142,6 +144,7 @@ impl Stand {
             }
             pause(Duration::from_millis(100) + dice.millis(2 * delay)).await;
         }
+        Ok(())
     }
 
     /// The replica is as it was.
