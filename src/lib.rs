@@ -35,6 +35,7 @@ pub mod metrics;
 pub mod pg;
 pub mod position;
 pub mod proxy;
+pub mod refusals;
 pub mod reload;
 pub mod resp;
 pub mod run;

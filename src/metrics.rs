@@ -16,7 +16,7 @@ use prometheus::{
 use crate::guard::{GuardId, Guards};
 
 /// The `guard` label of keys that no guard covers and that were fenced by name.
-const MESSAGE: &str = "(message)";
+pub(crate) const MESSAGE: &str = "(message)";
 
 /// What is known of a fill's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +95,11 @@ impl GuardMetrics {
     pub fn fills(&self, verdict: Verdict, action: Action) -> &IntCounter {
         // Both enums number their variants in the order of ALL.
         &self.fills[verdict as usize][action as usize]
+    }
+
+    /// Fills with this verdict, whatever was done with them.
+    pub fn of_verdict(&self, verdict: Verdict) -> u64 {
+        self.fills[verdict as usize].iter().map(IntCounter::get).sum()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Puts the parts together and runs them: threads for clients, a runtime for everything else.
 
 mod gauges;
+mod glance;
 mod herald;
 mod status;
 mod stop;
@@ -33,6 +34,7 @@ use crate::lifecycle::{panics, signals};
 use crate::metrics::Metrics;
 use crate::position::Lsn;
 use crate::proxy::{Buffered, Gate, Greeting, ListenError, Listener, Threads};
+use crate::refusals::Refusals;
 use crate::reload::{self, Reloader, Reloads};
 use crate::tls::TlsError;
 
@@ -117,11 +119,13 @@ pub async fn run(
     let upstreams = Arc::new(upstreams);
     let commands = Arc::new(ArcSwap::from_pointee(CommandTable::known()));
     let (reloads, requests) = Reloads::new();
+    let refusals = Arc::new(Refusals::new(config.admin.show_keys));
     let status = Arc::new(Status {
         fence: fence.clone(),
         positions: positions.clone(),
         guards: matching.clone(),
         metrics: metrics.clone(),
+        refusals: refusals.clone(),
         feed: feed_state.clone(),
         sources: sources.clone(),
         cache: cache_state.clone(),
@@ -138,6 +142,7 @@ pub async fn run(
         positions: positions.clone(),
         account: status.clone(),
         metrics: metrics.clone(),
+        refusals,
         feed: feed_state.clone(),
         cache: cache_state.clone(),
         upstreams: upstreams.clone(),

@@ -1,12 +1,15 @@
 //! One request, one answer.
 
+use std::sync::Arc;
+
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
 use hyper::header::{REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Method, Request, Response, StatusCode};
 
-use super::{AdminSource, Explain};
+use super::events::{Answer, Connection};
+use super::{Asked, Explain, page};
 use crate::config::percent_decoded;
 use crate::reload::Reloads;
 
@@ -14,13 +17,14 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
-static PAGE: &str = include_str!("page.html");
+const EVENTS: &str = "text/event-stream";
 
 pub(super) async fn answer<B>(
     request: &Request<B>,
-    source: &dyn AdminSource,
-    keys: &dyn Explain,
-) -> Response<Full<Bytes>> {
+    asked: &Asked,
+    connection: &Arc<Connection>,
+) -> Response<Answer> {
+    let source = asked.source.as_ref();
     if request.uri().path() == "/reload" {
         return reload(request, source.reloads()).await;
     }
@@ -30,7 +34,9 @@ pub(super) async fn answer<B>(
         return response;
     }
     match request.uri().path() {
-        "/" => respond(StatusCode::OK, HTML, PAGE),
+        "/" => respond(StatusCode::OK, HTML, page::PAGE.text.as_str()),
+        "/events" if request.method() == Method::HEAD => respond(StatusCode::OK, EVENTS, ""),
+        "/events" => reply(StatusCode::OK, EVENTS, asked.streams.open(source, connection)),
         "/livez" => respond(StatusCode::OK, TEXT, "alive\n"),
         "/readyz" => match source.ready() {
             Ok(troubles) => {
@@ -44,20 +50,20 @@ pub(super) async fn answer<B>(
         },
         "/metrics" => respond(StatusCode::OK, PROMETHEUS, source.metrics()),
         "/status" => respond(StatusCode::OK, JSON, format!("{:#}\n", source.status())),
-        "/explain" => explain(request.uri().query(), keys),
+        "/explain" => explain(request.uri().query(), asked.keys.as_ref()),
         _ => {
-            let text = "not found; there are / /metrics /livez /readyz /status /explain?key= and, by POST, /reload\n";
+            let text = "not found; there are / /events /metrics /livez /readyz /status /explain?key= and, by POST, /reload\n";
             respond(StatusCode::NOT_FOUND, TEXT, text)
         }
     }
 }
 
 /// For who must not ask.
-pub(super) fn forbid(why: &'static str) -> Response<Full<Bytes>> {
+pub(super) fn forbid(why: &'static str) -> Response<Answer> {
     respond(StatusCode::FORBIDDEN, TEXT, why)
 }
 
-async fn reload<B>(request: &Request<B>, reloads: Option<&Reloads>) -> Response<Full<Bytes>> {
+async fn reload<B>(request: &Request<B>, reloads: Option<&Reloads>) -> Response<Answer> {
     if request.method() != Method::POST {
         let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only POST\n");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
@@ -77,7 +83,7 @@ async fn reload<B>(request: &Request<B>, reloads: Option<&Reloads>) -> Response<
 /// Keys that are told of, in bytes: far more than a template makes. The request's own length is bounded already.
 const MAX_KEY: usize = 8 * 1024;
 
-fn explain(query: Option<&str>, keys: &dyn Explain) -> Response<Full<Bytes>> {
+fn explain(query: Option<&str>, keys: &dyn Explain) -> Response<Answer> {
     let field = |name: &str| {
         let fields = query.unwrap_or_default().split('&');
         fields.filter_map(|field| field.strip_prefix(name)?.strip_prefix('=')).next()
@@ -96,8 +102,12 @@ fn explain(query: Option<&str>, keys: &dyn Explain) -> Response<Full<Bytes>> {
     respond(StatusCode::OK, JSON, format!("{:#}\n", keys.explain(db, &key)))
 }
 
-fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Answer> {
+    reply(status, kind, Answer::Whole(Full::new(body.into())))
+}
+
+fn reply(status: StatusCode, kind: &'static str, answer: Answer) -> Response<Answer> {
+    let mut response = Response::new(answer);
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -106,10 +116,7 @@ fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Re
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     headers.insert(
         CONTENT_SECURITY_POLICY,
-        HeaderValue::from_static(
-            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
-             frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
-        ),
+        page::PAGE.policy.clone(),
     );
     response
 }

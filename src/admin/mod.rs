@@ -1,9 +1,12 @@
 //! Metrics, health and status over HTTP, for Prometheus, orchestrators and people.
 
 mod answer;
+mod events;
 mod health;
+mod history;
 mod info;
 mod origin;
+mod page;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -11,16 +14,20 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::complaint::Complaint;
 
+use events::{Connection, Streams};
 pub use health::{HealthError, health};
+pub use history::Sample;
 pub use info::info;
 
 use crate::reload::Reloads;
@@ -38,6 +45,16 @@ pub trait AdminSource: Send + Sync + 'static {
 
     /// Feed, sources, table, cache.
     fn status(&self) -> serde_json::Value;
+
+    /// All that the page shows of now.
+    fn glance(&self) -> serde_json::Value {
+        self.status()
+    }
+
+    /// What the page draws of now.
+    fn sample(&self) -> Sample {
+        Sample::default()
+    }
 
     /// Who reloads the settings, if anybody does.
     fn reloads(&self) -> Option<&Reloads> {
@@ -86,7 +103,9 @@ pub async fn serve(
     source: Arc<dyn AdminSource>,
     keys: Arc<dyn Explain>,
 ) -> Infallible {
-    let mut open: VecDeque<AbortHandle> = VecDeque::new();
+    let streams = Arc::new(Streams::default());
+    tokio::spawn(streams.clone().run(source.clone()));
+    let mut open: VecDeque<(AbortHandle, Arc<Connection>)> = VecDeque::new();
     let mut complaint = Complaint::default();
     let loopback = listener.local_addr().is_ok_and(|address| origin::is_loopback(address.ip()));
     loop {
@@ -101,27 +120,34 @@ pub async fn serve(
                 continue;
             }
         };
-        open.retain(|connection| !connection.is_finished());
-        if open.len() >= MAX_CONNECTIONS
-            && let Some(oldest) = open.pop_front()
-        {
-            oldest.abort();
+        open.retain(|(task, _)| !task.is_finished());
+        if open.len() >= MAX_CONNECTIONS {
+            // Streams are meant to be old, and bounded by themselves.
+            let oldest = open.iter().position(|(_, connection)| !connection.is_stream()).unwrap_or(0);
+            if let Some((oldest, _)) = open.remove(oldest) {
+                oldest.abort();
+            }
         }
-        open.push_back(
-            tokio::spawn(connection(stream, loopback, source.clone(), keys.clone())).abort_handle(),
-        );
+        let known = Arc::new(Connection::default());
+        let asked = Asked { source: source.clone(), keys: keys.clone(), streams: streams.clone() };
+        let task = tokio::spawn(connection(stream, loopback, asked, known.clone()));
+        open.push_back((task.abort_handle(), known));
     }
 }
 
-async fn connection(stream: TcpStream, loopback: bool, source: Arc<dyn AdminSource>, keys: Arc<dyn Explain>) {
-    let service = service_fn(|request| {
-        let (source, keys) = (source.clone(), keys.clone());
-        async move {
-            Ok::<_, Infallible>(match origin::objection(&request, loopback) {
-                Some(why) => answer::forbid(why),
-                None => answer::answer(&request, source.as_ref(), keys.as_ref()).await,
-            })
-        }
+/// Those who answer.
+struct Asked {
+    source: Arc<dyn AdminSource>,
+    keys: Arc<dyn Explain>,
+    streams: Arc<Streams>,
+}
+
+async fn connection(stream: TcpStream, loopback: bool, asked: Asked, known: Arc<Connection>) {
+    let service = service_fn(async |request: Request<Incoming>| {
+        Ok::<_, Infallible>(match origin::objection(&request, loopback) {
+            Some(why) => answer::forbid(why),
+            None => answer::answer(&request, &asked, &known).await,
+        })
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -130,8 +156,18 @@ async fn connection(stream: TcpStream, loopback: bool, source: Arc<dyn AdminSour
         // One request each: an idle connection would only be in the way.
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    // Malformed requests and peers that left are theirs, not ours: nothing to log.
-    let _ = timeout(CONNECTION_TIMEOUT, serving).await;
+    let too_long = async {
+        sleep(CONNECTION_TIMEOUT).await;
+        if known.is_stream() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        // Malformed requests and peers that left are theirs, not ours: nothing to log.
+        _ = serving => {}
+        () = too_long => {}
+        () = known.gone.notified() => {}
+    }
 }
 
 #[cfg(test)]

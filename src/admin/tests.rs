@@ -1,6 +1,7 @@
 //! The HTTP port as its users see it: over a socket.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
 
 use super::*;
 
@@ -118,6 +119,62 @@ async fn slow_peers_keep_nobody_out() {
     let mut rest = Vec::new();
     let end = timeout(Duration::from_secs(2), slow[0].read_to_end(&mut rest)).await;
     assert!(end.is_ok());
+}
+
+/// Opens a stream, and reads until it has said `wanted`.
+async fn follow(address: std::net::SocketAddr, wanted: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.expect("a connection");
+    stream.write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("sent");
+    until(&mut stream, wanted).await;
+    stream
+}
+
+async fn until(stream: &mut TcpStream, wanted: &str) {
+    let mut text = String::new();
+    let mut buffer = [0; 4096];
+    while !text.contains(wanted) {
+        let reading = timeout(Duration::from_secs(30), stream.read(&mut buffer)).await;
+        let n = reading.expect("in time").expect("read");
+        assert!(n > 0, "it ended after {text}");
+        text.push_str(&String::from_utf8_lossy(&buffer[..n]));
+    }
+}
+
+#[tokio::test]
+async fn a_stream_tells_what_was_and_what_is_again_and_again() {
+    let address = start(Ok(vec![])).await;
+    let mut stream = follow(address, "event: now\ndata: {\"feed\":{\"streaming\":true}}\n\n").await;
+    for _ in 0..2 {
+        until(&mut stream, "event: now\n").await;
+    }
+    let head = ask(address, "HEAD /events").await;
+    assert!(head.contains("content-type: text/event-stream"), "{head}");
+    let other = ask(address, "GET /events HTTP/1.1\r\nHost: evil.example\r\nX:").await;
+    assert!(other.starts_with("HTTP/1.1 403"), "{other}");
+}
+
+#[tokio::test]
+async fn streams_that_nobody_reads_keep_nobody_out() {
+    let address = start(Ok(vec![])).await;
+    let mut silent = Vec::new();
+    for _ in 0..events::MAX_STREAMS {
+        silent.push(follow(address, "event: history").await);
+    }
+    // One more gets in, and the oldest leaves.
+    let mut more = follow(address, "event: now").await;
+    let mut rest = Vec::new();
+    timeout(Duration::from_secs(30), silent[0].read_to_end(&mut rest)).await.expect("it ends").expect("read");
+    // Short questions that are asked slowly push out each other, no stream.
+    let mut slow = Vec::new();
+    for _ in 0..2 * MAX_CONNECTIONS {
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        stream.write_all(b"GET /livez HTTP/1.1\r\n").await.expect("sent");
+        slow.push(stream);
+    }
+    let answer = timeout(Duration::from_secs(5), ask(address, "GET /livez")).await.expect("in time");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    until(&mut more, "event: now").await;
+    until(&mut silent[1], "event: now").await;
 }
 
 #[tokio::test]

@@ -444,6 +444,8 @@ pub enum LostFills {
 pub struct Admin {
     /// `host:port` of the HTTP port.
     pub listen: String,
+    /// Keys of refused fills stand on the page and in the log.
+    pub show_keys: bool,
 }
 
 // By hand, so that no log line can print a password.
@@ -536,7 +538,7 @@ impl Default for WhenFeedLost {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:9187".into() }
+        Self { listen: "127.0.0.1:9187".into(), show_keys: true }
     }
 }
 

@@ -130,7 +130,7 @@ static SETTINGS: [(&str, Node); 7] = [
         ]),
     ),
     ("guard", Node::List(&GUARD)),
-    ("admin", table(&[("listen", TEXT)])),
+    ("admin", table(&[("listen", TEXT), ("show_keys", Node::Leaf(Kind::Switch))])),
 ];
 
 static GUARD: Node = Node::Table {

@@ -5,12 +5,13 @@ use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
-use super::gate::{Admission, Gate, NOT_BEGUN, Policy, outdated, printable, reason};
+use super::gate::{Admission, Gate, NOT_BEGUN, Policy, outdated, reason};
 use crate::admin::Explain;
 use crate::feed::SourceState;
 use crate::fence::{ConnId, Evidence, KeyAccount, Millis, Question, Shown, SourceKind, Verdict};
 use crate::guard::{Guard, GuardList, GuardedKey, Guards, VersionKind, key_hash};
 use crate::position::Lsn;
+use crate::refusals::printable;
 
 /// Templates that are named where none matches a key.
 const NEAREST: usize = 3;
@@ -155,7 +156,7 @@ impl Gate {
         let own = list.iter().filter_map(|id| guards.get(*id));
         Explanation {
             db,
-            key: printable(key).into_owned(),
+            key: printable(key),
             guards: own.map(|guard| (guard.label.clone(), guard.policy.keys.clone())).collect(),
             named,
             nearest: if list.is_empty() { nearest(&guards, db, key) } else { Vec::new() },

@@ -1,13 +1,11 @@
 //! The gate: what happens to reads and fills of guarded keys. Shared by all threads; what they contend for
 //! is the fence's table alone.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tracing::debug;
 
 use super::buffered::Buffered;
 use crate::admin::AdminSource;
@@ -22,6 +20,7 @@ use crate::fence::{
 use crate::guard::{GuardId, GuardList, GuardedKey, Guards, key_hash};
 use crate::metrics::{self, Metrics};
 use crate::position::Lsn;
+use crate::refusals::{Refusals, Refused};
 
 /// Everything a session needs to decide.
 pub struct Gate {
@@ -39,6 +38,8 @@ pub struct Gate {
     pub account: Arc<dyn AdminSource>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What is told of refused fills.
+    pub refusals: Arc<Refusals>,
     /// Whether the feed is lost.
     pub feed: Arc<FeedState>,
     /// Whether Redis is level with it.
@@ -217,7 +218,7 @@ impl Gate {
                 _ => Ruling::Forward,
             }
         });
-        self.count(filling, verdict, &admission, now);
+        self.count(guards, filling, verdict, &admission, now);
         if matches!(admission, Admission::Refuse(_)) {
             // Whoever waits for it waits in vain.
             self.upstreams.coalescing.ended(filling.guarded.hash);
@@ -309,7 +310,14 @@ impl Gate {
         policy
     }
 
-    fn count(&self, filling: &Filling<'_>, verdict: Verdict, admission: &Admission, now: Millis) {
+    fn count(
+        &self,
+        guards: &Guards,
+        filling: &Filling<'_>,
+        verdict: Verdict,
+        admission: &Admission,
+        now: Millis,
+    ) {
         let label = match verdict {
             Verdict::Fresh => metrics::Verdict::Fresh,
             Verdict::Stale(_) => metrics::Verdict::Stale,
@@ -335,7 +343,18 @@ impl Gate {
             }
         }
         if let Admission::Refuse(refusal) = admission {
-            debug!(key = %printable(filling.key), why = refusal.error, "fill refused");
+            self.refusals.record(filling.key, |key| Refused {
+                number: 0,
+                at: 0,
+                guard: labels(guards, &filling.guarded.guards),
+                key,
+                verdict: label.label(),
+                action: action.label(),
+                why: refusal.error.clone(),
+                age,
+                evidence: offered(filling),
+                fence: held_against(verdict),
+            });
         }
     }
 
@@ -477,11 +496,41 @@ fn stricter_unproven(a: config::Unproven, b: config::Unproven) -> config::Unprov
     if rank(b) > rank(a) { b } else { a }
 }
 
-/// A key as a log can hold it.
-pub(super) fn printable(key: &[u8]) -> Cow<'static, str> {
-    let shown: String =
-        key.iter().take(128).flat_map(|b| std::ascii::escape_default(*b)).map(char::from).collect();
-    Cow::Owned(if key.len() > 128 { format!("{shown}...") } else { shown })
+/// The tables of a key's guards.
+fn labels(guards: &Guards, list: &GuardList) -> String {
+    if list.is_empty() {
+        return metrics::MESSAGE.into();
+    }
+    let labels: Vec<&str> = list.iter().filter_map(|id| Some(guards.get(*id)?.label.as_str())).collect();
+    labels.join(", ")
+}
+
+/// What a fill offered as proof, in words.
+fn offered(filling: &Filling<'_>) -> String {
+    match (filling.evidence, filling.version) {
+        (Some(Evidence::Snapshot(snapshot)), _) => format!("the snapshot {}", cut(&snapshot.to_string())),
+        (Some(Evidence::Lsn(lsn)), _) => format!("a replica's position {lsn}"),
+        (None, Some(version)) => format!("version {}, or a miss before it", version.version.0),
+        (None, None) => "a miss before it, if there was one".into(),
+    }
+}
+
+/// Snapshots name every transaction in progress.
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.into(),
+    }
+}
+
+/// What a fill was held against.
+fn held_against(verdict: Verdict) -> Option<String> {
+    match verdict {
+        Verdict::Stale(Stale::Superseded(lsn) | Stale::NoEvidence(lsn)) => Some(format!("the write at {lsn}")),
+        Verdict::Stale(Stale::BelowFloor(NOT_BEGUN)) => None,
+        Verdict::Stale(Stale::BelowFloor(lsn)) => Some(format!("the floor {lsn}")),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -8,14 +8,15 @@ use arc_swap::ArcSwap;
 use serde_json::json;
 
 use super::gauges::lag_bytes;
-use crate::admin::AdminSource;
+use crate::admin::{AdminSource, Sample};
 use crate::cache::CacheState;
 use crate::config::{Config, Contract, Mode};
 use crate::feed::{FeedState, Positions, Source, Sources, Strict};
 use crate::fence::Fence;
 use crate::guard::Guards;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Verdict};
 use crate::position::Lsn;
+use crate::refusals::Refusals;
 use crate::reload::Reloads;
 
 /// What the admin port shows.
@@ -24,6 +25,7 @@ pub(super) struct Status {
     pub(super) positions: Arc<Positions>,
     pub(super) guards: Arc<ArcSwap<Guards>>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) refusals: Arc<Refusals>,
     pub(super) feed: Arc<FeedState>,
     pub(super) sources: Arc<Sources>,
     pub(super) cache: Arc<CacheState>,
@@ -111,6 +113,14 @@ impl AdminSource for Status {
         }
     }
 
+    fn glance(&self) -> serde_json::Value {
+        self.at_a_glance()
+    }
+
+    fn sample(&self) -> Sample {
+        self.sampled()
+    }
+
     fn reloads(&self) -> Option<&Reloads> {
         Some(&self.reloads)
     }
@@ -138,7 +148,23 @@ impl AdminSource for Status {
             .guards
             .load()
             .iter()
-            .map(|guard| json!({ "table": guard.label, "keys": guard.policy.keys, "broken": broken.contains(&guard.id) }))
+            .map(|guard| {
+                let counted = self.metrics.guard(guard.id);
+                let fills = |verdict| counted.of_verdict(verdict);
+                json!({
+                    "table": guard.label,
+                    "keys": guard.policy.keys,
+                    "broken": broken.contains(&guard.id),
+                    "hits": counted.hit.get(),
+                    "misses": counted.miss.get(),
+                    "bypassed": counted.bypassed.get(),
+                    "fresh": fills(Verdict::Fresh),
+                    "stale": fills(Verdict::Stale),
+                    "unproven": fills(Verdict::Unproven),
+                    "writes": counted.writes.get(),
+                    "invalidated": counted.invalidated.get(),
+                })
+            })
             .collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),

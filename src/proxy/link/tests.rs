@@ -41,6 +41,7 @@ fn gate(redis: &str) -> (Arc<Gate>, UnboundedReceiver<Abandoned>) {
         positions: Arc::new(Positions::new(fence.clone(), &[], started)),
         fence,
         metrics: metrics.clone(),
+        refusals: Arc::new(crate::refusals::Refusals::new(true)),
         guards: Arc::new(arc_swap::ArcSwap::from_pointee(guards)),
         commands: Arc::new(arc_swap::ArcSwap::from_pointee(CommandTable::known())),
         named: config::Guard::of_messages(Contract::Bounded),
