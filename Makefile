@@ -5,8 +5,8 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 # Where Postgres's programs may be besides PATH: Debian puts them outside.
 PG_BINS := $(wildcard /usr/lib/postgresql/*/bin/initdb)
 
-.PHONY: all demo test test-clients test-matrix test-servers redis-suite consistency faults soak bench instructions lint deps deps-test \
-	deps-clients deps-bench deps-instructions
+.PHONY: all demo test test-page test-clients test-matrix test-servers redis-suite consistency faults soak bench instructions lint deps deps-test \
+	deps-page deps-clients deps-bench deps-instructions
 
 all: test
 
@@ -27,6 +27,10 @@ test: deps-test
 .PHONY: $(TEST_RUNS)
 $(TEST_RUNS): test-of-%:
 	@env -u MAKEFLAGS -u MFLAGS $(CARGO) test --locked --$(subst ., ,$*)
+
+# The live page in a browser; its pictures go to target/page.
+test-page: deps-page
+	$(CARGO) test --locked --test page -- --ignored --nocapture
 
 # All clients, those of `make test` and those that need a further toolchain. See docs/compatibility.md.
 test-clients: deps-clients
@@ -119,6 +123,12 @@ deps-clients: deps-test
 	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"; \
 	[ -e /usr/include/hiredis/hiredis.h ] || missing="$$missing libhiredis-dev"; \
 	ruby -e 'require "redis"' 2>/dev/null || missing="$$missing ruby-redis"; \
+	$(install)
+
+# And the browser of `make test-page`.
+deps-page: deps
+	@missing=; \
+	command -v chromium >/dev/null || missing="$$missing chromium"; \
 	$(install)
 
 # What `make bench` compares with, as far as Debian has it, and what it measures with.

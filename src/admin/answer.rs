@@ -114,9 +114,6 @@ fn reply(status: StatusCode, kind: &'static str, answer: Answer) -> Response<Ans
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    headers.insert(
-        CONTENT_SECURITY_POLICY,
-        page::PAGE.policy.clone(),
-    );
+    headers.insert(CONTENT_SECURITY_POLICY, page::PAGE.policy.clone());
     response
 }

@@ -526,7 +526,9 @@ fn cut(text: &str) -> String {
 /// What a fill was held against.
 fn held_against(verdict: Verdict) -> Option<String> {
     match verdict {
-        Verdict::Stale(Stale::Superseded(lsn) | Stale::NoEvidence(lsn)) => Some(format!("the write at {lsn}")),
+        Verdict::Stale(Stale::Superseded(lsn) | Stale::NoEvidence(lsn)) => {
+            Some(format!("the write at {lsn}"))
+        }
         Verdict::Stale(Stale::BelowFloor(NOT_BEGUN)) => None,
         Verdict::Stale(Stale::BelowFloor(lsn)) => Some(format!("the floor {lsn}")),
         _ => None,

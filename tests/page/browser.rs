@@ -106,7 +106,11 @@ impl Browser {
             let message = self.messages.recv_timeout(PATIENCE).map_err(|e| format!("{method}: {e}"))?;
             if message["id"] == id {
                 let error = &message["error"];
-                return if error.is_null() { Ok(message["result"].clone()) } else { Err(error.to_string().into()) };
+                return if error.is_null() {
+                    Ok(message["result"].clone())
+                } else {
+                    Err(error.to_string().into())
+                };
             }
             self.note(&message);
         }
