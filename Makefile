@@ -5,8 +5,8 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 # Where Postgres's programs may be besides PATH: Debian puts them outside.
 PG_BINS := $(wildcard /usr/lib/postgresql/*/bin/initdb)
 
-.PHONY: all demo test test-page test-clients test-matrix test-servers redis-suite consistency faults soak bench instructions lint deps deps-test \
-	deps-page deps-clients deps-bench deps-instructions
+.PHONY: all demo test test-page test-alerts test-clients test-matrix test-servers redis-suite consistency faults soak bench instructions lint deps deps-test \
+	deps-page deps-alerts deps-clients deps-bench deps-instructions
 
 all: test
 
@@ -31,6 +31,10 @@ $(TEST_RUNS): test-of-%:
 # The live page in a browser; its pictures go to target/page.
 test-page: deps-page
 	$(CARGO) test --locked --test page -- --ignored --nocapture
+
+# The alerts: their unit tests, and a real Prometheus that sees real faults.
+test-alerts: deps-alerts
+	CACHEFENCE_TEST_PROMTOOL=yes $(CARGO) test --locked --test monitoring -- --include-ignored --nocapture --test-threads 1
 
 # All clients, those of `make test` and those that need a further toolchain. See docs/compatibility.md.
 test-clients: deps-clients
@@ -129,6 +133,12 @@ deps-clients: deps-test
 deps-page: deps
 	@missing=; \
 	command -v chromium >/dev/null || missing="$$missing chromium"; \
+	$(install)
+
+# And the programs of `make test-alerts`.
+deps-alerts: deps
+	@missing=; \
+	command -v promtool >/dev/null && command -v prometheus >/dev/null || missing="$$missing prometheus"; \
 	$(install)
 
 # What `make bench` compares with, as far as Debian has it, and what it measures with.

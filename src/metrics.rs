@@ -133,6 +133,8 @@ pub struct Metrics {
     messages: GuardMetrics,
     source_lag_bytes: IntGaugeVec,
     source_up: IntGaugeVec,
+    guard_broken: IntGaugeVec,
+    info: IntGaugeVec,
     purges: IntCounterVec,
     gaps: IntCounterVec,
     /// From a commit (by the database's clock) to its keys being deleted, in seconds.
@@ -149,6 +151,12 @@ pub struct Metrics {
     pub feed_connected: IntGauge,
     /// 1 while commits wait until their keys are deleted, as the strict contract has it, else 0.
     pub strict_in_force: IntGauge,
+    /// 1 while `/readyz` says ready, else 0.
+    pub ready: IntGauge,
+    /// 1 while the proxy's own connection to Redis works, else 0.
+    pub redis_connected: IntGauge,
+    /// 1 while all keys of guards are being deleted, else 0.
+    pub purging: IntGauge,
     /// Keys with remembered writes or leases.
     pub fence_keys: IntGauge,
     /// The memory they take, about.
@@ -218,6 +226,9 @@ impl Metrics {
             source_lag_bytes.get_metric_with_label_values(&[name.as_ref()])?;
             source_up.get_metric_with_label_values(&[name.as_ref()])?;
         }
+        let guard_broken =
+            gauges(&r, "guard_broken", "Whether rows cannot be turned into keys.", &["guard"])?;
+        let info = gauges(&r, "info", "What runs, and as what.", &["version", "contract", "mode"])?;
         let tasks = Opts::new("cachefence_tasks", "Tasks that live.");
         let tasks = register(&r, IntGaugeVec::new(tasks, &["of"])?)?;
         let invalidation = HistogramOpts::new(
@@ -231,6 +242,8 @@ impl Metrics {
             families,
             source_lag_bytes,
             source_up,
+            guard_broken,
+            info,
             purges: counters(&r, "purges_total", "Deletions of all keys of guards.", &["reason"])?,
             gaps: counters(&r, "gaps_total", "Holes in the feed's history.", &["reason"])?,
             invalidation_seconds: register(
@@ -256,6 +269,13 @@ impl Metrics {
                 "strict_in_force",
                 "Whether commits wait until their keys are deleted.",
             )?,
+            ready: gauge(&r, "ready", "Whether /readyz says ready.")?,
+            redis_connected: gauge(
+                &r,
+                "redis_connected",
+                "Whether the proxy's own connection to Redis works.",
+            )?,
+            purging: gauge(&r, "purging", "Whether all keys of guards are being deleted.")?,
             fence_keys: gauge(&r, "fence_keys", "Keys that the fence table remembers.")?,
             fence_bytes: gauge(&r, "fence_bytes", "Memory of the fence table, about.")?,
             named_keys: gauge(&r, "named_keys", "Keys without a guard that are judged by name.")?,
@@ -313,6 +333,19 @@ impl Metrics {
         SourceMetrics {
             lag_bytes: self.source_lag_bytes.with_label_values(&[name]),
             up: self.source_up.with_label_values(&[name]),
+        }
+    }
+
+    /// Says what runs. Once.
+    pub fn introduce(&self, contract: &str, mode: &str) {
+        self.info.with_label_values(&[env!("CARGO_PKG_VERSION"), contract, mode]).set(1);
+    }
+
+    /// Says which guards are broken, of those that there are; what was said of others is forgotten.
+    pub fn break_guards<'a>(&self, guards: impl Iterator<Item = (&'a str, bool)>) {
+        self.guard_broken.reset();
+        for (label, broken) in guards {
+            self.guard_broken.with_label_values(&[label]).set(i64::from(broken));
         }
     }
 

@@ -2,16 +2,20 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::status::Status;
+use crate::admin::AdminSource;
 use crate::feed::{FeedState, Source, Strict};
 
 impl Status {
     /// Has the gauges that mirror somebody's state set whenever somebody looks.
-    pub(super) fn mirror(&self) {
+    pub(super) fn mirror(self: &Arc<Self>) {
         let (fence, feed, sources) = (self.fence.clone(), self.feed.clone(), self.sources.clone());
-        let cache = self.cache.clone();
+        let (cache, guards) = (self.cache.clone(), self.guards.clone());
+        let (contract, mode) = (self.contract(), self.mode());
+        self.metrics.introduce(contract, mode);
+        let status = Arc::downgrade(self);
         let gaps_counted = Mutex::new(HashMap::new());
         let runtime = tokio::runtime::Handle::current().metrics();
         self.metrics.on_collect(move |metrics| {
@@ -41,6 +45,13 @@ impl Status {
             let safe = held.and_then(|held| held.safe.or(held.limit.map(|_| 0)));
             metrics.slot_safe_bytes.set(safe.map_or(f64::INFINITY, |safe| safe as f64));
             metrics.feed_connected.set(i64::from(feed.streaming.load(Ordering::Relaxed)));
+            metrics.redis_connected.set(i64::from(cache.connected.load(Ordering::Relaxed)));
+            metrics.purging.set(i64::from(cache.purging.load(Ordering::Relaxed)));
+            metrics.ready.set(i64::from(status.upgrade().is_some_and(|status| status.ready().is_ok())));
+            let broken: Vec<_> = feed.broken().collect();
+            let guards = guards.load();
+            metrics
+                .break_guards(guards.iter().map(|guard| (guard.label.as_str(), broken.contains(&guard.id))));
             for Source { index, state: source, .. } in sources.load().iter() {
                 if index.is_none() {
                     continue;

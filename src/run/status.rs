@@ -35,6 +35,20 @@ pub(super) struct Status {
 }
 
 impl Status {
+    pub(super) fn contract(&self) -> &'static str {
+        match self.config.postgres.contract {
+            Contract::Bounded => "bounded",
+            Contract::Strict => "strict",
+        }
+    }
+
+    pub(super) fn mode(&self) -> &'static str {
+        match self.config.proxy.mode {
+            Mode::Enforce => "enforce",
+            Mode::Observe => "observe",
+        }
+    }
+
     fn why_lost(&self) -> String {
         if let Some(error) = self.feed.error() {
             return error;
@@ -168,12 +182,12 @@ impl AdminSource for Status {
             .collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "contract": match self.config.postgres.contract { Contract::Bounded => "bounded", Contract::Strict => "strict" },
+            "contract": self.contract(),
             "strict": self.feed.strict().map(|strict| json!({
                 "in_force": strict.is_in_force(),
                 "why_not": strict.why_not(),
             })),
-            "mode": match self.config.proxy.mode { Mode::Enforce => "enforce", Mode::Observe => "observe" },
+            "mode": self.mode(),
             "feed": {
                 "lost": self.feed.is_lost(),
                 "streaming": self.feed.streaming.load(Ordering::Relaxed),
