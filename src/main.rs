@@ -1,7 +1,7 @@
 //! The command line.
 
-use std::io::{self, IsTerminal, stderr, stdout};
-use std::path::PathBuf;
+use std::io::{self, IsTerminal, Write, stderr, stdout};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use cachefence::cache::{Connection, Endpoint, EndpointError, purge_guards};
@@ -13,7 +13,8 @@ use cachefence::guard::{GuardError, Guards};
 use cachefence::lifecycle::panics;
 use cachefence::run::RunError;
 use cachefence::{admin, demo, run};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use thiserror::Error;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
@@ -77,6 +78,18 @@ enum Command {
         #[arg(long, value_name = "TABLE")]
         guard: String,
     },
+    /// Print what completes the commands in a shell
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// Print the manual page, or write one for each command
+    Man {
+        /// The directory to write them into; it is made if missing
+        #[arg(long, value_name = "DIR")]
+        into: Option<PathBuf>,
+    },
     /// Ask the running proxy whether it is alive (for containers)
     #[command(hide = true)]
     Healthcheck,
@@ -109,6 +122,10 @@ enum Failure {
     DemoNotProven,
     #[error("the operating system gives no threads: {0}")]
     Threads(#[from] std::io::Error),
+    #[error("cannot write to standard output: {0}")]
+    Output(io::Error),
+    #[error("cannot write {0}: {1}")]
+    Write(String, io::Error),
     #[error("not alive: {0}")]
     Health(#[from] admin::HealthError),
 }
@@ -163,8 +180,11 @@ fn start_logging(format: LogFormat) -> Result<(), Failure> {
 
 fn dispatch(cli: &Cli) -> Result<(), Failure> {
     // The demo makes settings of its own.
-    if let Command::Demo { stay } = cli.command {
-        return demo(stay);
+    match &cli.command {
+        Command::Demo { stay } => return demo(*stay),
+        Command::Completions { shell } => return completions(*shell),
+        Command::Man { into } => return man(into.as_deref()),
+        _ => {}
     }
     let config = Config::load(cli.options.config.as_deref())?;
     match &cli.command {
@@ -173,8 +193,66 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Init { print } => init(config, *print),
         Command::Purge { guard } => purge(config, guard),
         Command::Healthcheck => Ok(admin::health(&config.admin.listen)?),
-        Command::Demo { stay } => demo(*stay),
+        Command::Demo { .. } | Command::Completions { .. } | Command::Man { .. } => Ok(()),
     }
+}
+
+fn completions(shell: Shell) -> Result<(), Failure> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "cachefence", &mut text);
+    stdout().write_all(&text).map_err(Failure::Output)
+}
+
+/// What clap does not know of, for the manual page.
+const MORE: &str = "\
+.SH EXIT STATUS
+0 if all went well, 1 if something did not, 2 for wrong arguments or settings. \\fBrun\\fR ends with 143 or 130 at a second signal.
+.SH ENVIRONMENT
+.TP
+CACHEFENCE_CONFIG
+the settings, where \\-\\-config does not name them
+.TP
+CACHEFENCE_LOG, RUST_LOG
+what is logged, such as \\(lqinfo,cachefence::proxy=debug\\(rq
+.TP
+CACHEFENCE_LOG_FORMAT
+text or json
+.TP
+CACHEFENCE_SECTION__SETTING
+any setting, such as CACHEFENCE_REDIS__URL; it counts before the file
+.SH FILES
+cachefence.toml in the working directory, unless named otherwise
+.SH SEE ALSO
+.BR redis-server (1),
+.BR postgres (1)
+";
+
+fn man(into: Option<&Path>) -> Result<(), Failure> {
+    let page = |command: &clap::Command| -> io::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        clap_mangen::Man::new(command.clone()).render(&mut text)?;
+        text.extend_from_slice(MORE.as_bytes());
+        Ok(text)
+    };
+    let mut command = Cli::command();
+    command.build();
+    let Some(dir) = into else {
+        return page(&command).and_then(|text| stdout().write_all(&text)).map_err(Failure::Output);
+    };
+    let write = |name: String, command: &clap::Command| {
+        let path = dir.join(name);
+        let written = page(command).and_then(|text| std::fs::write(&path, text));
+        written.map_err(|error| Failure::Write(path.display().to_string(), error))
+    };
+    std::fs::create_dir_all(dir).map_err(|error| Failure::Write(dir.display().to_string(), error))?;
+    write("cachefence.1".into(), &command)?;
+    for command in
+        command.get_subcommands().filter(|command| !command.is_hide_set() && command.get_name() != "help")
+    {
+        let name = format!("cachefence-{}", command.get_name());
+        write(format!("{name}.1"), &command.clone().name(name))?;
+    }
+    Ok(())
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
@@ -182,6 +260,10 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 fn run(config: Config, file: Option<PathBuf>) -> Result<(), Failure> {
+    if stderr().is_terminal() {
+        // Whoever closes the terminal at once does not need it.
+        let _ = stderr().write_all(run::introduction(&config).as_bytes());
+    }
     // Clients have threads of their own, and so has the admin port. The feed, the deletions and the polls of the sources
     // share this one: a commit passes from the feed to the deletion and back, and to hand it to another thread that sleeps
     // costs more than all else that is done for it.

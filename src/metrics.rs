@@ -228,7 +228,7 @@ impl Metrics {
         }
         let guard_broken =
             gauges(&r, "guard_broken", "Whether rows cannot be turned into keys.", &["guard"])?;
-        let info = gauges(&r, "info", "What runs, and as what.", &["version", "contract", "mode"])?;
+        let info = gauges(&r, "info", "What runs, and as what.", &["version", "contract", "mode", "slot"])?;
         let tasks = Opts::new("cachefence_tasks", "Tasks that live.");
         let tasks = register(&r, IntGaugeVec::new(tasks, &["of"])?)?;
         let invalidation = HistogramOpts::new(
@@ -337,8 +337,8 @@ impl Metrics {
     }
 
     /// Says what runs. Once.
-    pub fn introduce(&self, contract: &str, mode: &str) {
-        self.info.with_label_values(&[env!("CARGO_PKG_VERSION"), contract, mode]).set(1);
+    pub fn introduce(&self, contract: &str, mode: &str, slot: &str) {
+        self.info.with_label_values(&[env!("CARGO_PKG_VERSION"), contract, mode, slot]).set(1);
     }
 
     /// Says which guards are broken, of those that there are; what was said of others is forgotten.

@@ -3,6 +3,7 @@
 mod gauges;
 mod glance;
 mod herald;
+mod introduction;
 mod status;
 mod stop;
 
@@ -38,6 +39,7 @@ use crate::refusals::Refusals;
 use crate::reload::{self, Reloader, Reloads};
 use crate::tls::TlsError;
 
+pub use introduction::introduction;
 use status::Status;
 use stop::Stop;
 

@@ -68,3 +68,50 @@ fn a_proxy_that_does_not_run_is_not_healthy() {
     // Docker has no meaning for status 2, not even for wrong settings.
     assert_eq!(cachefence(&["healthcheck"], &[]).status.code(), Some(1));
 }
+
+/// What stands on standard output of a command that succeeds without any settings.
+fn printed(arguments: &[&str]) -> String {
+    let output = cachefence(arguments, &[]);
+    assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[test]
+fn shells_complete_the_commands() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = printed(&["completions", shell]);
+        assert!(script.contains("purge") && script.contains("--print"), "{shell}: {script}");
+    }
+    // The shell itself says whether it would take it.
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("cachefence.bash");
+    std::fs::write(&file, printed(&["completions", "bash"])).expect("written");
+    let commands = "source \"$1\"; COMP_WORDS=(cachefence pu); COMP_CWORD=1; _cachefence cachefence pu cachefence; echo \"${COMPREPLY[*]}\"";
+    let output = Command::new("bash").args(["-c", commands, "bash"]).arg(&file).output().expect("bash");
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "purge", "{}", stderr(&output));
+}
+
+#[test]
+fn the_manual_has_a_page_for_each_command() {
+    let page = printed(&["man"]);
+    for section in ["NAME", "SYNOPSIS", "OPTIONS", "SUBCOMMANDS", "EXIT STATUS", "ENVIRONMENT", "FILES"] {
+        let head = [format!(".SH {section}\n"), format!(".SH \"{section}\"\n")];
+        assert!(head.iter().any(|head| page.contains(head)), "{section}: {page}");
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    // It is made, as `install -D` would.
+    let into = directory.path().join("share/man/man1");
+    printed(&["man", "--into", into.to_str().expect("a path")]);
+    let mut pages: Vec<_> = std::fs::read_dir(&into)
+        .expect("made")
+        .map(|page| page.expect("a page").file_name().into_string().expect("text"))
+        .collect();
+    pages.sort();
+    let names = ["check", "completions", "demo", "init", "man", "purge", "run"];
+    let mut expected: Vec<_> = names.map(|name| format!("cachefence-{name}.1")).to_vec();
+    expected.push("cachefence.1".into());
+    expected.sort();
+    assert_eq!(pages, expected);
+    let purge = std::fs::read_to_string(into.join("cachefence-purge.1")).expect("a page");
+    assert!(purge.contains("cachefence\\-purge") && purge.contains("TABLE"), "{purge}");
+}

@@ -1,5 +1,7 @@
 //! Purges: the keys of a guard are deleted by pattern, when it is not known which of them are out of date.
 
+use std::time::{Duration, Instant};
+
 use super::connection::text;
 use super::{CacheError, Connection, Reply};
 use crate::failpoint::{self, Point};
@@ -8,6 +10,9 @@ use crate::guard::Guards;
 
 /// Keys that one SCAN looks at: a purge must not keep Redis from its clients.
 const SCAN_COUNT: &[u8] = b"512";
+
+/// Between two lines of the log.
+const PACE: Duration = Duration::from_secs(2);
 
 /// Deletes every key of the given guards, and tells how many there were.
 ///
@@ -21,7 +26,7 @@ pub async fn purge_guards(
     guards: &Guards,
     wanted: impl Fn(GuardId) -> bool,
 ) -> Result<u64, CacheError> {
-    let mut deleted = 0;
+    let (mut deleted, mut said) = (0, Instant::now());
     for (guard, glob) in guards.globs().filter(|(guard, _)| wanted(guard.id)) {
         connection.select(guard.db).await?;
         let mut cursor = "0".to_owned();
@@ -38,6 +43,10 @@ pub async fn purge_guards(
                 let reply = connection.call(&unlink).await?;
                 deleted += if let Reply::Integer(n) = reply { n.max(0) as u64 } else { 0 };
                 failpoint::pass(Point::Purging);
+            }
+            if said.elapsed() >= PACE {
+                said = Instant::now();
+                tracing::info!(guard = %guard.label, pattern = glob, deleted, "a purge is under way");
             }
             if next == "0" {
                 break;

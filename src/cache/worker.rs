@@ -237,7 +237,7 @@ impl Worker {
                 }
                 // A Redis that comes back with older data must not be read before it is level, not even by the first
                 // client to come.
-                error = ended(&mut self.connection), if !self.settings.observe => {
+                error = ended(&mut self.connection) => {
                     self.failed(error).await;
                     self.look_after().await;
                 }
@@ -275,14 +275,12 @@ impl Worker {
     ///
     /// Once: the connections of fills that are waited for have to be ended also while Redis answers nobody.
     async fn look_after(&mut self) {
-        if self.settings.observe {
-            return;
-        }
         self.attempt(async |worker| {
             let doubts = worker.state.doubts.load(Ordering::Acquire);
-            let begun = worker.identity.is_some();
+            let (begun, observe) = (worker.identity.is_some(), worker.settings.observe);
             let connection = worker.connected().await?;
-            if !begun {
+            // Who only observes writes no marker, and says all the same when Redis is away.
+            if !begun || observe {
                 connection.call(&[b"PING"]).await?;
                 worker.state.clear(doubts);
                 return Ok(());
@@ -549,7 +547,10 @@ impl Worker {
             Some(connection) => purge_guards(connection, &guards, wanted).await,
             None => Err(not_connected(&self.settings.address)),
         };
-        info!(reason, keys = *purged.as_ref().unwrap_or(&0), "purge done");
+        match &purged {
+            Ok(keys) => info!(reason, keys, "purge done"),
+            Err(error) => warn!(reason, %error, "the purge broke off; it is done again"),
+        }
         purged.map(drop)
     }
 

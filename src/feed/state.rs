@@ -44,6 +44,8 @@ pub struct FeedState {
     /// Not streaming, no word from Postgres for `feed_lost_after`, or lag beyond `max_lag`: guards do what their
     /// `when_feed_lost` says.
     pub lost: AtomicBool,
+    /// It has been level once.
+    leveled: AtomicBool,
     /// How far the feed has received.
     pub received_lsn: AtomicU64,
     /// How far all is deleted.
@@ -119,6 +121,7 @@ impl FeedState {
             connected: AtomicBool::new(false),
             streaming: AtomicBool::new(false),
             lost: AtomicBool::new(true),
+            leveled: AtomicBool::new(false),
             received_lsn: AtomicU64::new(0),
             applied_lsn: AtomicU64::new(0),
             reached: Reached::default(),
@@ -468,7 +471,8 @@ impl FeedState {
                     "the feed is lost: guards do what when_feed_lost says"
                 );
             } else if !lost {
-                tracing::info!("the feed is level again");
+                let again = self.leveled.swap(true, Ordering::Relaxed);
+                tracing::info!("the feed is level{}", if again { " again" } else { "" });
             }
         }
     }

@@ -13,8 +13,8 @@ impl Status {
     pub(super) fn mirror(self: &Arc<Self>) {
         let (fence, feed, sources) = (self.fence.clone(), self.feed.clone(), self.sources.clone());
         let (cache, guards) = (self.cache.clone(), self.guards.clone());
-        let (contract, mode) = (self.contract(), self.mode());
-        self.metrics.introduce(contract, mode);
+        let slot = if self.config.postgres.temporary_slot { "temporary" } else { "lasting" };
+        self.metrics.introduce(self.contract(), self.mode(), slot);
         let status = Arc::downgrade(self);
         let gaps_counted = Mutex::new(HashMap::new());
         let runtime = tokio::runtime::Handle::current().metrics();
