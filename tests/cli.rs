@@ -80,7 +80,7 @@ fn printed(arguments: &[&str]) -> String {
 fn shells_complete_the_commands() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = printed(&["completions", shell]);
-        assert!(script.contains("purge") && script.contains("--print"), "{shell}: {script}");
+        assert!(script.contains("purge") && script.contains("print"), "{shell}: {script}");
     }
     // The shell itself says whether it would take it.
     let directory = tempfile::tempdir().expect("a directory");

@@ -183,10 +183,16 @@ fn parts(guards: &Guards, publication: &str, slot: Option<&str>) -> Vec<Part> {
     parts
 }
 
-/// What `init` runs as one script for psql.
-pub fn script(guards: &Guards, publication: &str, slot: Option<&str>) -> String {
+/// What `init` runs as one script for psql, which ends at the first error, and at once in another database than `database`:
+/// a slot that was made there would have to be dropped first.
+pub fn script(guards: &Guards, publication: &str, slot: Option<&str>, database: &str) -> String {
+    let (name, elsewhere) = (literal(database), literal(&format!("this is not the database {database}: psql %")));
+    let mut text = format!(
+        "\\set ON_ERROR_STOP on\n\nDO $cachefence$ BEGIN\n    IF pg_catalog.current_database() <> {name} THEN\n        \
+         RAISE EXCEPTION {elsewhere}, {name};\n    END IF;\nEND $cachefence$;\n\n"
+    );
     // As in our own sessions: where commits wait for the proxy, these must not wait for one that is not there yet.
-    let mut text = "SET synchronous_commit = local;".to_owned();
+    text += "SET synchronous_commit = local;";
     for part in parts(guards, publication, slot) {
         text += "\n\n";
         text += &part.create;

@@ -58,6 +58,13 @@ pub struct Target {
     pub(super) channel_binding: ChannelBinding,
 }
 
+impl Target {
+    /// The database.
+    pub fn database(&self) -> &str {
+        &self.dbname
+    }
+}
+
 /// One of the hosts that a target names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Host {
