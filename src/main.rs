@@ -279,7 +279,15 @@ fn init(config: Config, print: bool) -> Result<(), Failure> {
     let publication = &config.postgres.publication;
     let slot = (!config.postgres.temporary_slot).then_some(config.postgres.slot.as_str());
     if print {
-        print!("{}", sql::script(&guards, publication, slot, config.postgres.target()?.database()));
+        print!(
+            "{}",
+            sql::script(
+                &guards,
+                publication,
+                slot,
+                config.postgres.target().map_err(catalog::CatalogError::from)?.database()
+            )
+        );
         return Ok(());
     }
     let done = runtime()?.block_on(async {

@@ -75,7 +75,7 @@ impl Refusals {
         debug!(%guard, %key, verdict, action, %why, age_ms = age, %evidence, fence, "fill refused");
         // Whoever else is here remembers his own: a client waits for nobody's log. Those are counted by `number` alone.
         let Ok(mut told) = self.told.try_lock() else { return };
-        told.untold = number - told.last.back().map_or(0, |last| last.number) + told.untold;
+        told.untold += number - told.last.back().map_or(0, |last| last.number);
         if told.at.is_none_or(|at| at.elapsed() >= INTERVAL) {
             told.at = Some(Instant::now());
             let fills = std::mem::take(&mut told.untold);

@@ -186,7 +186,8 @@ fn parts(guards: &Guards, publication: &str, slot: Option<&str>) -> Vec<Part> {
 /// What `init` runs as one script for psql, which ends at the first error, and at once in another database than `database`:
 /// a slot that was made there would have to be dropped first.
 pub fn script(guards: &Guards, publication: &str, slot: Option<&str>, database: &str) -> String {
-    let (name, elsewhere) = (literal(database), literal(&format!("this is not the database {database}: psql %")));
+    let (name, elsewhere) =
+        (literal(database), literal(&format!("this is not the database {database}: psql %")));
     let mut text = format!(
         "\\set ON_ERROR_STOP on\n\nDO $cachefence$ BEGIN\n    IF pg_catalog.current_database() <> {name} THEN\n        \
          RAISE EXCEPTION {elsewhere}, {name};\n    END IF;\nEND $cachefence$;\n\n"
