@@ -48,8 +48,8 @@ struct Told {
     last: VecDeque<Refused>,
     /// When a line at info level was written.
     at: Option<Instant>,
-    /// Refusals that no such line has told of.
-    untold: u64,
+    /// How many there were by then.
+    count: u64,
 }
 
 /// The refusals of all clients.
@@ -73,12 +73,12 @@ impl Refusals {
         let refused = Refused { number, at, ..refused(self.shown(key)) };
         let Refused { guard, key, verdict, action, why, age, evidence, fence, .. } = &refused;
         debug!(%guard, %key, verdict, action, %why, age_ms = age, %evidence, fence, "fill refused");
-        // Whoever else is here remembers his own: a client waits for nobody's log. Those are counted by `number` alone.
+        // Whoever else is here remembers his own: a client waits for nobody's log. Those are counted all the same.
         let Ok(mut told) = self.told.try_lock() else { return };
-        told.untold += number - told.last.back().map_or(0, |last| last.number);
         if told.at.is_none_or(|at| at.elapsed() >= INTERVAL) {
             told.at = Some(Instant::now());
-            let fills = std::mem::take(&mut told.untold);
+            let count = self.count();
+            let fills = count - std::mem::replace(&mut told.count, count);
             let text = if *action == "observed" { "fills that would be refused" } else { "fills refused" };
             info!(fills, last_guard = %guard, last_key = %key, last_why = %why, last_age_ms = age, "{text}");
         }
@@ -148,15 +148,16 @@ mod tests {
     fn each_line_says_how_many_it_stands_for() {
         let refusals = Refusals::new(true);
         refusals.record(b"a", refused);
-        assert_eq!(refusals.told.lock().expect("told").untold, 0, "the first is told at once");
+        assert_eq!(refusals.told.lock().expect("told").count, 1, "the first is told at once");
         for _ in 0..4 {
             refusals.record(b"a", refused);
         }
-        assert_eq!(refusals.told.lock().expect("told").untold, 4);
+        assert_eq!(refusals.told.lock().expect("told").count, 1, "the next ones wait");
         // One that came while somebody else was here is counted all the same.
         refusals.count.fetch_add(1, Ordering::Relaxed);
+        refusals.told.lock().expect("told").at = None;
         refusals.record(b"a", refused);
-        assert_eq!(refusals.told.lock().expect("told").untold, 6);
+        assert_eq!(refusals.told.lock().expect("told").count, 7, "and are told of with the next line");
     }
 
     #[test]
