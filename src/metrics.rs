@@ -13,6 +13,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use crate::audit::Outcome;
 use crate::guard::{GuardId, Guards};
 
 /// The `guard` label of keys that no guard covers and that were fenced by name.
@@ -87,6 +88,9 @@ pub struct GuardMetrics {
     pub invalidated: IntCounter,
     /// How old the data of refused fills was, in seconds.
     pub stale_age: Histogram,
+    /// How old the data of audited hits was, in seconds, that were older than the row.
+    pub audit_age: Histogram,
+    audited: [IntCounter; 4],
     fills: [[IntCounter; 5]; 3],
 }
 
@@ -95,6 +99,11 @@ impl GuardMetrics {
     pub fn fills(&self, verdict: Verdict, action: Action) -> &IntCounter {
         // Both enums number their variants in the order of ALL.
         &self.fills[verdict as usize][action as usize]
+    }
+
+    /// The counter of audited hits of which this became.
+    pub fn audited(&self, outcome: Outcome) -> &IntCounter {
+        &self.audited[outcome as usize]
     }
 }
 
@@ -105,6 +114,8 @@ struct GuardFamilies {
     writes: IntCounterVec,
     invalidated: IntCounterVec,
     stale_age: HistogramVec,
+    audited: IntCounterVec,
+    audit_age: HistogramVec,
 }
 
 /// One source's gauges.
@@ -361,6 +372,10 @@ impl GuardFamilies {
     fn new(r: &Registry) -> Result<Self, prometheus::Error> {
         let age =
             HistogramOpts::new("cachefence_stale_fill_age_seconds", "How old the data of refused fills was.");
+        let audit_age = HistogramOpts::new(
+            "cachefence_audit_age_seconds",
+            "How old the data of audited hits was, at least.",
+        );
         Ok(Self {
             fills: counters(
                 r,
@@ -372,6 +387,8 @@ impl GuardFamilies {
             writes: counters(r, "writes_total", "Committed changes of guarded keys.", &["guard"])?,
             invalidated: counters(r, "invalidated_keys_total", "Keys deleted for a change.", &["guard"])?,
             stale_age: register(r, HistogramVec::new(age.buckets(SECONDS.to_vec()), &["guard"])?)?,
+            audited: counters(r, "audited_hits_total", "Hits that were looked at.", &["guard", "outcome"])?,
+            audit_age: register(r, HistogramVec::new(audit_age.buckets(SECONDS.to_vec()), &["guard"])?)?,
         })
     }
 
@@ -386,6 +403,8 @@ impl GuardFamilies {
             writes: self.writes.with_label_values(&[label]),
             invalidated: self.invalidated.with_label_values(&[label]),
             stale_age: self.stale_age.with_label_values(&[label]),
+            audited: Outcome::ALL.map(|outcome| self.audited.with_label_values(&[label, outcome.label()])),
+            audit_age: self.audit_age.with_label_values(&[label]),
             fills: Verdict::ALL.map(fill),
         }
     }
@@ -500,6 +519,8 @@ mod tests {
             "settled_lsn",
             "applied_lsn",
             "stale_fill_age_seconds",
+            "audited_hits_total",
+            "audit_age_seconds",
             "clients",
             "commands_total",
             "upstream_reconnects_total",

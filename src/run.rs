@@ -19,6 +19,7 @@ use tokio::time::sleep;
 use tracing::{error, warn};
 
 use crate::admin;
+use crate::audit::{self, Auditor};
 use crate::cache::{
     self, CacheState, Endpoint, EndpointError, Reaper, Stranger, Upstreams, Witness, Worker, WorkerSettings,
 };
@@ -130,6 +131,13 @@ pub async fn run(
         reloads,
     });
     status.mirror();
+    let around = audit::Surroundings {
+        fence: fence.clone(),
+        guards: matching.clone(),
+        feed: feed_state.clone(),
+        cache: cache_state.clone(),
+    };
+    let (auditor, auditing) = Auditor::new(&config.audit, around, metrics.clone(), started);
     let gate = Arc::new(Gate {
         fence: fence.clone(),
         guards: matching.clone(),
@@ -138,6 +146,7 @@ pub async fn run(
         positions: positions.clone(),
         account: status.clone(),
         metrics: metrics.clone(),
+        auditor: auditor.clone(),
         feed: feed_state.clone(),
         cache: cache_state.clone(),
         upstreams: upstreams.clone(),
@@ -180,6 +189,7 @@ pub async fn run(
         sources: sources.clone(),
         feed: feed_state.clone(),
         metrics: metrics.clone(),
+        auditor: auditor.clone(),
         notifier: notifier.clone(),
     };
     let (jobs, job_receiver) = mpsc::channel(BACKLOG);
@@ -213,7 +223,14 @@ pub async fn run(
             unseen: feed_state.unseen.clone(),
             temporary_slot: config.postgres.temporary_slot,
         },
-        cache::Shared { fence, guards: matching, upstreams, commands, metrics },
+        cache::Shared {
+            fence,
+            guards: matching,
+            upstreams,
+            commands,
+            metrics,
+            commits: auditor.commits.clone(),
+        },
         cache_state,
         applied,
     );
@@ -254,6 +271,7 @@ pub async fn run(
             sleep(Duration::from_secs(1)).await;
         }
     });
+    tokio::spawn(auditing);
     tokio::spawn(reloader.run(requests, hangup));
     tokio::spawn(herald::run(notifier.clone(), status, threads.clone()));
     // A task of its own: a purge must not delay an acknowledgement.

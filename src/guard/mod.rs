@@ -229,6 +229,16 @@ impl Guards {
         })
     }
 
+    /// Where values of the keys of these guards tell the version of their row.
+    pub fn version_place(&self, guards: &GuardList) -> Option<&VersionPlace> {
+        self.version_rule(guards).map(|(_, rule, _)| &rule.place)
+    }
+
+    /// The guard whose version rule applies to the keys of these guards.
+    pub fn versioned(&self, guards: &GuardList) -> Option<GuardId> {
+        self.version_rule(guards).map(|(guard, ..)| guard)
+    }
+
     /// The version rule that applies to fills of a key.
     pub fn version_of(&self, key: &[u8], guarded: &GuardedKey) -> Option<KeyVersion<'_>> {
         let (guard, rule, kind) = self.version_rule(&guarded.guards)?;

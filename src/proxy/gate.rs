@@ -11,6 +11,7 @@ use tracing::debug;
 
 use super::buffered::Buffered;
 use crate::admin::AdminSource;
+use crate::audit::Auditor;
 use crate::cache::{AbandonedFill, CacheState, Endpoint, Fate, Upstreams};
 use crate::command::{CommandTable, FillForm};
 use crate::config::{self, LostFills, LostReads, OnStale};
@@ -39,6 +40,8 @@ pub struct Gate {
     pub account: Arc<dyn AdminSource>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Looks at hits.
+    pub auditor: Arc<Auditor>,
     /// Whether the feed is lost.
     pub feed: Arc<FeedState>,
     /// Whether Redis is level with it.

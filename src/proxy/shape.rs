@@ -136,6 +136,24 @@ pub fn is_nil(reply: &[u8]) -> bool {
     reply.starts_with(b"$-1\r\n") || reply.starts_with(b"_\r\n") || reply.starts_with(b"*-1\r\n")
 }
 
+/// The text of a bulk string; none of anything else, nil too.
+pub fn bulk(reply: &[u8]) -> Option<&[u8]> {
+    let (length, rest) = if reply.first() == Some(&b'$') { header(reply) } else { return None };
+    // A nil has a length too, and nothing behind it.
+    rest.get(..length).filter(|_| !is_nil(reply))
+}
+
+/// The fields and values of a map, or of the array that it is in RESP2. None of anything else.
+pub fn pairs(reply: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut rest = if matches!(reply.first(), Some(b'*' | b'%')) { header(reply).1 } else { &[] };
+    std::iter::from_fn(move || {
+        let (name, after) = split(rest)?;
+        let (value, tail) = split(after)?;
+        rest = tail;
+        Some((body(name), body(value)))
+    })
+}
+
 /// The elements of an array, or of a set. None of anything else.
 pub fn elements(reply: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = if matches!(reply.first(), Some(b'*' | b'~')) { header(reply).1 } else { &[] };
