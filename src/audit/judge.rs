@@ -83,10 +83,16 @@ pub fn judge(seen: &Seen, now: Option<&Remembered>, committed: impl Fn(Lsn) -> O
         Some(then) => match then.compared {
             Compared::Unclear => Judged::UNKNOWN,
             Compared::Smaller => outdated(seen, then, now, committed),
-            Compared::Equal | Compared::Larger => overtaken(seen, then.last(), true, now, committed),
+            Compared::Equal => {
+                let next =
+                    now.written.iter().copied().find(|lsn| *lsn > then.last()).filter(|_| now.complete);
+                next.map_or(Judged::UNKNOWN, |next| overtaken(seen, next, true, committed))
+            }
+            // Which of the writes since then it contains is not known. The last is missing.
+            Compared::Larger => overtaken(seen, now.last(), false, committed),
         },
         // The first write that is remembered came later than the answer.
-        None => overtaken(seen, seen.applied, false, now, committed),
+        None => overtaken(seen, now.last(), false, committed),
     }
 }
 
@@ -107,23 +113,15 @@ fn outdated(
     Judged { outcome, missing: Some(missing), age_us: age(seen, committed(missing)) }
 }
 
-/// A newer version has come since. It is the commit's time that says whether it was there when the hit was answered. Where
-/// nothing was remembered then, `was_current` is false: who read after all may have read something older still.
-fn overtaken(
-    seen: &Seen,
-    since: Lsn,
-    was_current: bool,
-    now: &Remembered,
-    committed: impl Fn(Lsn) -> Option<i64>,
-) -> Judged {
-    let first = now.written.iter().copied().find(|lsn| *lsn > since).filter(|_| now.complete);
-    let Some((first, at)) = first.and_then(|first| Some((first, committed(first)?))) else {
-        return Judged::UNKNOWN;
-    };
-    match (at < seen.at_us, was_current) {
-        (true, _) => Judged { outcome: Outcome::Stale, missing: Some(first), age_us: age(seen, Some(at)) },
-        (false, true) => Judged::is(Outcome::Consistent),
-        (false, false) => Judged::UNKNOWN,
+/// A newer version has come since, and the write at `missing` is not in the value. Its time says whether it was there when
+/// the hit was answered. If not, the value was the row's then, as long as that write `is_next` after the value's.
+fn overtaken(seen: &Seen, missing: Lsn, is_next: bool, committed: impl Fn(Lsn) -> Option<i64>) -> Judged {
+    match committed(missing) {
+        Some(at) if at < seen.at_us => {
+            Judged { outcome: Outcome::Stale, missing: Some(missing), age_us: age(seen, Some(at)) }
+        }
+        Some(_) if is_next => Judged::is(Outcome::Consistent),
+        _ => Judged::UNKNOWN,
     }
 }
 

@@ -268,6 +268,24 @@ mod tests {
         assert_eq!(with_nils(b"*2\r\n+a\r\n+b\r\n", &[1], Protocol::Resp3), "*2\r\n+a\r\n_\r\n");
     }
 
+    #[test]
+    fn values_are_found_in_replies() {
+        assert_eq!(bulk(b"$3\r\na\nb\r\n"), Some(&b"a\nb"[..]));
+        assert_eq!(bulk(b"$0\r\n\r\n"), Some(&b""[..]));
+        for other in
+            [&b"$-1\r\n"[..], b"_\r\n", b"+OK\r\n", b":1\r\n", b"*1\r\n$1\r\na\r\n", b"-ERR x\r\n", b""]
+        {
+            assert_eq!(bulk(other), None, "{other:?}");
+        }
+        let two = [(&b"$1\r\na\r\n"[..], &b"$1\r\nb\r\n"[..]), (b":7\r\n", b"_\r\n")];
+        for map in
+            [&b"*4\r\n$1\r\na\r\n$1\r\nb\r\n:7\r\n_\r\n"[..], b"%2\r\n$1\r\na\r\n$1\r\nb\r\n:7\r\n_\r\n"]
+        {
+            assert!(pairs(map).eq(two), "{map:?}");
+        }
+        assert_eq!(pairs(b"$1\r\na\r\n").count(), 0);
+    }
+
     fn said(shape: Miss, command: &str, protocol: Protocol) -> Bytes {
         let words: Vec<&[u8]> = command.split(' ').map(str::as_bytes).collect();
         let mut request = Vec::new();
