@@ -136,8 +136,9 @@ pub async fn run(
         guards: matching.clone(),
         feed: feed_state.clone(),
         cache: cache_state.clone(),
+        enforces: !observe,
     };
-    let (auditor, auditing) = Auditor::new(&config.audit, around, metrics.clone(), started);
+    let (auditor, audited) = Auditor::new(&config.audit, around, metrics.clone(), started);
     let gate = Arc::new(Gate {
         fence: fence.clone(),
         guards: matching.clone(),
@@ -178,6 +179,12 @@ pub async fn run(
 
     sweep(fence.clone(), positions.clone(), config.fence.history)?;
 
+    let places = audit::Places {
+        postgres: target.clone(),
+        application_name: format!("{} audit", config.postgres.application_name),
+        redis: redis.clone(),
+        name: name.clone(),
+    };
     let reloader = Reloader {
         read: Box::new(read),
         running: config.clone(),
@@ -271,7 +278,7 @@ pub async fn run(
             sleep(Duration::from_secs(1)).await;
         }
     });
-    tokio::spawn(auditing);
+    tokio::spawn(auditor.work(audited, places));
     tokio::spawn(reloader.run(requests, hangup));
     tokio::spawn(herald::run(notifier.clone(), status, threads.clone()));
     // A task of its own: a purge must not delay an acknowledgement.

@@ -1,7 +1,6 @@
 //! Hits on their way from the answer to the judgement, and what becomes of them.
 
 use std::collections::VecDeque;
-use std::future::Future;
 use std::mem::size_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +11,8 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::error;
 
-use super::{Commits, Judged, Outcome, Sample, Seen, judge};
+use super::by_sql::{self, SqlAuditor};
+use super::{Commits, Judged, Outcome, Places, Sample, Seen, SqlHit, judge};
 use crate::cache::CacheState;
 use crate::complaint::Complaint;
 use crate::config;
@@ -31,8 +31,6 @@ const LOOK: Duration = Duration::from_millis(50);
 /// How long a hit waits beyond its grace for the feed to be where the database was, and for a commit to be visible on
 /// every source, in milliseconds.
 const PATIENCE: Millis = 10_000;
-/// A key in the log is cut off here, in bytes.
-const SHOWN: usize = 128;
 
 /// A read that was answered with a value.
 #[derive(Debug)]
@@ -74,6 +72,23 @@ pub struct Conditions {
     doubts: u64,
 }
 
+impl Conditions {
+    /// The guards.
+    pub(super) fn guards(&self) -> &Arc<Guards> {
+        &self.guards
+    }
+
+    /// The policy of one of them.
+    pub(super) fn policy(&self, guard: GuardId) -> Option<&config::Guard> {
+        self.guards.get(guard).map(|guard| &guard.policy)
+    }
+
+    /// The name of one of them.
+    pub(super) fn label(&self, guard: GuardId) -> &str {
+        self.guards.get(guard).map_or("", |guard| guard.label.as_str())
+    }
+}
+
 impl PartialEq for Conditions {
     fn eq(&self, other: &Self) -> bool {
         let told = |of: &Self| (of.began, of.streams, of.doubts);
@@ -92,6 +107,8 @@ pub struct Surroundings {
     pub feed: Arc<FeedState>,
     /// Whether Redis is level with it.
     pub cache: Arc<CacheState>,
+    /// What is stale is refused, and what changed is deleted: not only observed.
+    pub enforces: bool,
 }
 
 impl Surroundings {
@@ -116,6 +133,12 @@ impl Surroundings {
     }
 }
 
+/// Hits on their way to who judges them.
+pub struct Waiting {
+    versioned: mpsc::Receiver<Hit>,
+    by_sql: mpsc::Receiver<SqlHit>,
+}
+
 /// Takes the hits of sampled reads, and judges them when their grace is over.
 pub struct Auditor {
     /// Which reads are looked at.
@@ -126,20 +149,23 @@ pub struct Auditor {
     metrics: Arc<Metrics>,
     grace: Millis,
     hits: mpsc::Sender<Hit>,
+    sql_hits: mpsc::Sender<SqlHit>,
+    per_second: u32,
     /// What waits, in bytes.
     held: AtomicUsize,
     started: Instant,
 }
 
 impl Auditor {
-    /// An auditor, and its work, which never ends. `started` is the origin of the fence's clock.
+    /// An auditor, and the hits that wait for it: see [`Auditor::work`]. `started` is the origin of the fence's clock.
     pub fn new(
         settings: &config::Audit,
         surroundings: Surroundings,
         metrics: Arc<Metrics>,
         started: Instant,
-    ) -> (Arc<Self>, impl Future<Output = ()> + Send + use<>) {
-        let (hits, waiting) = mpsc::channel(MOST);
+    ) -> (Arc<Self>, Waiting) {
+        let (hits, versioned) = mpsc::channel(MOST);
+        let (sql_hits, by_sql) = by_sql::channel();
         let auditor = Arc::new(Self {
             sample: Sample::default(),
             commits: Arc::default(),
@@ -147,11 +173,13 @@ impl Auditor {
             metrics,
             grace: settings.grace.as_millis() as Millis,
             hits,
+            sql_hits,
+            per_second: settings.max_queries_per_second,
             held: AtomicUsize::new(0),
             started,
         });
         auditor.set_sample(settings.sample);
-        (auditor.clone(), auditor.work(waiting))
+        (auditor, Waiting { versioned, by_sql })
     }
 
     /// Looks at this share of reads from now on.
@@ -165,12 +193,8 @@ impl Auditor {
         &self.surroundings
     }
 
-    /// Counts a hit of a key of these guards of which nothing can be said.
-    pub fn unknown_of(&self, all: &Guards, guards: &GuardList) {
-        all.versioned(guards).into_iter().for_each(|guard| self.unknown(guard));
-    }
-
-    fn unknown(&self, guard: GuardId) {
+    /// Counts a hit of which nothing can be said.
+    pub fn unknown(&self, guard: GuardId) {
         self.metrics.guard(guard).audited(Outcome::Unknown).inc();
     }
 
@@ -185,19 +209,46 @@ impl Auditor {
         }
     }
 
-    async fn work(self: Arc<Self>, mut waiting: mpsc::Receiver<Hit>) {
+    /// The same, of a guard with an `audit_sql`.
+    pub fn take_for_sql(&self, hit: SqlHit) {
+        let guard = hit.guard;
+        if self.sql_hits.try_send(hit).is_err() {
+            self.unknown(guard);
+        }
+    }
+
+    /// Judges what waits. Never ends.
+    pub async fn work(self: Arc<Self>, waiting: Waiting, places: Places) {
+        let by_sql = SqlAuditor {
+            places,
+            surroundings: self.surroundings.clone(),
+            commits: self.commits.clone(),
+            metrics: self.metrics.clone(),
+            grace: Duration::from_millis(self.grace),
+            started: self.started,
+            session: None,
+            redis: None,
+            failures: Complaint::none(),
+            violations: Complaint::none(),
+            agreed: Default::default(),
+        };
+        let per_second = self.per_second;
+        tokio::join!(self.judge_versions(waiting.versioned), by_sql.work(waiting.by_sql, per_second));
+    }
+
+    async fn judge_versions(self: Arc<Self>, mut waiting: mpsc::Receiver<Hit>) {
         let mut looking = interval(LOOK);
         looking.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut bench = Bench::default();
         // Judged in the order in which they came: all have the same grace.
         while let Some(first) = waiting.recv().await {
-            bench.hits.push_back(Waiting::new(first));
+            bench.hits.push_back(Pending::new(first));
             while !bench.hits.is_empty() {
                 looking.tick().await;
                 while bench.hits.len() < MOST
                     && let Ok(next) = waiting.try_recv()
                 {
-                    bench.hits.push_back(Waiting::new(next));
+                    bench.hits.push_back(Pending::new(next));
                 }
                 self.look(&mut bench);
             }
@@ -221,7 +272,7 @@ impl Auditor {
                 None if is_last_look => Judged::UNKNOWN,
                 None => return,
             };
-            if let Some(Waiting { hit, .. }) = bench.hits.pop_front() {
+            if let Some(Pending { hit, .. }) = bench.hits.pop_front() {
                 self.held.fetch_sub(hit.bytes(), Ordering::Relaxed);
                 self.count(&hit, judged, &mut bench.complaint);
             }
@@ -229,7 +280,7 @@ impl Auditor {
     }
 
     /// What the hit was; none if it is too early to say.
-    fn judge(&self, waiting: &mut Waiting) -> Option<Judged> {
+    fn judge(&self, waiting: &mut Pending) -> Option<Judged> {
         let (hit, around) = (&waiting.hit, &self.surroundings);
         if around.conditions(&hit.guards).as_ref() != Some(&hit.conditions) {
             return Some(Judged::UNKNOWN);
@@ -261,11 +312,10 @@ impl Auditor {
         }
         complaint.suppressed += 1;
         if complaint.when.is_due() {
-            let guards = &hit.conditions.guards;
             let row = hit.seen.remembered.as_ref().map(|remembered| remembered.version.0);
             error!(
-                guard = guards.get(hit.claim.guard).map_or("", |guard| guard.label.as_str()),
-                key = %hit.key[..hit.key.len().min(SHOWN)].escape_ascii(),
+                guard = hit.conditions.label(hit.claim.guard),
+                key = %super::shown(&hit.key),
                 cached_version = hit.claim.version.0,
                 row_version = row,
                 missing_commit = %judged.missing.unwrap_or_default(),
@@ -279,7 +329,7 @@ impl Auditor {
 }
 
 /// Now, in microseconds since 1970.
-pub(super) fn wall_clock_us() -> i64 {
+pub fn wall_clock_us() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
@@ -306,19 +356,19 @@ impl Seen {
 /// Hits in the order in which they came.
 #[derive(Default)]
 struct Bench {
-    hits: VecDeque<Waiting>,
+    hits: VecDeque<Pending>,
     /// Where the history began, at the last look.
     began: Option<Lsn>,
     complaint: Violations,
 }
 
-struct Waiting {
+struct Pending {
     hit: Hit,
     /// Where the database was when the grace was over, as far as is known.
     wanted: Option<Lsn>,
 }
 
-impl Waiting {
+impl Pending {
     fn new(hit: Hit) -> Self {
         Self { hit, wanted: None }
     }

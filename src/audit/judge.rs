@@ -59,7 +59,7 @@ impl Judged {
     /// Nothing can be said.
     pub const UNKNOWN: Self = Self { outcome: Outcome::Unknown, missing: None, age_us: None };
 
-    fn is(outcome: Outcome) -> Self {
+    pub(super) fn is(outcome: Outcome) -> Self {
         Self { outcome, ..Self::UNKNOWN }
     }
 }

@@ -35,7 +35,7 @@ pub fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
     differing!(found, fence, &new.fence, "fence", Fence {
         fixed: history, lease_ttl, drain_timeout, max_keys, poll_interval; live:
     });
-    differing!(found, audit, &new.audit, "audit", Audit { fixed: grace; live: sample });
+    differing!(found, audit, &new.audit, "audit", Audit { fixed: grace, max_queries_per_second; live: sample });
     differing!(found, admin, &new.admin, "admin", Admin { fixed: listen; live: });
     found
 }

@@ -311,6 +311,12 @@ pub struct Guard {
     /// How long a miss waits for the fill that another client's miss of the same key leads to; zero: not at all.
     #[serde(default, deserialize_with = "duration::deserialize")]
     pub coalesce: Duration,
+    /// What the database has for a key of the first template: how its hits are audited, without a version.
+    #[serde(default)]
+    pub audit_sql: Option<String>,
+    /// A JSON pointer to what is compared with that; absent: all of the value.
+    #[serde(default)]
+    pub audit_json: Option<String>,
 }
 
 impl Guard {
@@ -337,6 +343,8 @@ impl Guard {
             stale_ttl: one_second(),
             max_ttl: None,
             coalesce: Duration::ZERO,
+            audit_sql: None,
+            audit_json: None,
         }
     }
 }
@@ -452,6 +460,8 @@ pub struct Audit {
     /// How long after a hit it is judged.
     #[serde(deserialize_with = "duration::deserialize")]
     pub grace: Duration,
+    /// How many `audit_sql` are run in a second, at most.
+    pub max_queries_per_second: u32,
 }
 
 /// `[admin]`
@@ -546,7 +556,7 @@ impl Default for Fence {
 
 impl Default for Audit {
     fn default() -> Self {
-        Self { sample: Share::default(), grace: one_second() }
+        Self { sample: Share::default(), grace: one_second(), max_queries_per_second: 1 }
     }
 }
 

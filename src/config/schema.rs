@@ -138,6 +138,7 @@ static SETTINGS: [(&str, Node); 8] = [
         table(&[
             ("sample", Node::Leaf(Kind::Share)),
             ("grace", Node::Leaf(Kind::Duration(MILLISECOND, Duration::from_secs(60)))),
+            ("max_queries_per_second", Node::Leaf(Kind::Count(1, 1_000))),
         ]),
     ),
     ("admin", table(&[("listen", TEXT)])),
@@ -175,6 +176,8 @@ static GUARD: Node = Node::Table {
                 ("fills_ttl", TIME),
             ]),
         ),
+        ("audit_sql", TEXT),
+        ("audit_json", TEXT),
         ("coalesce", Node::Leaf(Kind::Duration(MILLISECOND, Duration::from_secs(60)))),
     ],
     required: &["table", "keys"],

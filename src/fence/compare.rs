@@ -32,6 +32,11 @@ impl Remembered {
 }
 
 impl Fence {
+    /// The end of the last write of a key, be it of the key or of one of its guards as a whole, if it is remembered.
+    pub fn last_write(&self, key: KeyHash, guards: &[GuardId]) -> Option<Lsn> {
+        self.look(key, |state| self.last(state, guards, self.floor()))
+    }
+
     /// Compares the version in a value with that of the row that feeds the key. None where no write of the key is
     /// remembered, or the last told no version.
     pub fn compare(&self, key: KeyHash, guards: &[GuardId], claim: &VersionClaim) -> Option<Remembered> {

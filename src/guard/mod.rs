@@ -291,6 +291,12 @@ impl Guards {
         out
     }
 
+    /// The template that a key of a db is of, if it is of one only.
+    pub fn only_template(&self, db: u32, key: &[u8]) -> Option<&Template> {
+        let (_, matcher) = self.matchers.iter().find(|(of, _)| *of == db)?;
+        matcher.only(key).map(|(_, template)| template)
+    }
+
     /// The `SCAN MATCH` patterns of all keys of a guard. They may find more than the guard's keys: see
     /// [`Template::glob`].
     pub fn globs(&self) -> impl Iterator<Item = (&Guard, String)> + '_ {

@@ -6,9 +6,9 @@ use super::expect::Meaning;
 use super::gate::Gate;
 use super::session::Session;
 use super::shape::{bulk, elements, pairs};
-use crate::audit::{Conditions, Hit, Seen};
+use crate::audit::{Conditions, Hit, Seen, SqlHit, compared, values_of, wall_clock_us};
 use crate::config::OnStale;
-use crate::guard::{GuardList, GuardedKey, Guards, Told, VersionPlace};
+use crate::guard::{GuardId, GuardList, GuardedKey, Guards, Pointer, Told, VersionPlace};
 use crate::position::Lsn;
 use crate::resp::{Arguments, body};
 
@@ -37,6 +37,10 @@ struct Asked {
     /// Its place among the keys.
     place: usize,
     key: Box<[u8]>,
+    /// The guard that is counted for.
+    guard: GuardId,
+    /// Without a version: what stands in the key in place of the placeholders.
+    values: Option<Vec<String>>,
     guarded: GuardedKey,
     /// None: nothing that is read now can be judged.
     conditions: Option<Conditions>,
@@ -83,9 +87,15 @@ impl Session {
         let asked = |(place, guarded): (usize, &GuardedKey)| {
             // In all these commands the keys follow the name.
             let key = arguments.get(place + 1).filter(|key| key.len() <= LONGEST_KEY)?;
-            guards.have_version(&guarded.guards).then_some(())?;
+            let (guard, values) = match guards.versioned(&guarded.guards) {
+                Some(guard) => (guard, None),
+                None => {
+                    let (guard, values) = values_of(guards, guarded.db, key, &guarded.guards)?;
+                    (guard, Some(values))
+                }
+            };
             let conditions = around.conditions(&guarded.guards);
-            Some(Asked { place, key: key.into(), guarded: guarded.clone(), conditions })
+            Some(Asked { place, key: key.into(), guard, values, guarded: guarded.clone(), conditions })
         };
         let asked: Vec<Asked> = keys.into_iter().filter_map(asked).take(MOST_KEYS).collect();
         let form = asked.first().and_then(|first| form(arguments, guards, &first.guarded.guards));
@@ -102,7 +112,7 @@ impl Session {
 /// What the reply holds; none if it is no value that was filled, or none that tells the version.
 fn form(arguments: Arguments<'_>, guards: &Guards, of: &GuardList) -> Option<Form> {
     let is = |name: &str| arguments.get(0).is_some_and(|given| given.eq_ignore_ascii_case(name.as_bytes()));
-    let VersionPlace::Field(field) = guards.version_place(of)? else {
+    let Some(VersionPlace::Field(field)) = guards.version_place(of) else {
         return match arguments.len() {
             2 if is("GET") => Some(Form::Value),
             2.. if is("MGET") => Some(Form::Values),
@@ -132,7 +142,7 @@ impl Audited {
     /// The reply is too large to be looked at.
     pub fn given_up(self, gate: &Gate) -> Meaning {
         for asked in &self.asked {
-            gate.auditor.unknown_of(&self.guards, &asked.guarded.guards);
+            gate.auditor.unknown(asked.guard);
         }
         self.meaning
     }
@@ -153,18 +163,46 @@ impl Audited {
     }
 
     fn hit(&self, gate: &Gate, asked: &Asked, value: &[u8]) {
+        let taken = match &asked.values {
+            _ if value.len() > LONGEST_VALUE => None,
+            Some(values) => self.for_sql(gate, asked, values, value),
+            None => self.for_version(gate, asked, value),
+        };
+        if taken.is_none() {
+            gate.auditor.unknown(asked.guard);
+        }
+    }
+
+    fn for_sql(&self, gate: &Gate, asked: &Asked, values: &[String], value: &[u8]) -> Option<()> {
+        let policy = &self.guards.get(asked.guard)?.policy;
+        let pointer = policy.audit_json.as_deref().and_then(Pointer::parse);
+        let (hash, at) = (asked.guarded.hash, gate.now());
+        gate.auditor.take_for_sql(SqlHit {
+            key: asked.key.clone(),
+            hash,
+            db: asked.guarded.db,
+            guard: asked.guard,
+            values: values.to_vec(),
+            text: compared(pointer.as_ref(), value)?,
+            last: gate.fence.last_write(hash, &asked.guarded.guards),
+            is_capped: gate.fence.is_capped(hash, at),
+            conditions: asked.conditions.clone()?,
+            at,
+            at_us: wall_clock_us(),
+        });
+        Some(())
+    }
+
+    fn for_version(&self, gate: &Gate, asked: &Asked, value: &[u8]) -> Option<()> {
         let (auditor, guards) = (&gate.auditor, &asked.guarded.guards);
         let told = self.guards.version_of(&asked.key, &asked.guarded).filter(|version| version.is_one_row);
-        let claim = told.filter(|_| value.len() <= LONGEST_VALUE).and_then(|version| {
-            let told: Told = match self.form {
-                Form::Value | Form::Values => version.of_value(value),
-                Form::Field | Form::Fields(_) | Form::Pairs => version.kind.read(value),
-            }?;
-            Some(version.claim(told, gate.newer_counts))
-        });
-        let (Some(claim), Some(conditions)) = (claim, asked.conditions.clone()) else {
-            return auditor.unknown_of(&self.guards, guards);
-        };
+        let version = told?;
+        let told: Told = match self.form {
+            Form::Value | Form::Values => version.of_value(value),
+            Form::Field | Form::Fields(_) | Form::Pairs => version.kind.read(value),
+        }?;
+        let claim = version.claim(told, gate.newer_counts);
+        let conditions = asked.conditions.clone()?;
         let cap = |id| self.guards.get(id).is_none_or(|guard| guard.policy.on_stale == OnStale::Cap);
         let is_kept = !gate.observe && !guards.iter().any(|id| cap(*id));
         let (around, hash) = (auditor.surroundings(), asked.guarded.hash);
@@ -177,5 +215,6 @@ impl Audited {
             conditions,
             at: gate.now(),
         });
+        Some(())
     }
 }

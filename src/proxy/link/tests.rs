@@ -45,6 +45,7 @@ fn gate(redis: &str) -> (Arc<Gate>, UnboundedReceiver<Abandoned>) {
         guards: matching.clone(),
         feed: feed.clone(),
         cache: cache.clone(),
+        enforces: true,
     };
     let (auditor, _) = Auditor::new(&config.audit, around, metrics.clone(), started);
     let gate = Gate {
