@@ -5,6 +5,9 @@
 mod dice;
 mod support;
 
+use std::io::Write as _;
+use std::process::Command;
+
 use cachefence::demo::client::{Client, Reply};
 use cachefence::demo::servers::wait_until;
 use support::{Fallible, Outcome, PATIENCE, Setup, World, assert_passed};
@@ -201,6 +204,83 @@ async fn a_reload_turns_it_off(world: &World, client: &mut Client) -> Outcome {
     // What comes later is judged later.
     hit(client, &["GET", "doc:1"]).await?;
     assert_eq!(judged(world, "docs", before, 1.0).await?.iter().sum::<f64>(), 1.0);
+    Ok(())
+}
+
+/// Of people the database says what they are called: they have no version.
+const BY_SQL: &str = "
+[audit]
+sample = 1
+grace = \"100ms\"
+max_queries_per_second = 100
+[[guard]]
+table = \"users\"
+keys = [\"user:<id>\", \"user:<id>:profile\"]
+unproven = \"refuse\"
+audit_sql = \"SELECT name FROM public.users WHERE id = $1\"
+";
+
+#[tokio::test]
+async fn hits_are_compared_with_what_the_database_says() -> Outcome {
+    let world = Setup::new(BY_SQL).start().await?;
+    let mut client = world.client().await?;
+    // Before any hit of the guard has agreed, a difference may be one of form.
+    world.redis(&["SET", "user:3", "v0"]).await?;
+    hit(&mut client, &["GET", "user:3"]).await?;
+    assert_eq!(judged(&world, "users", [0.0; 4], 1.0).await?, [0.0, 0.0, 0.0, 1.0]);
+    world.warm(1).await?;
+    hit(&mut client, &["GET", "user:1"]).await?;
+    assert_eq!(judged(&world, "users", [0.0; 4], 2.0).await?, [1.0, 0.0, 0.0, 1.0]);
+    // Past the proxy. And a row that is not there, a key of another template, which may hold anything, and a miss.
+    world.redis(&["SET", "user:99", "v0"]).await?;
+    world.redis(&["SET", "user:1:profile", "v0"]).await?;
+    hit(&mut client, &["GET", "user:1:profile"]).await?;
+    assert_eq!(client.cmd(&["GET", "user:2"]).await?, Reply::Nil);
+    hit(&mut client, &["GET", "user:3"]).await?;
+    hit(&mut client, &["MGET", "user:99", "user:1"]).await?;
+    assert_eq!(judged(&world, "users", [0.0; 4], 5.0).await?, [2.0, 0.0, 2.0, 1.0]);
+    let log = world.proxy.log();
+    assert!(log.contains("a hit is not what audit_sql says") && log.contains("user:3"), "{log}");
+    // Changed after the hit, and deleted for it.
+    let before = counts(&world, "users").await?;
+    hit(&mut client, &["GET", "user:1"]).await?;
+    world.rename(1, "v2").await?;
+    world.gone("user:1").await?;
+    let now = judged(&world, "users", before, 1.0).await?;
+    assert_eq!((now[1], now[2]), (0.0, 0.0), "{now:?}");
+    // The statement may not write, nor take long, nor fail for ever.
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'cachefence audit'";
+    let sessions: i64 = world.sql.query_one(sessions, &[]).await?.try_get(0)?;
+    assert_eq!(sessions, 1);
+    Ok(())
+}
+
+/// What `cachefence check` says of the statement of a guard.
+fn checked(world: &World, settings: &str) -> Fallible<(String, String)> {
+    let mut file = tempfile::NamedTempFile::new()?;
+    file.write_all((world.servers.clone() + settings).as_bytes())?;
+    let output =
+        Command::new(support::BINARY).args(["check", "--json", "--config"]).arg(file.path()).output()?;
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let rows = report["rows"].as_array().ok_or("no rows")?;
+    let row = rows.iter().find(|row| row["name"] == "audit_sql").ok_or("no row")?;
+    Ok((row["standing"].as_str().unwrap_or_default().to_owned(), row.to_string()))
+}
+
+#[tokio::test]
+async fn the_doctor_tries_the_statement() -> Outcome {
+    let world = Setup::new(BY_SQL).start().await?;
+    let sql = "SELECT name FROM public.users WHERE id = $1";
+    for (settings, standing, part) in [
+        (BY_SQL.to_owned(), "ok", "takes it"),
+        (BY_SQL.replace("sample = 1", "sample = 0"), "warning", "audit.sample is 0"),
+        (BY_SQL.replace(sql, "SELECT name FROM public.users"), "failed", "0 parameters"),
+        (BY_SQL.replace(sql, "SELECT nick FROM public.users WHERE id = $1"), "failed", "nick"),
+        (BY_SQL.replace(sql, "DELETE FROM public.users WHERE id = $1 RETURNING name"), "failed", "syntax"),
+    ] {
+        let (found, row) = checked(&world, &settings)?;
+        assert!(found == standing && row.contains(part), "{settings}\n{row}");
+    }
     Ok(())
 }
 

@@ -1,8 +1,7 @@
 //! Hits of guards without a version: what the database has is asked for by the guard's `audit_sql`, at a bounded rate.
 
 use std::collections::HashMap;
-use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -131,24 +130,18 @@ pub(super) fn channel() -> (mpsc::Sender<SqlHit>, mpsc::Receiver<SqlHit>) {
 
 impl SqlAuditor {
     /// Works until nobody can send hits any more.
-    pub fn work(
-        mut self,
-        mut hits: mpsc::Receiver<SqlHit>,
-        per_second: u32,
-    ) -> impl Future<Output = ()> + Send {
-        async move {
-            let mut turns = interval(Duration::from_secs(1) / per_second.max(1));
-            turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            while let Some(hit) = hits.recv().await {
-                let due = Duration::from_millis(hit.at) + self.grace;
-                sleep(due.saturating_sub(self.started.elapsed())).await;
-                turns.tick().await;
-                let judged = match self.judge(&hit).await {
-                    Ok(judged) => judged,
-                    Err(error) => self.failed(&hit, &error),
-                };
-                self.count(&hit, judged);
-            }
+    pub async fn work(mut self, mut hits: mpsc::Receiver<SqlHit>, per_second: u32) {
+        let mut turns = interval(Duration::from_secs(1) / per_second.max(1));
+        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while let Some(hit) = hits.recv().await {
+            let due = Duration::from_millis(hit.at) + self.grace;
+            sleep(due.saturating_sub(self.started.elapsed())).await;
+            turns.tick().await;
+            let judged = match self.judge(&hit).await {
+                Ok(judged) => judged,
+                Err(error) => self.failed(&hit, &error),
+            };
+            self.count(&hit, judged);
         }
     }
 
@@ -242,6 +235,12 @@ impl SqlAuditor {
             Some(connection) => connection,
             none => none.insert(Connection::open(&self.places.redis, &self.places.name).await?),
         };
+        // It may be from before a failover, and lead to the Redis of then.
+        let level = self.surroundings.cache.run_id.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if level.as_deref() != Some(connection.run_id.as_str()) {
+            self.redis = None;
+            return Ok(None);
+        }
         connection.select(hit.db).await?;
         let reply = connection.call(&[b"GET", &hit.key]).await?;
         Ok(match reply {

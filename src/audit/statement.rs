@@ -5,6 +5,7 @@ use thiserror::Error;
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 use tokio_postgres::{Client, Row, Statement};
 
+use crate::pg::error::error_chain;
 use crate::position::Lsn;
 
 /// How the session is, besides what all of ours are: it reads, and not for long.
@@ -31,7 +32,7 @@ pub enum Found {
 #[derive(Debug, Error)]
 pub enum StatementError {
     /// Postgres refused it.
-    #[error("{0}")]
+    #[error("{}", error_chain(.0))]
     Postgres(#[from] tokio_postgres::Error),
     /// It asks for other values than a key has.
     #[error("it has {found} parameters, and the first template has {wanted} placeholders")]

@@ -370,6 +370,9 @@ fn guard(index: usize, policy: &config::Guard, home: u32) -> Result<Guard, Guard
         let part = if matches!(problem, GuardProblem::Pointer { .. }) { ".json" } else { "" };
         error(format!("guard[{index}].version{part}"), problem)
     })?;
+    if let Some(found) = policy.audit_json.clone().filter(|pointer| Pointer::parse(pointer).is_none()) {
+        return Err(error(format!("guard[{index}].audit_json"), GuardProblem::Pointer { found }));
+    }
     Ok(Guard {
         id: GuardId(index as u16),
         label: format!("{schema}.{table}"),
