@@ -84,8 +84,12 @@ pub fn judge(seen: &Seen, now: Option<&Remembered>, committed: impl Fn(Lsn) -> O
             Compared::Unclear => Judged::UNKNOWN,
             Compared::Smaller => outdated(seen, then, now, committed),
             Compared::Equal => {
-                let next =
-                    now.written.iter().copied().find(|lsn| *lsn > then.last()).filter(|_| now.complete);
+                let next = now
+                    .written
+                    .iter()
+                    .copied()
+                    .find(|lsn| *lsn > then.last())
+                    .filter(|_| now.covered <= then.last());
                 next.map_or(Judged::UNKNOWN, |next| overtaken(seen, next, true, committed))
             }
             // Which of the writes since then it contains is not known. The last is missing.

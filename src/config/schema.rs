@@ -176,9 +176,9 @@ static GUARD: Node = Node::Table {
                 ("fills_ttl", TIME),
             ]),
         ),
+        ("coalesce", Node::Leaf(Kind::Duration(MILLISECOND, Duration::from_secs(60)))),
         ("audit_sql", TEXT),
         ("audit_json", TEXT),
-        ("coalesce", Node::Leaf(Kind::Duration(MILLISECOND, Duration::from_secs(60)))),
     ],
     required: &["table", "keys"],
 };

@@ -14,8 +14,8 @@ pub struct Remembered {
     pub version: Version,
     /// The ends of the writes that are remembered one by one, ascending. Never empty.
     pub written: SmallVec<[Lsn; 4]>,
-    /// None in between is missing.
-    pub complete: bool,
+    /// Of those up to here some may be missing.
+    pub covered: Lsn,
     /// The versions tell the row's states apart: each write told one, and the last is larger than all before it.
     pub tells: bool,
     /// The end of the last write that did not raise the version; 0 if there was none.
@@ -44,13 +44,13 @@ impl Fence {
             let floor = self.floor();
             let (last, versions) = (state.last(floor)?, state.versions()?);
             let whole = self.last_wholly(guards, floor);
-            let (older, complete) = state.older(floor);
+            let (older, covered) = state.older(floor);
             let (version, compared) = versions.compare(claim, whole)?;
             Some(Remembered {
                 compared,
                 version,
                 written: older.chain([last]).collect(),
-                complete,
+                covered,
                 tells: versions.tells(floor, whole),
                 fell: versions.fell(),
                 floor,

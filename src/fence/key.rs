@@ -65,11 +65,11 @@ impl KeyState {
         Some((last, older + 1))
     }
 
-    /// The ends of the writes before the last that are remembered one by one, and whether those are all of them.
-    pub fn older(&self, floor: Lsn) -> (impl Iterator<Item = Lsn> + '_, bool) {
+    /// The ends of the writes before the last that are remembered one by one: all of those above the second.
+    pub fn older(&self, floor: Lsn) -> (impl Iterator<Item = Lsn> + '_, Lsn) {
         let extra = self.extra.as_deref();
         let older = extra.into_iter().flat_map(|extra| extra.older.iter().map(|write| write.lsn));
-        (older.filter(move |lsn| *lsn > floor), extra.is_none_or(|extra| extra.covered <= floor))
+        (older.filter(move |lsn| *lsn > floor), extra.map_or(floor, |extra| extra.covered.max(floor)))
     }
 
     /// What only some keys have, where this one has it.

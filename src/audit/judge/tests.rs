@@ -157,7 +157,7 @@ fn any_writes() -> BoxedStrategy<Vec<Told>> {
 
 /// Each write raises the version, and says so.
 fn growing_writes() -> BoxedStrategy<Vec<Told>> {
-    let steps = prop::collection::vec((1..4_i64, any::<bool>()), 1..7);
+    let steps = prop::collection::vec((1..4_i64, any::<bool>()), 1..8);
     let grown = |steps: Vec<(i64, bool)>| {
         let mut version = 10;
         let told = |(step, both): (i64, bool)| {
@@ -256,4 +256,20 @@ fn what_cannot_be_compared_is_unknown() {
     let forgotten = compare(&claim(5)).map(|now| Remembered { floor: commit_lsn(1), ..now });
     assert_eq!(judge(&seen, forgotten.as_ref(), committed), Judged::UNKNOWN);
     assert_eq!(judge(&seen, compare(&claim(5)).as_ref(), committed).outcome, Outcome::Violation);
+}
+
+/// Of a key that is written all the time only the last writes are remembered one by one.
+#[test]
+fn a_hit_of_a_hot_key_is_judged_by_the_write_after_it() {
+    let writes: Vec<Told> = (2..32).map(Told::New).collect();
+    let outcome = |made, fenced, state| {
+        Case { first: 1, writes: writes.clone(), made, fenced, applied: fenced, state, is_kept: true }
+            .judged()
+            .outcome
+    };
+    assert_eq!(outcome(28, 28, 28), Outcome::Consistent);
+    assert_eq!(outcome(28, 27, 27), Outcome::Stale);
+    assert_eq!(outcome(28, 28, 27), Outcome::Violation);
+    // So many have come since that the one after it is not known.
+    assert_eq!(outcome(10, 10, 10), Outcome::Unknown);
 }
