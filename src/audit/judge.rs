@@ -117,8 +117,8 @@ fn outdated(
     Judged { outcome, missing: Some(missing), age_us: age(seen, committed(missing)) }
 }
 
-/// A newer version has come since, and the write at `missing` is not in the value. Its time says whether it was there when
-/// the hit was answered. If not, the value was the row's then, as long as that write `is_next` after the value's.
+/// A newer version has come since, and the write at `missing` is not in the value. Its time says whether it was there
+/// when the hit was answered. If not, the value was the row's then, as long as that write `is_next` after the value's.
 fn overtaken(seen: &Seen, missing: Lsn, is_next: bool, committed: impl Fn(Lsn) -> Option<i64>) -> Judged {
     match committed(missing) {
         Some(at) if at < seen.at_us => {

@@ -5,8 +5,8 @@
 //!                                     fence: the writes of the key, and the row's version
 //! ```
 //!
-//! It takes part in nothing: no fill, no deletion and no reply depends on it. For guards with a version nothing goes to the
-//! database. Others can have an `audit_sql`, which is run there at a bounded rate.
+//! It takes part in nothing: no fill, no deletion and no reply depends on it. For guards with a version nothing goes to
+//! the database. Others can have an `audit_sql`, which is run there at a bounded rate.
 //!
 //! * [`Sample`] decides on the threads of clients which reads are looked at: a load and a branch where none is.
 //! * [`Auditor`] takes their hits, holds a bounded number of them until their grace is over, and counts what becomes of

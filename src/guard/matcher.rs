@@ -69,6 +69,7 @@ impl Matcher {
     }
 
     /// The templates whose prefix `key` begins with.
+    #[inline]
     fn each<'a>(&'a self, key: &[u8], mut see: impl FnMut(GuardId, &'a Template)) {
         let mut at = 0;
         let mut node = self.nodes.first();
