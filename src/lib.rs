@@ -20,6 +20,7 @@
 #![warn(missing_docs)]
 
 pub mod admin;
+pub mod audit;
 pub mod cache;
 pub mod check;
 pub mod command;

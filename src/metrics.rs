@@ -13,6 +13,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use crate::audit::Outcome;
 use crate::guard::{GuardId, Guards};
 
 /// The `guard` label of keys that no guard covers and that were fenced by name.
@@ -87,6 +88,9 @@ pub struct GuardMetrics {
     pub invalidated: IntCounter,
     /// How old the data of refused fills was, in seconds.
     pub stale_age: Histogram,
+    /// How old the data of audited hits was, in seconds, that were older than the row.
+    pub audit_age: Histogram,
+    audited: [IntCounter; 4],
     fills: [[IntCounter; 5]; 3],
 }
 
@@ -101,6 +105,11 @@ impl GuardMetrics {
     pub fn of_verdict(&self, verdict: Verdict) -> u64 {
         self.fills[verdict as usize].iter().map(IntCounter::get).sum()
     }
+
+    /// The counter of audited hits of which this became.
+    pub fn audited(&self, outcome: Outcome) -> &IntCounter {
+        &self.audited[outcome as usize]
+    }
 }
 
 /// What is counted by guard.
@@ -110,6 +119,8 @@ struct GuardFamilies {
     writes: IntCounterVec,
     invalidated: IntCounterVec,
     stale_age: HistogramVec,
+    audited: IntCounterVec,
+    audit_age: HistogramVec,
 }
 
 /// One source's gauges.
@@ -399,6 +410,10 @@ impl GuardFamilies {
     fn new(r: &Registry) -> Result<Self, prometheus::Error> {
         let age =
             HistogramOpts::new("cachefence_stale_fill_age_seconds", "How old the data of refused fills was.");
+        let audit_age = HistogramOpts::new(
+            "cachefence_audit_age_seconds",
+            "How old the data of audited hits was, at least.",
+        );
         Ok(Self {
             fills: counters(
                 r,
@@ -410,6 +425,8 @@ impl GuardFamilies {
             writes: counters(r, "writes_total", "Committed changes of guarded keys.", &["guard"])?,
             invalidated: counters(r, "invalidated_keys_total", "Keys deleted for a change.", &["guard"])?,
             stale_age: register(r, HistogramVec::new(age.buckets(SECONDS.to_vec()), &["guard"])?)?,
+            audited: counters(r, "audited_hits_total", "Hits that were looked at.", &["guard", "outcome"])?,
+            audit_age: register(r, HistogramVec::new(audit_age.buckets(SECONDS.to_vec()), &["guard"])?)?,
         })
     }
 
@@ -424,6 +441,8 @@ impl GuardFamilies {
             writes: self.writes.with_label_values(&[label]),
             invalidated: self.invalidated.with_label_values(&[label]),
             stale_age: self.stale_age.with_label_values(&[label]),
+            audited: Outcome::ALL.map(|outcome| self.audited.with_label_values(&[label, outcome.label()])),
+            audit_age: self.audit_age.with_label_values(&[label]),
             fills: Verdict::ALL.map(fill),
         }
     }
@@ -538,6 +557,8 @@ mod tests {
             "settled_lsn",
             "applied_lsn",
             "stale_fill_age_seconds",
+            "audited_hits_total",
+            "audit_age_seconds",
             "clients",
             "commands_total",
             "upstream_reconnects_total",

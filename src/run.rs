@@ -21,6 +21,7 @@ use tokio::time::sleep;
 use tracing::{error, warn};
 
 use crate::admin;
+use crate::audit::{self, Auditor};
 use crate::cache::{
     self, CacheState, Endpoint, EndpointError, Reaper, Stranger, Upstreams, Witness, Worker, WorkerSettings,
 };
@@ -136,6 +137,14 @@ pub async fn run(
         reloads,
     });
     status.mirror();
+    let around = audit::Surroundings {
+        fence: fence.clone(),
+        guards: matching.clone(),
+        feed: feed_state.clone(),
+        cache: cache_state.clone(),
+        enforces: !observe,
+    };
+    let (auditor, audited) = Auditor::new(&config.audit, around, metrics.clone(), started);
     let gate = Arc::new(Gate {
         fence: fence.clone(),
         guards: matching.clone(),
@@ -145,6 +154,7 @@ pub async fn run(
         account: status.clone(),
         metrics: metrics.clone(),
         refusals,
+        auditor: auditor.clone(),
         feed: feed_state.clone(),
         cache: cache_state.clone(),
         upstreams: upstreams.clone(),
@@ -176,6 +186,12 @@ pub async fn run(
 
     sweep(fence.clone(), positions.clone(), config.fence.history)?;
 
+    let places = audit::Places {
+        postgres: target.clone(),
+        application_name: format!("{} audit", config.postgres.application_name),
+        redis: redis.clone(),
+        name: name.clone(),
+    };
     let reloader = Reloader {
         read: Box::new(read),
         running: config.clone(),
@@ -187,6 +203,7 @@ pub async fn run(
         sources: sources.clone(),
         feed: feed_state.clone(),
         metrics: metrics.clone(),
+        auditor: auditor.clone(),
         notifier: notifier.clone(),
     };
     let (jobs, job_receiver) = mpsc::channel(BACKLOG);
@@ -220,7 +237,14 @@ pub async fn run(
             unseen: feed_state.unseen.clone(),
             temporary_slot: config.postgres.temporary_slot,
         },
-        cache::Shared { fence, guards: matching, upstreams, commands, metrics },
+        cache::Shared {
+            fence,
+            guards: matching,
+            upstreams,
+            commands,
+            metrics,
+            commits: auditor.commits.clone(),
+        },
         cache_state,
         applied,
     );
@@ -261,6 +285,7 @@ pub async fn run(
             sleep(Duration::from_secs(1)).await;
         }
     });
+    tokio::spawn(auditor.work(audited, places));
     tokio::spawn(reloader.run(requests, hangup));
     tokio::spawn(herald::run(notifier.clone(), status, threads.clone()));
     // A task of its own: a purge must not delay an acknowledgement.

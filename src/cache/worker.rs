@@ -17,6 +17,7 @@ use super::silence::Silence;
 use super::turns::pass;
 use super::unlink::{Marked, Marking, unlink};
 use super::{CacheError, Connection, Endpoint, Marker, Standing, Upstreams, purge_guards};
+use crate::audit::Commits;
 use crate::command::CommandTable;
 use crate::config::marker_key;
 use crate::failpoint::{self, Point};
@@ -82,6 +83,7 @@ pub struct Worker {
     upstreams: Arc<Upstreams>,
     commands: Arc<ArcSwap<CommandTable>>,
     metrics: Arc<Metrics>,
+    commits: Arc<Commits>,
     state: Arc<CacheState>,
     applied: watch::Sender<Lsn>,
     connection: Option<Connection>,
@@ -122,6 +124,8 @@ pub struct Shared {
     pub commands: Arc<ArcSwap<CommandTable>>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// When commits were made, for the auditor.
+    pub commits: Arc<Commits>,
 }
 
 impl CacheState {
@@ -179,7 +183,7 @@ impl Worker {
         state: Arc<CacheState>,
         applied: watch::Sender<Lsn>,
     ) -> Self {
-        let Shared { fence, guards, upstreams, commands, metrics } = shared;
+        let Shared { fence, guards, upstreams, commands, metrics, commits } = shared;
         let guarded = guards.load().digest();
         Self {
             settings,
@@ -188,6 +192,7 @@ impl Worker {
             upstreams,
             commands,
             metrics,
+            commits,
             state,
             applied,
             connection: None,
@@ -331,6 +336,7 @@ impl Worker {
             self.state.backlog.store(0, Ordering::Relaxed);
         }
         self.count(&changes);
+        self.commits.add(changes.iter().map(|change| (change.written_lsn, change.commit_time_us)));
         for change in &changes {
             if !change.truncated.is_empty() {
                 self.deleted.lost(change.written_lsn);

@@ -5,6 +5,7 @@
 //! asked. What is wrong with the database is found by the same code that stops the proxy's start
 //! ([`crate::feed::catalog`]).
 
+mod audit;
 mod host;
 mod postgres;
 mod redis;

@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 
 use super::report::{Report, Row};
-use super::{PATIENCE, rights, slot, strict, tables};
+use super::{PATIENCE, audit, rights, slot, strict, tables};
 use crate::config::{Config, Contract};
 use crate::feed::Identity;
 use crate::feed::catalog::{self, CatalogError, Problem, Slot};
@@ -234,6 +234,10 @@ impl Primary {
         self.rows(report, "table", async |client| tables::tables(client, guards).await).await;
         self.rows(report, "publication", async |client| {
             tables::publication(client, &settings.publication, guards, known).await
+        })
+        .await;
+        self.rows(report, audit::NAME, async |client| {
+            audit::statements(client, guards, &config.audit, role).await
         })
         .await;
         if let Some(slot) = &slot {

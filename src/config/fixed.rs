@@ -1,6 +1,6 @@
 //! Which settings a reload can take up, and which need a restart.
 
-use super::{Admin, Config, Fence, Postgres, Proxy, Redis};
+use super::{Admin, Audit, Config, Fence, Postgres, Proxy, Redis};
 
 /// Names the fields of a section that differ and are fixed. Every field has to be in one of the lists: one that is
 /// added later does not compile until somebody has decided where it belongs.
@@ -17,7 +17,7 @@ macro_rules! differing {
 
 /// The settings that differ and cannot be changed while the proxy runs.
 pub fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
-    let Config { proxy, redis, postgres, sources: _, fence, guards: _, admin } = old;
+    let Config { proxy, redis, postgres, sources: _, fence, guards: _, audit, admin } = old;
     let mut found = Vec::new();
     differing!(found, proxy, &new.proxy, "proxy", Proxy {
         fixed: listen, mode, max_clients, max_buffered, threads, tcp_keepalive, proxy_protocol, unix_socket_mode, shutdown_grace,
@@ -35,6 +35,7 @@ pub fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
     differing!(found, fence, &new.fence, "fence", Fence {
         fixed: history, lease_ttl, drain_timeout, max_keys, poll_interval; live:
     });
+    differing!(found, audit, &new.audit, "audit", Audit { fixed: grace, max_queries_per_second; live: sample });
     differing!(found, admin, &new.admin, "admin", Admin { fixed: listen, show_keys; live: });
     found
 }

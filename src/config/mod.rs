@@ -10,6 +10,7 @@ mod environment;
 mod fixed;
 mod load;
 mod schema;
+mod share;
 mod slot;
 mod strict;
 /// The key in Redis that holds the marker of a slot's feed. No template may cover it.
@@ -30,6 +31,7 @@ pub(crate) use address::percent_decoded;
 pub use address::{Address, AddressError, RedisUrl, redact, socket_mode};
 pub use fixed::fixed;
 pub use load::{ConfigError, Place, Problem};
+pub use share::Share;
 
 use crate::pg::error::PgError;
 use crate::pg::target::Target;
@@ -55,6 +57,9 @@ pub struct Config {
     /// Which rows feed which keys.
     #[serde(default, rename = "guard")]
     pub guards: Vec<Guard>,
+    /// Which hits are audited.
+    #[serde(default)]
+    pub audit: Audit,
     /// Metrics, health and status over HTTP.
     #[serde(default)]
     pub admin: Admin,
@@ -306,6 +311,12 @@ pub struct Guard {
     /// How long a miss waits for the fill that another client's miss of the same key leads to; zero: not at all.
     #[serde(default, deserialize_with = "duration::deserialize")]
     pub coalesce: Duration,
+    /// What the database has for a key of the first template: how its hits are audited, without a version.
+    #[serde(default)]
+    pub audit_sql: Option<String>,
+    /// A JSON pointer to what is compared with that; absent: all of the value.
+    #[serde(default)]
+    pub audit_json: Option<String>,
 }
 
 impl Guard {
@@ -332,6 +343,8 @@ impl Guard {
             stale_ttl: one_second(),
             max_ttl: None,
             coalesce: Duration::ZERO,
+            audit_sql: None,
+            audit_json: None,
         }
     }
 }
@@ -438,6 +451,19 @@ pub enum LostFills {
     Refuse,
 }
 
+/// `[audit]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    /// The share of reads of guarded keys whose hits are looked at.
+    pub sample: Share,
+    /// How long after a hit it is judged.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub grace: Duration,
+    /// How many `audit_sql` are run in a second, at most.
+    pub max_queries_per_second: u32,
+}
+
 /// `[admin]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -527,6 +553,12 @@ impl Default for Fence {
             max_keys: 10_000_000,
             poll_interval: Duration::from_millis(5),
         }
+    }
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { sample: Share::default(), grace: one_second(), max_queries_per_second: 1 }
     }
 }
 

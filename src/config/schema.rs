@@ -9,6 +9,7 @@ use toml::{Table, Value};
 
 use super::address::redact;
 use super::duration;
+use super::share::Share;
 
 /// A place in the tree of settings.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub(super) enum Kind {
     Count(i64, i64),
     /// `true` or `false`.
     Switch,
+    /// A number from 0 to 1.
+    Share,
     /// A duration in this range.
     Duration(Duration, Duration),
     /// One of these.
@@ -61,7 +64,7 @@ const fn table(settings: &'static [(&'static str, Node)]) -> Node {
 /// All settings.
 pub(super) static ROOT: Node = Node::Table { settings: &SETTINGS, required: &["postgres"] };
 
-static SETTINGS: [(&str, Node); 7] = [
+static SETTINGS: [(&str, Node); 8] = [
     (
         "proxy",
         table(&[
@@ -130,6 +133,14 @@ static SETTINGS: [(&str, Node); 7] = [
         ]),
     ),
     ("guard", Node::List(&GUARD)),
+    (
+        "audit",
+        table(&[
+            ("sample", Node::Leaf(Kind::Share)),
+            ("grace", Node::Leaf(Kind::Duration(MILLISECOND, Duration::from_secs(60)))),
+            ("max_queries_per_second", Node::Leaf(Kind::Count(1, 1_000))),
+        ]),
+    ),
     ("admin", table(&[("listen", TEXT), ("show_keys", Node::Leaf(Kind::Switch))])),
 ];
 
@@ -166,6 +177,8 @@ static GUARD: Node = Node::Table {
             ]),
         ),
         ("coalesce", Node::Leaf(Kind::Duration(MILLISECOND, Duration::from_secs(60)))),
+        ("audit_sql", TEXT),
+        ("audit_json", TEXT),
     ],
     required: &["table", "keys"],
 };
@@ -244,6 +257,7 @@ impl Kind {
     pub(super) fn fits(&self, value: &Value) -> bool {
         match self {
             Kind::Count(..) => value.is_integer(),
+            Kind::Share => value.is_float() || value.is_integer(),
             Kind::Switch => value.is_bool(),
             Kind::Texts => value.as_array().is_some_and(|values| values.iter().all(Value::is_str)),
             Kind::Text | Kind::Url | Kind::Duration(..) | Kind::Choice(..) => value.is_str(),
@@ -259,6 +273,9 @@ impl Kind {
             Kind::Count(min, max) => {
                 let good = value.as_integer().is_some_and(|n| (*min..=*max).contains(&n));
                 (!good).then(|| found(value, &format!("a whole number from {min} to {max}")))
+            }
+            Kind::Share => {
+                Share::read(value).is_none().then(|| found(value, "a number from 0 to 1, such as 0.001"))
             }
             Kind::Switch => (!self.fits(value)).then(|| found(value, "true, false")),
             Kind::Duration(min, max) => {

@@ -26,7 +26,7 @@ mod lag;
 mod patience;
 mod positions;
 mod problem;
-mod quoting;
+pub(crate) mod quoting;
 mod reached;
 pub mod sources;
 pub mod sql;

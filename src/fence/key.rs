@@ -65,6 +65,13 @@ impl KeyState {
         Some((last, older + 1))
     }
 
+    /// The ends of the writes before the last that are remembered one by one: all of those above the second.
+    pub fn older(&self, floor: Lsn) -> (impl Iterator<Item = Lsn> + '_, Lsn) {
+        let extra = self.extra.as_deref();
+        let older = extra.into_iter().flat_map(|extra| extra.older.iter().map(|write| write.lsn));
+        (older.filter(move |lsn| *lsn > floor), extra.map_or(floor, |extra| extra.covered.max(floor)))
+    }
+
     /// What only some keys have, where this one has it.
     pub fn known_extra(&self) -> Option<&Extra> {
         self.extra.as_deref()

@@ -8,9 +8,11 @@
 //! * [`Settlement`] works out which commits every source can already see. Its result, [`Settled`], is what
 //!   a lease is worth and how far history may be dropped.
 //! * [`Evidence`] goes in, a [`Verdict`] comes out.
-//! * [`Fence::explain`] tells all of it of one key, and changes nothing.
+//! * [`Fence::explain`] tells all of it of one key, and changes nothing. [`Fence::compare`] compares one value's version
+//!   with what is remembered.
 
 mod caps;
+mod compare;
 mod evidence;
 mod explain;
 mod hashed;
@@ -25,12 +27,13 @@ mod table;
 mod tests;
 mod version;
 
+pub use compare::Remembered;
 pub use evidence::{Evidence, Ruling, Stale, Unproven, Verdict};
 pub use explain::{KeyAccount, Outstanding, Question};
 pub use lease::LeaseRule;
 pub use settlement::{Settled, Settlement, Shown, SourceKind};
 pub use table::{Answered, Fence, Fill, Limits, Size};
-pub use version::{RowChange, RowChanges, Version, VersionClaim, Vouches};
+pub use version::{Compared, RowChange, RowChanges, Version, VersionClaim, Vouches};
 
 use crate::position::{Lsn, Xid};
 

@@ -549,6 +549,11 @@ impl Fence {
         Lsn(self.floor.load(Ordering::SeqCst))
     }
 
+    /// Where this history began: positions of another one are not comparable with its own.
+    pub fn began(&self) -> Lsn {
+        Lsn(self.start.load(Ordering::SeqCst))
+    }
+
     /// What a lease granted now is worth.
     pub fn settled(&self) -> Lsn {
         Lsn(self.settled.load(Ordering::SeqCst))

@@ -124,10 +124,14 @@ pub enum Vouches {
 
 /// A claim against a row's version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Compared {
+pub enum Compared {
+    /// It is older.
     Smaller,
+    /// It is that one.
     Equal,
+    /// It is newer.
     Larger,
+    /// Its last digits were cut off, or the two may be on different scales.
     Unclear,
 }
 
@@ -264,6 +268,23 @@ impl Versions {
         } else {
             Says::Fresh
         }
+    }
+
+    /// The row's version, and how a claim compares with it; none if that is not known, or is another guard's.
+    pub fn compare(&self, claim: &VersionClaim, whole: Option<Lsn>) -> Option<(Version, Compared)> {
+        let last = self.current(whole).filter(|_| self.guard == claim.guard)?;
+        Some((last, claim.compare(last)))
+    }
+
+    /// Whether the versions of the row tell its states apart, as far as writes are remembered: each remembered write told
+    /// one, and the last is larger than all before it.
+    pub fn tells(&self, floor: Lsn, whole: Option<Lsn>) -> bool {
+        self.vouches(floor, whole) != Says::Nothing
+    }
+
+    /// The end of the last write that did not raise the version; 0 if there was none.
+    pub fn fell(&self) -> Lsn {
+        self.fell
     }
 
     /// Judges a claim. `whole` is the last write of a whole guard of the key, which tells nothing of the row either.

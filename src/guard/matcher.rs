@@ -57,8 +57,20 @@ impl Matcher {
         matching == 1 && all_of_one_row
     }
 
+    /// The template that `key` is of, if it is of one only.
+    pub fn only(&self, key: &[u8]) -> Option<(GuardId, &Template)> {
+        let (mut found, mut several) = (None, false);
+        self.each(key, |guard, template| {
+            if template.matches_after_prefix(key) {
+                several |= found.replace((guard, template)).is_some();
+            }
+        });
+        found.filter(|_| !several)
+    }
+
     /// The templates whose prefix `key` begins with.
-    fn each(&self, key: &[u8], mut see: impl FnMut(GuardId, &Template)) {
+    #[inline]
+    fn each<'a>(&'a self, key: &[u8], mut see: impl FnMut(GuardId, &'a Template)) {
         let mut at = 0;
         let mut node = self.nodes.first();
         while let Some(Node { text, ending, next }) = node {

@@ -229,6 +229,16 @@ impl Guards {
         })
     }
 
+    /// Where values of the keys of these guards tell the version of their row.
+    pub fn version_place(&self, guards: &GuardList) -> Option<&VersionPlace> {
+        self.version_rule(guards).map(|(_, rule, _)| &rule.place)
+    }
+
+    /// The guard whose version rule applies to the keys of these guards.
+    pub fn versioned(&self, guards: &GuardList) -> Option<GuardId> {
+        self.version_rule(guards).map(|(guard, ..)| guard)
+    }
+
     /// The version rule that applies to fills of a key.
     pub fn version_of(&self, key: &[u8], guarded: &GuardedKey) -> Option<KeyVersion<'_>> {
         let (guard, rule, kind) = self.version_rule(&guarded.guards)?;
@@ -279,6 +289,12 @@ impl Guards {
             matcher.guards(key, &mut out);
         }
         out
+    }
+
+    /// The template that a key of a db is of, if it is of one only.
+    pub fn only_template(&self, db: u32, key: &[u8]) -> Option<&Template> {
+        let (_, matcher) = self.matchers.iter().find(|(of, _)| *of == db)?;
+        matcher.only(key).map(|(_, template)| template)
     }
 
     /// The `SCAN MATCH` patterns of all keys of a guard. They may find more than the guard's keys: see
@@ -354,6 +370,9 @@ fn guard(index: usize, policy: &config::Guard, home: u32) -> Result<Guard, Guard
         let part = if matches!(problem, GuardProblem::Pointer { .. }) { ".json" } else { "" };
         error(format!("guard[{index}].version{part}"), problem)
     })?;
+    if let Some(found) = policy.audit_json.clone().filter(|pointer| Pointer::parse(pointer).is_none()) {
+        return Err(error(format!("guard[{index}].audit_json"), GuardProblem::Pointer { found }));
+    }
     Ok(Guard {
         id: GuardId(index as u16),
         label: format!("{schema}.{table}"),

@@ -55,6 +55,34 @@ impl ColumnKind {
             Self::Bool => matches!(text, b"t" | b"f"),
         }
     }
+
+    /// How much of the beginning of a text it can have printed, where no digit follows a number.
+    fn first(self, text: &[u8]) -> usize {
+        match self {
+            Self::Any => text.len(),
+            Self::Integer => {
+                let sign = usize::from(text.first() == Some(&b'-'));
+                let digits =
+                    text.iter().skip(sign).take(INTEGER_DIGITS).take_while(|byte| byte.is_ascii_digit());
+                sign + digits.count()
+            }
+            Self::Uuid => UUID_LEN,
+            Self::Bool => 1,
+        }
+    }
+
+    /// How much of the end of a text it can have printed, where neither a digit nor a minus is before a number.
+    fn last(self, text: &[u8]) -> usize {
+        match self {
+            Self::Integer => {
+                let digits =
+                    text.iter().rev().take(INTEGER_DIGITS).take_while(|byte| byte.is_ascii_digit()).count();
+                let before = text.len().checked_sub(digits + 1).and_then(|place| text.get(place));
+                digits + usize::from(before == Some(&b'-'))
+            }
+            kind => kind.first(text),
+        }
+    }
 }
 
 /// The longest run of digits that a `bigint` prints.
@@ -208,6 +236,47 @@ impl Template {
         ends && self.segments.iter().filter(is_any).count() <= 1
     }
 
+    /// The texts that stand in a key in place of the placeholders, in order; none if the key is not of this shape, or could
+    /// have been made from several texts.
+    ///
+    /// From both ends to the one placeholder that may be any text: each byte is looked at once, whatever the client sends.
+    pub fn values<'k>(&self, key: &'k [u8]) -> Option<Vec<&'k [u8]>> {
+        if !self.is_unambiguous() {
+            return None;
+        }
+        let is_any = |segment: &Segment| *segment == Segment::Column(ColumnKind::Any);
+        let any = self.segments.iter().position(is_any).unwrap_or(self.segments.len());
+        let (front, back) = self.segments.split_at(any);
+        let (mut rest, mut values, mut last) = (key, Vec::new(), Vec::new());
+        for segment in front {
+            match segment {
+                Segment::Literal(text) => rest = rest.strip_prefix(&text[..])?,
+                Segment::Column(kind) => {
+                    let (value, after) = rest.split_at_checked(kind.first(rest))?;
+                    values.push(Some(value).filter(|value| kind.prints(value))?);
+                    rest = after;
+                }
+            }
+        }
+        for segment in back.iter().skip(1).rev() {
+            match segment {
+                Segment::Literal(text) => rest = rest.strip_suffix(&text[..])?,
+                Segment::Column(kind) => {
+                    let (before, value) = rest.split_at_checked(rest.len().checked_sub(kind.last(rest))?)?;
+                    last.push(Some(value).filter(|value| kind.prints(value))?);
+                    rest = before;
+                }
+            }
+        }
+        if !back.is_empty() {
+            values.push(rest);
+        } else if !rest.is_empty() {
+            return None;
+        }
+        values.extend(last.into_iter().rev());
+        Some(values)
+    }
+
     /// Whether some row could have made this key.
     pub fn matches(&self, key: &[u8]) -> bool {
         key.starts_with(self.prefix()) && self.matches_after_prefix(key)
@@ -344,6 +413,49 @@ fn escape_glob(literal: &str, pattern: &mut String) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    proptest! {
+        /// The texts that made a key are found in it again.
+        #[test]
+        fn a_key_has_its_values_in_it(number in any::<i64>(), other in any::<i64>(), text in "[-a:9]{0,6}", yes in any::<bool>()) {
+            let (any, integer) = (ColumnKind::Any, ColumnKind::Integer);
+            let shapes = [
+                template("k:<a>:<b>:<c>:<d>", &[integer, any, ColumnKind::Bool, integer]),
+                template("k<a>x<b>", &[integer, any]),
+                template("k:<a>x<b>:end", &[any, integer]),
+                template("k1<a>:5", &[integer]),
+                template("k<a>", &[any]),
+            ];
+            let texts = [number.to_string(), text, if yes { "t" } else { "f" }.to_owned(), other.to_string()];
+            for (n, shape) in shapes.iter().enumerate() {
+                let of: Vec<&[u8]> = match n {
+                    0 => texts.iter().map(String::as_bytes).collect(),
+                    1 => vec![texts[0].as_bytes(), texts[1].as_bytes()],
+                    2 => vec![texts[1].as_bytes(), texts[3].as_bytes()],
+                    3 => vec![texts[0].as_bytes()],
+                    _ => vec![texts[1].as_bytes()],
+                };
+                let mut key = Vec::new();
+                prop_assert!(shape.render(|n| of.get(n).copied(), &mut key));
+                prop_assert_eq!(shape.values(&key), Some(of), "{} {:?}", shape.text(), key);
+            }
+        }
+    }
+
+    #[test]
+    fn what_could_be_of_several_rows_has_no_values() {
+        let (any, integer) = (ColumnKind::Any, ColumnKind::Integer);
+        assert_eq!(template("k:<a>:<b>", &[any, any]).values(b"k:1:2"), None);
+        assert_eq!(template("k:<a><b>", &[integer, any]).values(b"k:12"), None);
+        for other in ["k:", "k:x", "k:1:", "x:1", "k:12345678901234567890", "k:-", "k:1x"] {
+            assert_eq!(template("k:<a>", &[integer]).values(other.as_bytes()), None, "{other}");
+        }
+        // However long: each byte once.
+        let long = [b"k:".as_slice(), &vec![b'1'; 10_000_000], b":t"].concat();
+        let shape = template("k:<a>:<b>", &[any, ColumnKind::Bool]);
+        assert_eq!(shape.values(&long).map(|values| values[0].len()), Some(10_000_000));
+        assert_eq!(template("k:<a>:<b>", &[integer, any]).values(&long), None);
+    }
 
     fn template(text: &str, kinds: &[ColumnKind]) -> Template {
         let mut template = Template::parse(text).expect("a template");

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::account::Change;
+use super::audited::Audited;
 use super::client::Client;
 use super::held::Held;
 use super::shape::{elements, is_nil, with_nils};
@@ -97,6 +98,8 @@ pub enum Meaning {
     Read(Miss, GuardedKey),
     /// The same, where a miss may wait for somebody else's fill.
     Coalesced(Box<Coalesced>),
+    /// A read whose hits are audited, and what it means besides.
+    Audited(Box<Audited>),
     /// A read of several keys, some of them guarded: the place of each among the keys.
     Reads(Miss, Box<[(usize, GuardedKey)]>),
     /// A read of one guarded key that also changes how long the key lives: its end, as that of a fill.

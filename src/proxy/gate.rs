@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 
 use super::buffered::Buffered;
 use crate::admin::AdminSource;
+use crate::audit::Auditor;
 use crate::cache::{AbandonedFill, CacheState, Endpoint, Fate, Upstreams};
 use crate::command::{CommandTable, FillForm};
 use crate::config::{self, LostFills, LostReads, OnStale};
@@ -40,6 +41,8 @@ pub struct Gate {
     pub metrics: Arc<Metrics>,
     /// What is told of refused fills.
     pub refusals: Arc<Refusals>,
+    /// Looks at hits.
+    pub auditor: Arc<Auditor>,
     /// Whether the feed is lost.
     pub feed: Arc<FeedState>,
     /// Whether Redis is level with it.

@@ -15,6 +15,7 @@
 
 mod account;
 mod after;
+mod audited;
 mod buffered;
 mod buffers;
 mod cap;

@@ -32,13 +32,14 @@ impl Session {
                 self.bypass(read, arguments, &[first], Vec::new())
             } else {
                 let meaning = self.meaning_of(&guards, read, arguments, first.1);
+                let meaning = self.audited(meaning, &guards, arguments);
                 self.forward(arguments, wants_pin(read, arguments), meaning)
             };
         };
         let all = [first, second].into_iter().chain(keys);
         let (bypassed, asked): (Placed, Placed) = all.partition(|(_, key)| self.gate.bypasses(&key.guards));
         if bypassed.is_empty() {
-            let meaning = Meaning::Reads(read.miss, asked.into());
+            let meaning = self.audited(Meaning::Reads(read.miss, asked.into()), &guards, arguments);
             return self.forward(arguments, wants_pin(read, arguments), meaning);
         }
         self.bypass(read, arguments, &bypassed, asked)

@@ -124,6 +124,10 @@ impl Link {
         if self.subscriptions.is_message(head) {
             reading.partly = Partly::Message;
         } else if let Some(next) = self.expected.borrow_mut().front_mut() {
+            next.meaning = match std::mem::replace(&mut next.meaning, Meaning::None) {
+                Meaning::Audited(audited) => audited.given_up(&self.gate),
+                meaning => meaning,
+            };
             if !next.streams(head) {
                 return Ok(false);
             }
@@ -176,6 +180,9 @@ impl Link {
 
     /// What a reply means, and its way to the client. Of one that was passed on partly, this is the rest.
     fn replied(&self, mut expected: Expected, reply: &[u8], partly: bool) {
+        if let Meaning::Audited(audited) = expected.meaning {
+            expected.meaning = audited.answered(&self.gate, reply);
+        }
         if let Meaning::Coalesced(read) = &expected.meaning {
             let missed = missed(read.miss, reply);
             let Some(due) = self.coalesce(expected, missed, reply) else { return };
@@ -185,8 +192,8 @@ impl Link {
         // What is passed on in parts is no error: those are short.
         let error = !partly && body(reply).first() == Some(&b'-');
         match meaning {
-            // Of a read that may wait all is done.
-            Meaning::None | Meaning::Coalesced(_) => {}
+            // Of a read that may wait, or is audited, all is done.
+            Meaning::None | Meaning::Coalesced(_) | Meaning::Audited(_) => {}
             // Before the reply goes out: whoever reads the database after it sees what is settled now.
             Meaning::Read(miss, key) => {
                 if let Some(missed) = missed(miss, reply) {

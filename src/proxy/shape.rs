@@ -136,6 +136,24 @@ pub fn is_nil(reply: &[u8]) -> bool {
     reply.starts_with(b"$-1\r\n") || reply.starts_with(b"_\r\n") || reply.starts_with(b"*-1\r\n")
 }
 
+/// The text of a bulk string; none of anything else, nil too.
+pub fn bulk(reply: &[u8]) -> Option<&[u8]> {
+    let (length, rest) = if reply.first() == Some(&b'$') { header(reply) } else { return None };
+    // A nil has a length too, and nothing behind it.
+    rest.get(..length).filter(|_| !is_nil(reply))
+}
+
+/// The fields and values of a map, or of the array that it is in RESP2. None of anything else.
+pub fn pairs(reply: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut rest = if matches!(reply.first(), Some(b'*' | b'%')) { header(reply).1 } else { &[] };
+    std::iter::from_fn(move || {
+        let (name, after) = split(rest)?;
+        let (value, tail) = split(after)?;
+        rest = tail;
+        Some((body(name), body(value)))
+    })
+}
+
 /// The elements of an array, or of a set. None of anything else.
 pub fn elements(reply: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = if matches!(reply.first(), Some(b'*' | b'~')) { header(reply).1 } else { &[] };
@@ -248,6 +266,24 @@ mod tests {
         assert_eq!(each(resp3, &[0, 1]), [true, true]);
         assert_eq!(with_nils(mget, &[0, 1], Protocol::Resp2), "*3\r\n$-1\r\n$-1\r\n$0\r\n\r\n");
         assert_eq!(with_nils(b"*2\r\n+a\r\n+b\r\n", &[1], Protocol::Resp3), "*2\r\n+a\r\n_\r\n");
+    }
+
+    #[test]
+    fn values_are_found_in_replies() {
+        assert_eq!(bulk(b"$3\r\na\nb\r\n"), Some(&b"a\nb"[..]));
+        assert_eq!(bulk(b"$0\r\n\r\n"), Some(&b""[..]));
+        for other in
+            [&b"$-1\r\n"[..], b"_\r\n", b"+OK\r\n", b":1\r\n", b"*1\r\n$1\r\na\r\n", b"-ERR x\r\n", b""]
+        {
+            assert_eq!(bulk(other), None, "{other:?}");
+        }
+        let two = [(&b"$1\r\na\r\n"[..], &b"$1\r\nb\r\n"[..]), (b":7\r\n", b"_\r\n")];
+        for map in
+            [&b"*4\r\n$1\r\na\r\n$1\r\nb\r\n:7\r\n_\r\n"[..], b"%2\r\n$1\r\na\r\n$1\r\nb\r\n:7\r\n_\r\n"]
+        {
+            assert!(pairs(map).eq(two), "{map:?}");
+        }
+        assert_eq!(pairs(b"$1\r\na\r\n").count(), 0);
     }
 
     fn said(shape: Miss, command: &str, protocol: Protocol) -> Bytes {

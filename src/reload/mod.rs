@@ -17,6 +17,7 @@ use tracing::{error, info};
 
 pub use sources::sources;
 
+use crate::audit::Auditor;
 use crate::cache::{Endpoint, EndpointError};
 use crate::config::{self, Config, ConfigError};
 use crate::feed::catalog::{self, CatalogError};
@@ -110,6 +111,8 @@ pub struct Reloader {
     pub sources: Arc<Sources>,
     /// Takes the guards.
     pub feed: Arc<FeedState>,
+    /// Looks at hits.
+    pub auditor: Arc<Auditor>,
     /// Counts for new guards.
     pub metrics: Arc<Metrics>,
     /// Tells systemd, which may have asked.
@@ -165,6 +168,10 @@ impl Reloader {
         reach();
         self.take_sources(&wanted, sources, &mut changes).await;
         self.take_guards(guards, &mut changes);
+        if self.running.audit != wanted.audit {
+            self.auditor.set_sample(wanted.audit.sample);
+            changes.push("audit.sample: changed".into());
+        }
         self.running = wanted;
         Ok(changes)
     }

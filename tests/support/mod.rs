@@ -58,6 +58,7 @@ pub struct Setup {
     replica: bool,
     init: bool,
     redis: RedisOptions,
+    schema: &'static str,
 }
 
 impl Setup {
@@ -69,7 +70,14 @@ impl Setup {
             replica: false,
             init: false,
             redis: RedisOptions::default(),
+            schema: "",
         }
+    }
+
+    /// More tables.
+    pub fn schema(mut self, schema: &'static str) -> Self {
+        self.schema = schema;
+        self
     }
 
     /// Other settings of the servers' sections.
@@ -100,6 +108,7 @@ impl Setup {
         let primary = Postgres::primary(PrimaryOptions::default()).await?;
         let sql = primary.client().await?;
         sql.batch_execute(SCHEMA).await?;
+        sql.batch_execute(self.schema).await?;
         let replica = if self.replica { Some(Postgres::replica(&primary, &[]).await?) } else { None };
         let redis = Redis::start(self.redis).await?;
         let mut servers = config(&primary, &replica.iter().collect::<Vec<_>>(), &redis);

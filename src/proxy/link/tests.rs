@@ -4,6 +4,7 @@ use tokio::task::{LocalSet, spawn_local};
 
 use super::*;
 use crate::admin::AdminSource;
+use crate::audit::{Auditor, Surroundings};
 use crate::cache::{Abandoned, AbandonedFill, CacheState, Endpoint, Upstreams};
 use crate::command::CommandTable;
 use crate::config::{self, Config, Contract};
@@ -37,17 +38,28 @@ fn gate(redis: &str) -> (Arc<Gate>, UnboundedReceiver<Abandoned>) {
     let (fence, started) = (Arc::new(Fence::new(limits)), std::time::Instant::now());
     let (upstreams, handed) = Upstreams::new("cachefence:test".into());
     let metrics = Arc::new(Metrics::new(&guards, &[] as &[&str]).expect("metrics"));
+    let (matching, feed, cache): (_, _, Arc<CacheState>) =
+        (Arc::new(arc_swap::ArcSwap::from_pointee(guards)), Arc::new(FeedState::new(0)), Arc::default());
+    let around = Surroundings {
+        fence: fence.clone(),
+        guards: matching.clone(),
+        feed: feed.clone(),
+        cache: cache.clone(),
+        enforces: true,
+    };
+    let (auditor, _) = Auditor::new(&config.audit, around, metrics.clone(), started);
     let gate = Gate {
+        auditor,
         positions: Arc::new(Positions::new(fence.clone(), &[], started)),
         fence,
         metrics: metrics.clone(),
         refusals: Arc::new(crate::refusals::Refusals::new(true)),
-        guards: Arc::new(arc_swap::ArcSwap::from_pointee(guards)),
+        guards: matching,
         commands: Arc::new(arc_swap::ArcSwap::from_pointee(CommandTable::known())),
         named: config::Guard::of_messages(Contract::Bounded),
         account: Arc::new(Nobody),
-        feed: Arc::new(FeedState::new(0)),
-        cache: Arc::new(CacheState::default()),
+        feed,
+        cache,
         upstreams: Arc::new(upstreams),
         address: Endpoint::new(&config).expect("an endpoint"),
         buffered: crate::proxy::Buffered::new(1 << 30, metrics.clone()),
