@@ -5,7 +5,7 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 # Where Postgres's programs may be besides PATH: Debian puts them outside.
 PG_BINS := $(wildcard /usr/lib/postgresql/*/bin/initdb)
 
-.PHONY: all demo test test-page test-alerts test-clients test-matrix test-servers redis-suite consistency faults soak bench instructions lint deps deps-test \
+.PHONY: all deb demo test test-page test-alerts test-clients test-matrix test-servers redis-suite consistency faults soak bench instructions lint deps deps-test \
 	deps-page deps-alerts deps-clients deps-bench deps-instructions
 
 all: test
@@ -31,6 +31,13 @@ $(TEST_RUNS): test-of-%:
 # The live page in a browser; its pictures go to target/page.
 test-page: deps-page
 	$(CARGO) test --locked --test page -- --ignored --nocapture
+
+# A package for Debian, into target/debian; it needs cargo-deb. Packages do not install into /usr/local.
+deb:
+	$(CARGO) build --release --locked
+	mkdir -p target/deb
+	sed 's|/usr/local/bin/|/usr/bin/|' config/cachefence.service >target/deb/cachefence.service
+	$(CARGO) deb --no-build
 
 # The alerts: their unit tests, and a real Prometheus that sees real faults.
 test-alerts: deps-alerts
