@@ -45,7 +45,7 @@ test-alerts: deps-alerts
 
 # All clients, those of `make test` and those that need a further toolchain. See docs/compatibility.md.
 test-clients: deps-clients
-	$(CARGO) test --locked --test clients -- --include-ignored --nocapture --test-threads 1
+	$(CARGO) test --locked --test clients --test frameworks -- --include-ignored --nocapture --test-threads 1
 
 # What depends on the server: the wire, what commands do, and the clients, on Redis 8 and Valkey 9 as well as on the
 # installed Redis.
@@ -134,6 +134,7 @@ deps-clients: deps-test
 	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"; \
 	[ -e /usr/include/hiredis/hiredis.h ] || missing="$$missing libhiredis-dev"; \
 	ruby -e 'require "redis"' 2>/dev/null || missing="$$missing ruby-redis"; \
+	ruby -e 'require "active_support"' 2>/dev/null || missing="$$missing ruby-activesupport"; \
 	$(install)
 
 # And the browser of `make test-page`.
