@@ -183,14 +183,14 @@ fn parts(guards: &Guards, publication: &str, slot: Option<&str>) -> Vec<Part> {
     parts
 }
 
-/// What `init` runs as one script for psql, which ends at the first error, and at once in another database than `database`:
-/// a slot that was made there would have to be dropped first.
+/// What `init` runs as one script for psql, which ends at once in another database than `database`: a slot that was made there
+/// would have to be dropped first. Behind that each part is for itself: what one cannot do is no reason to leave out the others.
 pub fn script(guards: &Guards, publication: &str, slot: Option<&str>, database: &str) -> String {
     let (name, elsewhere) =
         (literal(database), literal(&format!("this is not the database {database}: psql %")));
     let mut text = format!(
         "\\set ON_ERROR_STOP on\n\nDO $cachefence$ BEGIN\n    IF pg_catalog.current_database() <> {name} THEN\n        \
-         RAISE EXCEPTION {elsewhere}, {name};\n    END IF;\nEND $cachefence$;\n\n"
+         RAISE EXCEPTION {elsewhere}, {name};\n    END IF;\nEND $cachefence$;\n\n\\set ON_ERROR_STOP off\n\n"
     );
     // As in our own sessions: where commits wait for the proxy, these must not wait for one that is not there yet.
     text += "SET synchronous_commit = local;";
