@@ -16,6 +16,8 @@
 //! * A client's bytes come in by [`proxy`], are cut into requests by [`resp`], are known by [`command`], and
 //!   leave for Redis as they came unless a key matches a [`guard`] and the [`fence`] finds the fill stale.
 //!
+//! What people see of it comes from [`metrics`], [`refusals`] and [`audit`], by [`admin`].
+//!
 //! [`fence`] is the decision: pure, without I/O, without async, without a clock. It imports [`position`] only.
 #![warn(missing_docs)]
 

@@ -70,7 +70,7 @@ impl Refusals {
     pub fn record(&self, key: &[u8], refused: impl FnOnce(String) -> Refused) {
         let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-        let refused = Refused { number, at, ..refused(self.shown(key)) };
+        let refused = Refused { number, at, ..refused(shown(key, self.show_keys)) };
         let Refused { guard, key, verdict, action, why, age, evidence, fence, .. } = &refused;
         debug!(%guard, %key, verdict, action, %why, age_ms = age, %evidence, fence, "fill refused");
         // Whoever else is here remembers his own: a client waits for nobody's log. Those are counted all the same.
@@ -98,10 +98,11 @@ impl Refusals {
         let told = self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         told.last.iter().rev().cloned().collect()
     }
+}
 
-    fn shown(&self, key: &[u8]) -> String {
-        if self.show_keys { printable(key) } else { "(hidden)".into() }
-    }
+/// A key as a line of a log, or a page, has it, if keys are to be shown.
+pub fn shown(key: &[u8], show_keys: bool) -> String {
+    if show_keys { printable(key) } else { "(hidden)".into() }
 }
 
 /// A key as a line of a log, or a page, can hold it: nothing in it ends the line, hides or reorders what stands beside it.

@@ -143,6 +143,7 @@ pub async fn run(
         feed: feed_state.clone(),
         cache: cache_state.clone(),
         enforces: !observe,
+        show_keys: config.admin.show_keys,
     };
     let (auditor, audited) = Auditor::new(&config.audit, around, metrics.clone(), started);
     let gate = Arc::new(Gate {

@@ -21,6 +21,7 @@ use crate::fence::{Fence, KeyHash, Millis, VersionClaim};
 use crate::guard::{GuardId, GuardList, Guards};
 use crate::metrics::Metrics;
 use crate::position::Lsn;
+use crate::refusals::shown;
 
 /// Hits that wait, at most.
 const MOST: usize = 16_384;
@@ -109,6 +110,8 @@ pub struct Surroundings {
     pub cache: Arc<CacheState>,
     /// What is stale is refused, and what changed is deleted: not only observed.
     pub enforces: bool,
+    /// Keys stand in the log.
+    pub show_keys: bool,
 }
 
 impl Surroundings {
@@ -315,7 +318,7 @@ impl Auditor {
             let row = hit.seen.remembered.as_ref().map(|remembered| remembered.version.0);
             error!(
                 guard = hit.conditions.label(hit.claim.guard),
-                key = %super::shown(&hit.key),
+                key = %shown(&hit.key, self.surroundings.show_keys),
                 cached_version = hit.claim.version.0,
                 row_version = row,
                 missing_commit = %judged.missing.unwrap_or_default(),

@@ -20,6 +20,7 @@ use crate::guard::{GuardId, GuardList, Guards, Pointer, Scalar};
 use crate::metrics::Metrics;
 use crate::pg::target::Target;
 use crate::position::Lsn;
+use crate::refusals::shown;
 
 /// Hits that wait for their turn, at most. Each has a value of up to 32 KiB.
 const MOST: usize = 64;
@@ -256,7 +257,7 @@ impl SqlAuditor {
         if judged.outcome == Outcome::Violation && self.violations.is_due() {
             error!(
                 guard = hit.conditions.label(hit.guard),
-                key = %super::shown(&hit.key),
+                key = %shown(&hit.key, self.surroundings.show_keys),
                 "a hit is not what audit_sql says, and no commit of the guarded table explains that: something writes this \
                  key past the proxy, or its data is in other tables too. DEL the key, and see \"The auditor\" in \
                  docs/operations.md"

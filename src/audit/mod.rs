@@ -26,11 +26,3 @@ pub use by_sql::{Places, SqlHit, compared, values_of};
 pub use commits::Commits;
 pub use judge::{Judged, Outcome, Seen, judge};
 pub use sample::Sample;
-
-/// A key in the log is cut off here, in bytes.
-const SHOWN: usize = 128;
-
-/// A key for the log.
-fn shown(key: &[u8]) -> impl std::fmt::Display + '_ {
-    key[..key.len().min(SHOWN)].escape_ascii()
-}

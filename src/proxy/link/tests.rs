@@ -46,6 +46,7 @@ fn gate(redis: &str) -> (Arc<Gate>, UnboundedReceiver<Abandoned>) {
         feed: feed.clone(),
         cache: cache.clone(),
         enforces: true,
+        show_keys: true,
     };
     let (auditor, _) = Auditor::new(&config.audit, around, metrics.clone(), started);
     let gate = Gate {
