@@ -79,10 +79,12 @@ impl Caps {
         self.alone = alone.then_some(fill);
     }
 
-    /// For how long the key may live, if it is capped.
+    /// For how long the key may live, if it is capped: 0 if it is due.
+    ///
+    /// What is due may still be there, since Redis counts from when it executes. An EXPIRE must delete it then: if each left
+    /// it a millisecond, a thousand of them per second would keep it for ever.
     pub fn limit(&self, now: Millis) -> Option<Millis> {
-        // What is due may still be there for a moment: Redis counts from when it executes.
-        self.due().map(|due| due.saturating_sub(now).max(1))
+        self.due().map(|due| due.saturating_sub(now))
     }
 
     fn due(&self) -> Option<Millis> {
@@ -94,7 +96,7 @@ impl Caps {
     /// `unknown`: there may be a cap that is not remembered.
     pub fn expires(&mut self, id: FillId, unknown: bool, now: Millis) -> Option<Millis> {
         self.expire(now);
-        let (due, limit) = if unknown { (Some(0), Some(1)) } else { (self.due(), self.limit(now)) };
+        let (due, limit) = if unknown { (Some(0), Some(0)) } else { (self.due(), self.limit(now)) };
         self.expiring.push(Expiring { id, due: due.unwrap_or(Millis::MAX), limit });
         limit
     }

@@ -124,7 +124,7 @@ pub struct Fence {
     distrusted: AtomicU64,
     /// Until when evidence that was brought along counts for nothing: see [`Fence::distrust_evidence`].
     abandoned: AtomicU64,
-    /// Until when any key may be capped by somebody else: see [`Fence::distrust_lives`].
+    /// Until when any key may have been capped by somebody else, 0 for never: see [`Fence::distrust_lives`].
     unknown_caps: AtomicU64,
     /// Until when no lease of a key in this slot counts, because one could not be granted for lack of room.
     ungranted: Box<[AtomicU64]>,
@@ -353,16 +353,20 @@ impl Fence {
         self.abandoned.fetch_max(until, Ordering::SeqCst);
     }
 
-    /// For as long as a cap can last, any key may have one of a predecessor's, which nobody here remembers: no command makes
-    /// a key live longer than that from then on. So what was capped lives twice as long at most, and the keys that are
-    /// kept alive by EXPIRE do not all end at one moment.
+    /// Any key may have a cap of a predecessor's, which nobody here remembers. Within twice the longest cap each key has a
+    /// moment that no command makes it live beyond: so what was capped lives twice as long at most, and the keys that are
+    /// kept alive by EXPIRE do not all end at once.
+    ///
+    /// The moment must not depend on the command: a limit that began anew with each of them would be no limit.
     pub fn distrust_lives(&self, now: Millis) {
         self.unknown_caps.fetch_max(now + self.limits.longest_cap, Ordering::SeqCst);
     }
 
-    /// What a cap of a predecessor may have been, while there may be one.
-    fn unknown_cap(&self, now: Millis) -> Option<Millis> {
-        (self.unknown_caps.load(Ordering::SeqCst) > now).then_some(self.limits.longest_cap)
+    /// What is left until that moment, which is at the earliest when the last unknown cap is due.
+    fn unknown_cap(&self, key: KeyHash, now: Millis) -> Option<Millis> {
+        let due = self.unknown_caps.load(Ordering::SeqCst);
+        let later = key.0.checked_rem(self.limits.longest_cap)?;
+        (due > 0).then_some(due + later).filter(|due| *due > now).map(|due| due - now)
     }
 
     /// Grants a lease: a read of this key was answered as a miss on this connection. To be called after the
@@ -446,7 +450,8 @@ impl Fence {
             (ruling, None) => return ruling,
             // Fresh, and added to what is capped: the value as a whole is as good as its worst part. Commands that add
             // leave the TTL as it is, but a script does as it likes.
-            (_, Some(left)) if fill.part => left,
+            // What is due is left a millisecond: a fill that is rewritten cannot carry a TTL of 0.
+            (_, Some(left)) if fill.part => left.max(1),
             (ruling, Some(_)) => {
                 let extra = state.extra();
                 let alone = extra.in_flight.is_empty();
@@ -468,7 +473,7 @@ impl Fence {
     /// Whether the key may be capped, so that no command may make it live longer.
     pub fn is_capped(&self, key: KeyHash, now: Millis) -> bool {
         let remembered = |state: &KeyState| state.caps().is_some_and(|caps| caps.limit(now).is_some());
-        let unknown = self.is_uncapped(key, now) || self.unknown_cap(now).is_some();
+        let unknown = self.is_uncapped(key, now) || self.unknown_cap(key, now).is_some();
         unknown || self.keys.get(key).is_some_and(|state| remembered(&state))
     }
 
@@ -479,7 +484,7 @@ impl Fence {
             // Under the lock: a fill that is let in later finds the command, or its cap was there before.
             let unknown = self.is_uncapped(key, now);
             let own = state.extra().caps.get_or_insert_default().expires(id, unknown, now);
-            own.into_iter().chain(self.unknown_cap(now)).min()
+            own.into_iter().chain(self.unknown_cap(key, now)).min()
         })
     }
 
