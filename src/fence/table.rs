@@ -357,16 +357,17 @@ impl Fence {
     /// moment that no command makes it live beyond: so what was capped lives twice as long at most, and the keys that are
     /// kept alive by EXPIRE do not all end at once.
     ///
-    /// The moment must not depend on the command: a limit that began anew with each of them would be no limit.
+    /// The moment must not depend on the command: a limit that began anew with each of them would be no limit. Nor does any
+    /// single command add more than the longest cap.
     pub fn distrust_lives(&self, now: Millis) {
         self.unknown_caps.fetch_max(now + self.limits.longest_cap, Ordering::SeqCst);
     }
 
-    /// What is left until that moment, which is at the earliest when the last unknown cap is due.
+    /// What is left until that moment, which is at the earliest when the last unknown cap is due; the longest cap at most.
     fn unknown_cap(&self, key: KeyHash, now: Millis) -> Option<Millis> {
-        let due = self.unknown_caps.load(Ordering::SeqCst);
-        let later = key.0.checked_rem(self.limits.longest_cap)?;
-        (due > 0).then_some(due + later).filter(|due| *due > now).map(|due| due - now)
+        let (due, longest) = (self.unknown_caps.load(Ordering::SeqCst), self.limits.longest_cap);
+        let later = key.0.checked_rem(longest)?;
+        (due > 0).then_some(due + later).filter(|due| *due > now).map(|due| (due - now).min(longest))
     }
 
     /// Grants a lease: a read of this key was answered as a miss on this connection. To be called after the

@@ -363,22 +363,23 @@ fn a_predecessors_caps_are_not_known_and_lengthened_once() {
     let start = table.now;
     table.fence.distrust_lives(table.now);
     assert!(table.fence.is_capped(ALICE, table.now) && table.fence.is_capped(BOB, table.now));
-    let due = start + limit(&table).expect("limited");
-    assert!((start + 60_000..start + 120_000).contains(&due));
+    assert_eq!(limit(&table), Some(60_000), "no command adds more than the longest cap");
     assert_eq!(set(&table, Some(1_000)), Ruling::Cap(1_000));
     assert_eq!(limit(&table), Some(1_000), "one that is known counts");
-    // A key that is kept alive all the time ends all the same.
+    // A key that is kept alive all the time ends all the same, at a moment of its own.
+    let due = start + 60_000 + ALICE.0 % 60_000;
     while table.now < due {
         table.now += 1_000.min(due - table.now);
-        let left = due - table.now;
+        let left = (due - table.now).min(60_000);
         assert_eq!(limit(&table), Some(left).filter(|left| *left > 0));
     }
 }
 
 #[test]
 fn a_predecessors_caps_do_not_all_end_at_once() {
-    let table = Table::new(limits());
+    let mut table = Table::new(limits());
     table.fence.distrust_lives(table.now);
+    table.now += 60_000;
     let limit = |key: u64| {
         let id = table.fill(1).id;
         let limit = table.fence.expires(KeyHash(key), id, table.now);
@@ -387,8 +388,5 @@ fn a_predecessors_caps_do_not_all_end_at_once() {
     };
     let key = |n: u64| n.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let limits: std::collections::BTreeSet<_> = (0..100).map(|n| limit(key(n))).collect();
-    assert!(
-        limits.len() > 90
-            && limits.iter().all(|limit| limit.is_some_and(|left| (60_000..120_000).contains(&left)))
-    );
+    assert!(limits.len() > 90 && limits.iter().flatten().all(|left| *left < 60_000));
 }
