@@ -146,7 +146,12 @@ async fn a_guard_begins(world: &mut World) -> Outcome {
     assert_passed(&client.cmd(&["ASOF", &now, "SET", "badge:1", "a"]).await?);
     world.sql.execute("UPDATE badges SET note = 'b' WHERE id = 1", &[]).await?;
     world.gone("badge:1").await?;
-    assert!(world.proxy.metric("cachefence_writes_total{guard=\"public.badges\"}").await? >= 1.0);
+    // A deletion is counted when Redis has answered it, which is after it can be seen.
+    wait_until("the deletion to be counted", PATIENCE, async || {
+        let writes = world.proxy.metric("cachefence_writes_total{guard=\"public.badges\"}").await;
+        writes.is_ok_and(|writes| writes >= 1.0)
+    })
+    .await?;
     Ok(())
 }
 
