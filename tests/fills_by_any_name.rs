@@ -77,6 +77,8 @@ async fn each_is_let_in_with_evidence() -> Outcome {
     stand.write("orders", "order:7", 7).await?;
     let mut wire = Wire::connect(stand.proxy.address()).await?;
     let mut redis = stand.redis.client().await?;
+    // A snapshot of before the first poll would be no evidence.
+    settled(&stand.postgres, &stand.proxy).await?;
     let sql = stand.postgres.client().await?;
     let asof: String = sql.query_one("SELECT pg_current_snapshot()::text", &[]).await?.try_get(0)?;
     for (fill, ..) in FILLS {

@@ -308,11 +308,17 @@ impl Link {
     /// Whether the session has to wait before it sends more.
     pub fn is_crowded(&self, client: &Rc<Client>) -> bool {
         // One that has ended will never have room, and need not: it takes nothing.
-        let crowded = !self.closed.get() && self.out.borrow().len() > HIGH_WATER;
+        let crowded = !self.closed.get() && self.out.borrow().len() > self.high_water();
         if crowded {
             self.crowd.borrow_mut().push(client.clone());
         }
         crowded
+    }
+
+    /// How many bytes of requests may wait here. On a pin they are one client's, and nobody gains from more of a large value
+    /// than Redis can take at a time; a buffer that is filled while it is written can have room for several times as much.
+    fn high_water(&self) -> usize {
+        if self.owner.borrow().is_some() { OWNER_HIGH_WATER } else { HIGH_WATER }
     }
 
     /// Whether it has ended.
@@ -508,7 +514,7 @@ impl Link {
                 .for_each(|_| failpoint::pass(Point::Forwarded));
         }
         buffers::give_back(&mut out);
-        if out.len() <= HIGH_WATER {
+        if out.len() <= self.high_water() {
             self.crowd.borrow_mut().drain(..).for_each(|client| client.wake());
         }
         Ok(())

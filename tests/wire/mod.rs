@@ -108,7 +108,6 @@ pub async fn write(postgres: &Postgres, redis: &Redis, table: &str, key: &str, i
 /// Waits until everything written so far is settled, so that a miss from now on vouches for its fill.
 pub async fn settled(postgres: &Postgres, proxy: &Cachefence) -> Outcome {
     let written = postgres.write_lsn().await?.0 as f64;
-    let _ = written;
     wait_until("the sources to settle", PATIENCE, async || {
         let Ok(metrics) = proxy.metrics().await else { return false };
         let of = |name: &str| -> f64 {
